@@ -3,10 +3,12 @@ package admin
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,24 +20,24 @@ const (
 	// maxGuesses is how many wrong tokens an address may send in a window.
 	maxGuesses  = 10
 	guessWindow = time.Minute
-	// maxGuessers bounds the addresses remembered; beyond it, strangers share
-	// one count, so a flood of addresses buys no more guesses than one.
+	// maxGuessers bounds the addresses that are counted separately. Further ones share
+	// one count, so a flood of addresses allows no more guesses than one.
 	maxGuessers = 1024
 )
 
-// accessFilter lets only requests through that may be answered.
+// accessFilter is the access control of the admin address.
 type accessFilter struct {
 	// Set once.
 	endpoints   map[string]endpoint
 	token       identity.Secret
-	tokenless   bool // no token is asked for by those who look
+	tokenless   bool // reads need no token
 	hostNames   []string
 	crossOrigin *http.CrossOriginProtection
 
 	mu sync.Mutex
 	// Guarded by mu.
 	guesses     map[netip.Prefix]int // wrong tokens in this window; at most maxGuessers + 1
-	windowStart time.Time            // when the window began
+	windowStart time.Time            // start of the window
 }
 
 func newAccessFilter(cfg Config, endpoints map[string]endpoint) *accessFilter {
@@ -51,8 +53,8 @@ func newAccessFilter(cfg Config, endpoints map[string]endpoint) *accessFilter {
 	return g
 }
 
-// ServeHTTP implements http.Handler. The order is from what costs least and
-// tells least.
+// ServeHTTP implements http.Handler. The cheapest checks, and those that reveal
+// least, come first.
 func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := connOf(r)
 	if !conn.beginRequest() {
@@ -68,13 +70,13 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	isRead := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case !g.isOwnHost(r.Host):
-		writeText(w, http.StatusMisdirectedRequest, "this server is not known by that name")
+		writeText(w, http.StatusMisdirectedRequest, "this server does not have that name")
 	case !isRead && change == nil:
 		h.Set("Allow", endpoint.allowedMethods())
 		writeText(w, http.StatusMethodNotAllowed, "only "+endpoint.allowedMethods())
-	case r.Method != http.MethodPost && r.ContentLength != 0, r.ContentLength > maxBody: // also -1: chunked
+	case r.Method != http.MethodPost && r.ContentLength != 0, r.ContentLength > maxBody: // also -1, a chunked body
 		h.Set("Connection", "close")
-		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large; only a POST has one")
+		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large; only POST may have one")
 	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
 		endpoint.get(w, r)
 	default:
@@ -82,10 +84,10 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.Set("WWW-Authenticate", "Bearer")
 			writeText(w, status, http.StatusText(status))
 		} else if !found {
-			writeText(w, http.StatusNotFound, "there is no such page")
+			writeText(w, http.StatusNotFound, "not found; the paths are "+strings.Join(slices.Sorted(maps.Keys(g.endpoints)), ", "))
 		} else if !conn.acquireRequestSlot() {
 			h.Set("Retry-After", "1")
-			writeText(w, http.StatusServiceUnavailable, "too many requests are being answered")
+			writeText(w, http.StatusServiceUnavailable, "too many requests in progress")
 		} else if isRead {
 			endpoint.get(w, r)
 		} else {
@@ -94,8 +96,9 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveChange lets a request through that is not made by a web page of somebody else:
-// its browser sends no token of ours by itself, and no JSON without asking first.
+// serveChange handles a request that changes something. It refuses requests of other
+// sites' web pages: a browser does not send our token on its own, nor JSON without a
+// preflight request.
 func (g *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, change http.HandlerFunc) {
 	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	switch {
@@ -111,9 +114,9 @@ func (g *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, chang
 	}
 }
 
-// isOwnHost says whether host is a name of this server. A web page of evil.example
-// whose name leads to 127.0.0.1 makes the browser ask us with that name (DNS
-// rebinding); an IP address cannot be made to lead elsewhere.
+// isOwnHost reports whether host is a name of this server. With DNS rebinding, a
+// page of evil.example, whose name resolves to 127.0.0.1, makes a browser send
+// requests under that name. An IP address cannot be rebound.
 func (g *accessFilter) isOwnHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -129,19 +132,19 @@ func (g *accessFilter) isOwnHost(host string) bool {
 	return false
 }
 
-// authenticate gives 200, 401 without the token, or 429 for wrong ones beyond those that
-// are allowed. The right one is let in whatever others have sent: all of loopback is
-// one address, and any process there could keep the operator out. Who goes on
-// guessing behind the 429 has no hope: a token has at least 16 characters.
+// authenticate returns 200, 401 without a valid token, or 429 for more wrong ones
+// than allowed. A correct token is always accepted: all of loopback is one address,
+// and any process there could lock the operator out. Guessing despite the 429 is
+// hopeless: a token has at least 16 characters.
 func (g *accessFilter) authenticate(r *http.Request) int {
 	if g.tokenless {
 		return http.StatusOK
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return http.StatusUnauthorized // no guess
+		return http.StatusUnauthorized // no token, so not a guess
 	}
-	// Hashes have one length, so the time tells nothing about the token's.
+	// Hashes have equal lengths, so the time does not reveal the token's length.
 	sum, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(g.token.Reveal()))
 	if subtle.ConstantTimeCompare(sum[:], want[:]) == 1 {
 		return http.StatusOK
@@ -163,7 +166,8 @@ func (g *accessFilter) authenticate(r *http.Request) int {
 	return http.StatusUnauthorized
 }
 
-// clientNet is who is counted: an IPv4 address, or an IPv6 network of one customer.
+// clientNet returns the network under which a client is counted: an IPv4 address, or
+// the IPv6 network of one customer.
 func clientNet(remoteAddr string) netip.Prefix {
 	peer, err := netip.ParseAddrPort(remoteAddr)
 	if err != nil {

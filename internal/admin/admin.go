@@ -1,12 +1,11 @@
-// Package admin is the HTTP side for operators: metrics, health, what a route would
-// be, live sessions, limits and bans. A GET changes nothing; what changes a ban needs the token,
-// also where looking does not.
+// Package admin is the HTTP server for operators: metrics, health, route
+// explanations, live sessions, limits and bans. GET changes nothing; changes of bans
+// need the token, even where reads do not.
 //
-// It guards itself against the ways such an address is abused: a web page that
-// makes the operator's browser ask it under a foreign name, guessed tokens, slow
-// and large requests, paths that almost match. It does not know what it shows;
-// whoever makes a Server hands in the functions, which must be safe for
-// concurrent use. It has no profiler and no view of secrets.
+// It protects itself against web pages that make the operator's browser send
+// requests under a foreign name, guessed tokens, slow and large requests, and
+// paths that almost match. The functions in Deps provide the content; they must be
+// safe for concurrent use. It has no profiler and shows no secrets.
 //
 // A Server owns its listener and connections.
 package admin
@@ -25,54 +24,55 @@ import (
 	"imapgate/internal/listen"
 )
 
-// Bounds of one request, and of all at once.
+// Bounds of one request, and of all requests together.
 const (
-	headerTimeout   = 5 * time.Second  // for the head of a request
-	readTimeout     = 10 * time.Second // for all of a request
+	headerTimeout   = 5 * time.Second  // for the header of a request
+	readTimeout     = 10 * time.Second // for a whole request
 	writeTimeout    = 30 * time.Second // for its answer
 	idleTimeout     = 2 * time.Minute  // of a connection between requests
 	maxHeader       = 16 << 10         // bytes
 	maxBody         = 4 << 10          // bytes
-	maxConns        = 64               // connections at a time; a new one replaces one without a request
-	maxRequests     = 48               // requests at a time, but for health and readiness; more get 503
-	shutdownTimeout = 2 * time.Second  // for answers under way when the server ends
+	maxConns        = 64               // concurrent connections; a new one replaces one without a request
+	maxRequests     = 48               // concurrent requests, except health and readiness; more get 503
+	shutdownTimeout = 2 * time.Second  // for answers in progress when the server ends
 
-	sharedPollInterval = 200 * time.Millisecond // how often ReleaseAddress looks
+	sharedPollInterval = 200 * time.Millisecond // how often ReleaseAddress checks the address
 )
 
 // Config is the `admin` block of the configuration.
 type Config struct {
 	Address string          // host:port
-	Token   identity.Secret // zero: no token is asked for
+	Token   identity.Secret // zero: no token is required
 }
 
-// Deps is what there is to see.
+// Deps are the sources of the content.
 type Deps struct {
 	Metrics http.Handler
-	Ready   func() error // nil while new clients can be let in
-	// ExplainRoute says where a user would go, as something JSON can hold. Its error
-	// means that the name is none.
+	Ready   func() error // returns nil while new clients are accepted
+	// ExplainRoute returns the route of a user as a JSON value. Its error means that the
+	// name is invalid.
 	ExplainRoute func(ctx context.Context, user string) (any, error)
-	// ListSessions says which live sessions of a user this gateway has, as Explain.
+	// ListSessions returns the live sessions of a user at this gateway, like
+	// ExplainRoute.
 	ListSessions func(ctx context.Context, user string) (any, error)
-	// ListBackends says what this gateway thinks of all backends.
+	// ListBackends returns the state of all backends.
 	ListBackends func() any
 	Limits       Limits
 }
 
-// Server is the admin address.
+// Server is the HTTP server of the admin address.
 type Server struct {
 	// Set once.
 	cfg         Config
 	log         *zap.Logger
 	filter      *accessFilter
 	http        *http.Server
-	tcpListener *net.TCPListener // by Listen
-	listener    net.Listener     // tcp, bounded
-	released    atomic.Bool      // by ReleaseAddress
+	tcpListener *net.TCPListener // set by Listen
+	listener    net.Listener     // tcpListener with a bound on connections
+	released    atomic.Bool      // set by ReleaseAddress
 }
 
-// New makes a Server.
+// New creates a Server.
 func New(cfg Config, deps Deps, log *zap.Logger) *Server {
 	s := &Server{cfg: cfg, log: log, filter: newAccessFilter(cfg, newEndpoints(deps))}
 	s.http = &http.Server{
@@ -84,7 +84,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) *Server {
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withConn,
 		ConnState:         onStateChange,
-		// What net/http has to say is about clients that break the protocol.
+		// net/http logs only clients that violate the protocol.
 		ErrorLog:  zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		Protocols: new(http.Protocols),
 	}
@@ -102,12 +102,12 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// Addr is where it listens, after Listen.
+// Addr returns the listening address, after Listen.
 func (s *Server) Addr() net.Addr { return s.tcpListener.Addr() }
 
-// ReleaseAddress gives the address up as soon as another process listens there, or at once
-// where that cannot be told: it is for a process that is about to end, and returns
-// with ctx or when the address is given up.
+// ReleaseAddress closes the listener as soon as another process listens on the
+// address, or at once if that cannot be determined. It is for a process that drains.
+// It returns after that, or with ctx.
 func (s *Server) ReleaseAddress(ctx context.Context) {
 	ticker := time.NewTicker(sharedPollInterval)
 	defer ticker.Stop()
@@ -123,19 +123,19 @@ func (s *Server) ReleaseAddress(ctx context.Context) {
 		}
 	}
 	s.released.Store(true)
-	s.http.SetKeepAlivesEnabled(false) // those who have asked us ask the other one next
+	s.http.SetKeepAlivesEnabled(false) // clients of this server connect to the other one next
 	_ = s.listener.Close()             // Serve notices
-	s.log.Info("admin address given up", zap.Stringer("address", s.Addr()))
+	s.log.Info("admin address released", zap.Stringer("address", s.Addr()))
 }
 
-// Serve answers until ctx is done, which is no error. Listen comes first.
+// Serve serves until ctx is done, which is not an error. Listen must come first.
 func (s *Server) Serve(ctx context.Context) error {
 	served := make(chan error, 1)
 	go s.runServer(served)
 	select {
 	case err := <-served:
 		if !s.released.Load() {
-			return fmt.Errorf("admin: %w", err) // the listener broke; nothing else ends it
+			return fmt.Errorf("admin: %w", err) // the listener failed; nothing else ends it
 		}
 		<-ctx.Done()
 	case <-ctx.Done():
@@ -143,14 +143,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if s.http.Shutdown(shutdownCtx) != nil {
-		_ = s.http.Close() // answers that nobody reads
+		_ = s.http.Close() // closes answers that the clients do not read
 	}
 	<-served
 	return nil
 }
 
-// runServer is run as a goroutine; it ends when the server is shut down or its
-// listener is closed or breaks.
+// runServer runs as a goroutine; it ends when the server is shut down or its
+// listener is closed or fails.
 func (s *Server) runServer(served chan<- error) {
 	served <- s.http.Serve(s.listener)
 	close(served)

@@ -24,7 +24,7 @@ import (
 
 const token = "a-token-of-thirty-two-characters"
 
-// testDeps is a Shows whose readiness a test can take away.
+// testDeps returns Deps whose readiness a test can change.
 func testDeps(notReady *atomic.Bool) Deps {
 	return Deps{
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "imapgate_sessions 3") }),
@@ -46,12 +46,12 @@ func testDeps(notReady *atomic.Bool) Deps {
 	}
 }
 
-// testRequest is one request as a test writes it down.
+// testRequest is a request of a test.
 type testRequest struct {
 	method, target, host, token, body string
 }
 
-// do gives the answer of a server to a request.
+// do returns the response of a handler to a request.
 func do(h http.Handler, req testRequest) *http.Response {
 	if req.method == "" {
 		req.method = http.MethodGet
@@ -146,7 +146,7 @@ func TestWithoutATokenEveryClientMayRead(t *testing.T) {
 		t.Errorf("status %d", got.StatusCode)
 	}
 	if got := do(g, testRequest{target: "/metrics", host: "evil.example"}); got.StatusCode != 421 {
-		t.Errorf("status %d under a foreign name", got.StatusCode)
+		t.Errorf("status %d for a foreign host name", got.StatusCode)
 	}
 }
 
@@ -159,13 +159,13 @@ func TestTheEleventhGuessInAMinuteIsTooMany(t *testing.T) {
 			}
 		}
 		if got := do(g, testRequest{target: "/metrics", token: "guess"}); got.StatusCode != 429 {
-			t.Errorf("status %d for a guess too many", got.StatusCode)
+			t.Errorf("status %d for the eleventh guess", got.StatusCode)
 		}
 		if got := do(g, testRequest{target: "/metrics", token: token}); got.StatusCode != 200 {
-			t.Errorf("status %d for the operator beside somebody who guesses", got.StatusCode)
+			t.Errorf("status %d for the operator's correct token", got.StatusCode)
 		}
 		if got := do(g, testRequest{target: "/metrics"}); got.StatusCode != 401 {
-			t.Errorf("status %d without a token, which is no guess", got.StatusCode)
+			t.Errorf("status %d without a token", got.StatusCode)
 		}
 		<-time.After(guessWindow) // fake time
 		if got := do(g, testRequest{target: "/metrics", token: "guess"}); got.StatusCode != 401 {
@@ -189,7 +189,7 @@ func TestUntrackedAddressesShareOneGuessCount(t *testing.T) {
 		t.Errorf("%d of the 200 addresses too many were refused, want %d", refused, 200-maxGuesses)
 	}
 	if len(g.guesses) > maxGuessers+1 {
-		t.Errorf("%d addresses are remembered", len(g.guesses))
+		t.Errorf("%d addresses are counted separately", len(g.guesses))
 	}
 }
 
@@ -222,16 +222,16 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 		if got.StatusCode != want {
 			t.Errorf("%s: status %d, want %d", target, got.StatusCode, want)
 		}
-		var says map[string]string
-		if want == 200 && (json.Unmarshal(body, &says) != nil || says["user"] != "alice@example.org") {
+		var response map[string]string
+		if want == 200 && (json.Unmarshal(body, &response) != nil || response["user"] != "alice@example.org") {
 			t.Errorf("%s: %s", target, body)
 		}
 	}
 }
 
 func TestServingEndsWithItsContext(t *testing.T) {
-	var away atomic.Bool
-	s := New(Config{Address: "127.0.0.1:0"}, testDeps(&away), zap.NewNop())
+	var notReady atomic.Bool
+	s := New(Config{Address: "127.0.0.1:0"}, testDeps(&notReady), zap.NewNop())
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestServingEndsWithItsContext(t *testing.T) {
 	if got := status(t, url+"/readyz"); got != 200 {
 		t.Errorf("ready: %d", got)
 	}
-	away.Store(true)
+	notReady.Store(true)
 	if got := status(t, url+"/readyz"); got != 503 {
 		t.Errorf("ready while draining: %d", got)
 	}
@@ -254,7 +254,7 @@ func TestServingEndsWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := net.Dial("tcp", s.Addr().String()); err == nil {
-		t.Error("it still listens")
+		t.Error("it is still listening")
 	}
 }
 
@@ -268,7 +268,7 @@ func status(t *testing.T, url string) int {
 	return got.StatusCode
 }
 
-// startServing lets a server serve until the test ends.
+// startServing runs a server until the test ends.
 func startServing(t *testing.T, s *Server) {
 	t.Helper()
 	if err := s.Listen(); err != nil {
@@ -306,7 +306,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// get opens a connection and asks for health on it.
+// get opens a connection and requests health on it.
 func get(t *testing.T, addr net.Addr) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", addr.String())

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Paths. Health and readiness are open to everybody who can connect: load
-// balancers ask them and have no token, and they say one word.
+// Paths. Health and readiness need no token, because load balancers have none; they
+// return one word.
 const (
 	pathMetrics  = "/metrics"
 	pathHealth   = "/healthz"
@@ -23,18 +23,18 @@ const (
 	pathBans     = "/v1/bans"
 )
 
-// endpoint is what a path answers.
+// endpoint has the handlers of a path.
 type endpoint struct {
-	get     http.HandlerFunc            // to GET and HEAD
-	changes map[string]http.HandlerFunc // to other methods
+	get     http.HandlerFunc            // for GET and HEAD
+	changes map[string]http.HandlerFunc // for other methods
 }
 
-// allowedMethods is the methods of the page, as the header Allow lists them.
+// allowedMethods returns the methods of the path, in the form of the header Allow.
 func (p endpoint) allowedMethods() string {
 	return strings.Join(append([]string{"GET", "HEAD"}, slices.Sorted(maps.Keys(p.changes))...), ", ")
 }
 
-// newEndpoints has every path there is; a path is matched whole, byte by byte.
+// newEndpoints returns all paths; a path must match exactly.
 func newEndpoints(d Deps) map[string]endpoint {
 	return map[string]endpoint{
 		pathMetrics:  {get: d.Metrics.ServeHTTP},
@@ -50,7 +50,7 @@ func newEndpoints(d Deps) map[string]endpoint {
 	}
 }
 
-// serveReady says whether a load balancer should send clients here.
+// serveReady tells load balancers whether to send clients here.
 func (d Deps) serveReady(w http.ResponseWriter, _ *http.Request) {
 	if err := d.Ready(); err != nil {
 		writeText(w, http.StatusServiceUnavailable, err.Error())
@@ -59,12 +59,12 @@ func (d Deps) serveReady(w http.ResponseWriter, _ *http.Request) {
 	writeText(w, http.StatusOK, "ready")
 }
 
-// serveExplain answers ?user=NAME with where that user would go.
+// serveExplain returns the route of ?user=NAME.
 func (d Deps) serveExplain(w http.ResponseWriter, r *http.Request) {
 	serveUserQuery(w, r, d.ExplainRoute)
 }
 
-// serveSessions answers ?user=NAME with the live sessions of that user here.
+// serveSessions returns the live sessions of ?user=NAME at this gateway.
 func (d Deps) serveSessions(w http.ResponseWriter, r *http.Request) {
 	serveUserQuery(w, r, d.ListSessions)
 }
@@ -77,20 +77,20 @@ func serveUserQuery(w http.ResponseWriter, r *http.Request, call func(context.Co
 	}
 	result, err := call(r.Context(), users[0])
 	if err != nil {
-		// Without the name: it is no account's, so it may be anything.
-		writeText(w, http.StatusBadRequest, "no account can have this name")
+		// The text omits the name: no account has it, so it may contain anything.
+		writeText(w, http.StatusBadRequest, "invalid user name")
 		return
 	}
 	writeJSON(w, result)
 }
 
-// writeJSON says what JSON can hold.
+// writeJSON writes v as JSON.
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // a client that went away
+	_ = json.NewEncoder(w).Encode(v) // an error means that the client has disconnected
 }
 
-// writeText answers with one line of text.
+// writeText writes a status and one line of text.
 func writeText(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)

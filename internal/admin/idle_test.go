@@ -16,7 +16,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// answerTimeout bounds the wait for an answer, and is longer than a busy machine needs.
+// answerTimeout bounds the wait for an answer, with a reserve for a busy machine.
 const answerTimeout = 20 * time.Second
 
 // dialFrom connects to the server from an address of this machine.
@@ -34,7 +34,7 @@ func dialFrom(t *testing.T, s *Server, ip string) net.Conn {
 	return c
 }
 
-// getOn asks for a page and reads all of the answer. The connection stays open.
+// getOn requests a path and reads the whole answer. The connection stays open.
 func getOn(t *testing.T, c net.Conn, path string) int {
 	t.Helper()
 	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n", path, token); err != nil {
@@ -54,7 +54,7 @@ var openPaths = []string{pathReady, pathHealth, pathMetrics}
 
 func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
-	says := func(text string) func(*testing.T, net.Conn) {
+	send := func(text string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) {
 			if _, err := io.WriteString(c, text); err != nil {
 				t.Fatal(err)
@@ -62,18 +62,18 @@ func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 		}
 	}
 	occupy := map[string]func(t *testing.T, c net.Conn){
-		"idle behind an answer":    func(t *testing.T, c net.Conn) { getOn(t, c, pathHealth) },
+		"idle after an answer":     func(t *testing.T, c net.Conn) { getOn(t, c, pathHealth) },
 		"silent":                   func(*testing.T, net.Conn) {},
-		"half a request":           says("GET /healthz HTTP/1.1\r\nHost: local"),
-		"a request without a body": says("POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"),
-		"a page that is none":      says("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"),
+		"half a request":           send("GET /healthz HTTP/1.1\r\nHost: local"),
+		"a request without a body": send("POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"),
+		"an unknown path":          send("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"),
 	}
 	for name, occupied := range occupy {
 		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {
-			t.Run(name+", asked from "+from, func(t *testing.T) {
+			t.Run(name+", from "+from, func(t *testing.T) {
 				t.Parallel()
 				s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
-				// Longer than the test waits: nothing but the new connection ends another.
+				// Longer than the test waits: only the new connection can end another.
 				s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = time.Hour, time.Hour, time.Hour
 				startServing(t, s)
 				for range 2 * maxConns {
@@ -89,8 +89,8 @@ func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 	}
 }
 
-// A monitor that keeps its connection is not the one to go while somebody else has
-// more of them.
+// A monitor that keeps its connection is not replaced while another network has more
+// connections.
 func TestBusiestNetworkLosesItsIdleConnections(t *testing.T) {
 	t.Parallel()
 	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
@@ -112,7 +112,7 @@ func TestActiveRequestKeepsItsSlotAndHealthIsAlwaysServed(t *testing.T) {
 	shows.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		begun <- struct{}{}
 		<-end
-		_, _ = io.WriteString(w, "measured\n") // the test looks
+		_, _ = io.WriteString(w, "measured\n") // the test reads it
 	})
 	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shows, zap.NewNop())
 	startServing(t, s)
@@ -125,7 +125,7 @@ func TestActiveRequestKeepsItsSlotAndHealthIsAlwaysServed(t *testing.T) {
 		<-begun
 	}
 	if status := getOn(t, dialFrom(t, s, "127.0.0.1"), pathMetrics); status != http.StatusServiceUnavailable {
-		t.Errorf("one request too many got %d", status)
+		t.Errorf("one request beyond the limit got %d", status)
 	}
 	for range 2 * maxConns {
 		for _, path := range []string{pathReady, pathHealth} {
@@ -138,16 +138,16 @@ func TestActiveRequestKeepsItsSlotAndHealthIsAlwaysServed(t *testing.T) {
 	for i, c := range slow {
 		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
-			t.Fatalf("request %d under way: %v", i, err)
+			t.Fatalf("request %d in progress: %v", i, err)
 		}
-		if said, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(said), "measured") {
-			t.Errorf("request %d under way: %q, %v", i, said, err)
+		if body, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(body), "measured") {
+			t.Errorf("request %d in progress: %q, %v", i, body, err)
 		}
 	}
-	go func() { // the page is answered again
+	go func() { // the path is served again
 		<-begun
 	}()
 	if status := getOn(t, slow[0], pathMetrics); status != http.StatusOK {
-		t.Errorf("behind all of them: %d", status)
+		t.Errorf("after all of them: %d", status)
 	}
 }

@@ -12,34 +12,34 @@ import (
 	"imapgate/internal/duration"
 )
 
-// ErrBadRequest is an order that no gateway can carry out, or a question nobody can
-// answer: the operator's mistake, which its text explains.
-var ErrBadRequest = errors.New("cannot be done")
+// ErrBadRequest is an operator's mistake: a request that no gateway can execute. Its
+// text explains it.
+var ErrBadRequest = errors.New("invalid request")
 
-// BanRequest is a ban as an operator asks for it.
+// BanRequest is an operator's request for a ban.
 type BanRequest struct {
 	Subject  string        `json:"who"` // an address or a network
 	Duration time.Duration `json:"for"` // nanoseconds, or a text such as "10m" or "7d"
 	Note     string        `json:"why"`
 }
 
-// Limits is what there is to see and to change of limits and bans. Errors that are
-// no ErrBadRequest mean that it cannot be done now.
+// Limits has the functions that show and change limits and bans. Errors other than
+// ErrBadRequest mean that the request may succeed later.
 type Limits struct {
-	ShowLimits  func(ctx context.Context, who string) (any, error) // of a user or an address
-	ResetLimits func(ctx context.Context, who string) (any, error) // a user's failed logins
+	ShowLimits  func(ctx context.Context, who string) (any, error) // who is a user or an address
+	ResetLimits func(ctx context.Context, who string) (any, error) // of a user's failed logins
 	ListBans    func(ctx context.Context) (any, error)
 	AddBan      func(ctx context.Context, o BanRequest) (any, error)
 	RemoveBans  func(ctx context.Context, who string) (any, error)
 }
 
-// serveLimits answers ?who=NAME with what is counted of a user or an address.
+// serveLimits returns the limits of ?who=NAME, a user or an address.
 func (l Limits) serveLimits(w http.ResponseWriter, r *http.Request) { serveQuery(w, r, l.ShowLimits) }
 
-// serveReset forgets the failed logins of ?who=USER.
+// serveReset resets the failed logins of ?who=USER.
 func (l Limits) serveReset(w http.ResponseWriter, r *http.Request) { serveQuery(w, r, l.ResetLimits) }
 
-// serveBanRemoval ends the ban of ?who=ADDRESS.
+// serveBanRemoval removes the bans of ?who=ADDRESS.
 func (l Limits) serveBanRemoval(w http.ResponseWriter, r *http.Request) {
 	serveQuery(w, r, l.RemoveBans)
 }
@@ -59,7 +59,7 @@ func (l Limits) serveBanList(w http.ResponseWriter, r *http.Request) {
 	writeResult(w, result, err)
 }
 
-// serveBanAddition bans whom the body names.
+// serveBanAddition adds the ban in the request body.
 func (l Limits) serveBanAddition(w http.ResponseWriter, r *http.Request) {
 	var ban BanRequest
 	body := struct {
@@ -86,7 +86,7 @@ func (l Limits) serveBanAddition(w http.ResponseWriter, r *http.Request) {
 	writeResult(w, result, err)
 }
 
-// parseDuration reads a time as people write it, or nanoseconds as programs do.
+// parseDuration parses a duration as text, or as a number of nanoseconds.
 func parseDuration(value json.RawMessage) (d time.Duration, err error) {
 	var text string
 	if json.Unmarshal(value, &text) == nil {

@@ -16,7 +16,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// fakeBans is bans as a test keeps them.
+// fakeBans is a test's own list of bans.
 type fakeBans map[string]BanRequest
 
 func (l fakeBans) limits() Limits {
@@ -28,7 +28,7 @@ func (l fakeBans) limits() Limits {
 			case "nobody":
 				return nil, fmt.Errorf("%w: that is no address", ErrBadRequest)
 			case "192.0.2.99":
-				return nil, errors.New("redis is away")
+				return nil, errors.New("Redis is down")
 			}
 			l[o.Subject] = o
 			return o, nil
@@ -40,8 +40,8 @@ func (l fakeBans) limits() Limits {
 	}
 }
 
-// sendChange is a request that changes something, as a program of the operator's
-// would make it; change spoils it.
+// sendChange sends a request that changes something, as an operator's program would;
+// modify changes the request first.
 func sendChange(h http.Handler, method, body string, modify func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, "http://127.0.0.1:9143/v1/bans", strings.NewReader(body))
 	r.RemoteAddr = "127.0.0.1:4711"
@@ -76,7 +76,7 @@ func TestABanIsAddedListedAndRemoved(t *testing.T) {
 
 func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 	for text, want := range map[string]time.Duration{
-		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `"7d"`: 168 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which the gate refuses
+		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `"7d"`: 168 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which package limit refuses
 		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
 	} {
 		l := fakeBans{}
@@ -92,7 +92,7 @@ func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 	}
 }
 
-// withMetrics gives what every Shows has.
+// withMetrics adds the required Metrics.
 func withMetrics(s Deps) Deps {
 	s.Metrics = http.NotFoundHandler()
 	return s
@@ -104,24 +104,24 @@ func TestForgedChangesAreRefused(t *testing.T) {
 		change       func(*http.Request)
 		want         int
 	}{
-		"no token":            {"POST", banBody, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
-		"a wrong token":       {"POST", banBody, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, 401},
-		"a foreign host":      {"POST", banBody, func(r *http.Request) { r.Host = "evil.example" }, 421},
-		"a foreign origin":    {"POST", banBody, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
-		"another site":        {"POST", banBody, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
-		"another site's end":  {"DELETE", "", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
-		"a form":              {"POST", banBody, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
-		"a long body":         {"POST", strings.Repeat(" ", maxBody) + banBody, func(*http.Request) {}, 413},
-		"a long chunked body": {"POST", strings.Repeat(" ", maxBody) + banBody, func(r *http.Request) { r.ContentLength = -1 }, 413},
-		"no JSON":             {"POST", "who=x", func(*http.Request) {}, 400},
-		"two bodies":          {"POST", banBody + banBody, func(*http.Request) {}, 400},
-		"an unknown key":      {"POST", `{"whom":"192.0.2.7"}`, func(*http.Request) {}, 400},
-		"nobody":              {"POST", `{"who":"nobody","for":"1h"}`, func(*http.Request) {}, 400},
-		"nobody's end":        {"DELETE", "", func(*http.Request) {}, 400},
-		"a body at the end":   {"DELETE", "x", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }, 413},
-		"not now":             {"POST", `{"who":"192.0.2.99","for":"1h"}`, func(*http.Request) {}, 503},
-		"another method":      {"PUT", banBody, func(*http.Request) {}, 405},
-		"another page":        {"POST", banBody, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
+		"no token":                  {"POST", banBody, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		"a wrong token":             {"POST", banBody, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, 401},
+		"a foreign host":            {"POST", banBody, func(r *http.Request) { r.Host = "evil.example" }, 421},
+		"a foreign origin":          {"POST", banBody, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
+		"another site":              {"POST", banBody, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
+		"another site's end":        {"DELETE", "", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
+		"a form":                    {"POST", banBody, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
+		"a long body":               {"POST", strings.Repeat(" ", maxBody) + banBody, func(*http.Request) {}, 413},
+		"a long chunked body":       {"POST", strings.Repeat(" ", maxBody) + banBody, func(r *http.Request) { r.ContentLength = -1 }, 413},
+		"no JSON":                   {"POST", "who=x", func(*http.Request) {}, 400},
+		"two bodies":                {"POST", banBody + banBody, func(*http.Request) {}, 400},
+		"an unknown key":            {"POST", `{"whom":"192.0.2.7"}`, func(*http.Request) {}, 400},
+		"an invalid address":        {"POST", `{"who":"nobody","for":"1h"}`, func(*http.Request) {}, 400},
+		"removal without a subject": {"DELETE", "", func(*http.Request) {}, 400},
+		"a body at the end":         {"DELETE", "x", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }, 413},
+		"not now":                   {"POST", `{"who":"192.0.2.99","for":"1h"}`, func(*http.Request) {}, 503},
+		"another method":            {"PUT", banBody, func(*http.Request) {}, 405},
+		"another page":              {"POST", banBody, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestForgedChangesAreRefused(t *testing.T) {
 				t.Errorf("status %d, want %d: %s", w.Code, test.want, w.Body)
 			}
 			if len(l) != 0 {
-				t.Errorf("it was done: %v", l)
+				t.Errorf("the change was made: %v", l)
 			}
 		})
 	}
@@ -144,6 +144,6 @@ func TestChangesNeedAToken(t *testing.T) {
 		t.Errorf("status %d, %v", w.Code, l)
 	}
 	if w := sendChange(g, "GET", "", func(*http.Request) {}); w.Code != 200 {
-		t.Errorf("status %d for a look", w.Code)
+		t.Errorf("status %d for a GET", w.Code)
 	}
 }

@@ -9,22 +9,22 @@ import (
 	"time"
 )
 
-// boundedListener is a listener that has at most maxConns connections at a time. When it
-// is full, a new connection takes the place of one that waits for a request, or
-// whose client takes its time with the rest of one or with the answer. A connection
-// whose request is being answered keeps its place.
+// boundedListener is a listener with at most maxConns connections at a time. When it
+// is full, a new connection replaces one that is not being served: it waits for a
+// request, or its client is slow to send the rest of one or to read the answer. A
+// connection whose request is being served is not replaced.
 type boundedListener struct {
 	net.Listener
 
 	// Set once.
-	slotFreed chan struct{} // a connection has ended, or waits again
+	slotFreed chan struct{} // a connection has ended, or is idle again
 	closed    chan struct{}
 	once      sync.Once
 
 	mu sync.Mutex
 	// Guarded by mu.
 	conns    map[*boundedConn]struct{} // at most maxConns
-	requests int                       // requests for other pages than health and readiness; at most maxRequests
+	requests int                       // requests for other paths than health and readiness; at most maxRequests
 }
 
 func newBoundedListener(l net.Listener) *boundedListener {
@@ -33,7 +33,7 @@ func newBoundedListener(l net.Listener) *boundedListener {
 	}
 }
 
-// Accept returns the next connection once there is a place for it.
+// Accept returns the next connection once there is a slot for it.
 func (b *boundedListener) Accept() (net.Conn, error) {
 	conn, err := b.Listener.Accept()
 	if err != nil {
@@ -51,7 +51,7 @@ func (b *boundedListener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// addConn takes a place for c, if need be that of a connection that waits.
+// addConn acquires a slot for c, if necessary that of an idle connection.
 func (b *boundedListener) addConn(c *boundedConn) bool {
 	b.mu.Lock()
 	var evicted *boundedConn
@@ -70,9 +70,9 @@ func (b *boundedListener) addConn(c *boundedConn) bool {
 	return true
 }
 
-// longestIdle returns the connection that has waited longest for a request, among
-// those of the network with the most connections: one client that opens many
-// closes its own. It returns nil when every request is being answered. mu is held.
+// longestIdle returns the connection that has been idle longest, among those of the
+// network with the most connections: a client that opens many connections replaces
+// its own. It returns nil if all are being served. mu is held.
 func (b *boundedListener) longestIdle() (found *boundedConn) {
 	perNet := make(map[netip.Prefix]int, len(b.conns))
 	for c := range b.conns {
@@ -89,13 +89,13 @@ func (b *boundedListener) longestIdle() (found *boundedConn) {
 	return found
 }
 
-// removeConn takes c off the list and frees what it has claimed. mu is held.
+// removeConn removes c and releases its slots. mu is held.
 func (b *boundedListener) removeConn(c *boundedConn) {
 	delete(b.conns, c)
 	b.releaseRequestSlot(c)
 }
 
-// releaseRequestSlot ends c's claim on the places for requests. mu is held.
+// releaseRequestSlot releases c's slot for requests, if it has one. mu is held.
 func (b *boundedListener) releaseRequestSlot(c *boundedConn) {
 	if c.hasRequestSlot {
 		c.hasRequestSlot = false
@@ -103,7 +103,8 @@ func (b *boundedListener) releaseRequestSlot(c *boundedConn) {
 	}
 }
 
-// wakeAccept wakes Accept. One signal is enough: it looks at all connections.
+// wakeAccept wakes Accept. One signal is enough, because Accept checks all
+// connections.
 func (b *boundedListener) wakeAccept() {
 	select {
 	case b.slotFreed <- struct{}{}:
@@ -117,8 +118,8 @@ func (b *boundedListener) Close() error {
 	return b.Listener.Close()
 }
 
-// boundedConn is one of the connections of a bounded listener. A nil connection
-// has every right: it belongs to no listener.
+// boundedConn is a connection of a boundedListener. A nil boundedConn belongs to no
+// listener and has no bounds.
 type boundedConn struct {
 	net.Conn
 
@@ -127,14 +128,14 @@ type boundedConn struct {
 	clientNet netip.Prefix
 
 	// Guarded by the listener's mu.
-	waitingSince   time.Time // when it began to wait for a request, or its answer was given
-	serving        bool      // the answer to a request is being made
-	hasRequestSlot bool      // a request for another page than health and readiness is not yet done with
+	waitingSince   time.Time // since it was opened, or its last request was served
+	serving        bool      // a request is being served
+	hasRequestSlot bool      // a request for another path than health and readiness is in progress
 }
 
-// Close closes the connection and gives its place to another.
+// Close closes the connection and releases its slot.
 func (c *boundedConn) Close() error {
-	err := c.Conn.Close() // first: there are never more open than places
+	err := c.Conn.Close() // first: open connections must not exceed the slots
 	b := c.listener
 	b.mu.Lock()
 	b.removeConn(c)
@@ -143,8 +144,8 @@ func (c *boundedConn) Close() error {
 	return err
 }
 
-// beginRequest reports whether the request that was just read may be answered. It may not
-// when the connection has lost its place: nobody would hear the answer.
+// beginRequest reports whether the request that was just read may be served. It may
+// not if the connection has been replaced: the answer could not be sent.
 func (c *boundedConn) beginRequest() bool {
 	if c == nil {
 		return true
@@ -156,8 +157,8 @@ func (c *boundedConn) beginRequest() bool {
 	return c.serving
 }
 
-// acquireRequestSlot takes one of the places for requests that may take long. It is given back
-// when the answer is written.
+// acquireRequestSlot acquires one of the slots for requests that may take long. It
+// is released when the answer is written.
 func (c *boundedConn) acquireRequestSlot() bool {
 	if c == nil {
 		return true
@@ -173,8 +174,8 @@ func (c *boundedConn) acquireRequestSlot() bool {
 	return true
 }
 
-// endRequest notes that the answer has been given. What is left, reading the rest of
-// the request and writing what is buffered, takes as long as the client wants.
+// endRequest marks the request as served. The rest, reading the request body and
+// writing buffered data, depends on the client.
 func (c *boundedConn) endRequest() {
 	if c == nil {
 		return
@@ -186,7 +187,7 @@ func (c *boundedConn) endRequest() {
 	b.wakeAccept()
 }
 
-// markIdle notes that the connection waits for its next request.
+// markIdle marks the connection as waiting for its next request.
 func (c *boundedConn) markIdle() {
 	b := c.listener
 	b.mu.Lock()
@@ -199,21 +200,21 @@ func (c *boundedConn) markIdle() {
 // connKey is the key of a request's connection in its context.
 type connKey struct{}
 
-// withConn is a http.Server's ConnContext.
+// withConn is an http.Server's ConnContext.
 func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// connOf returns the connection that a request came by, or nil.
+// connOf returns the connection of a request, or nil.
 func connOf(r *http.Request) *boundedConn {
 	c, _ := r.Context().Value(connKey{}).(*boundedConn)
 	return c
 }
 
-// onStateChange is a http.Server's ConnState: the answer is written when the
-// connection is idle, which is later than the end of the request's function.
+// onStateChange is an http.Server's ConnState. The answer is written when the
+// connection becomes idle, which is after the handler returns.
 func onStateChange(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
-		c.(*boundedConn).markIdle() // bounded makes no others
+		c.(*boundedConn).markIdle() // boundedListener returns no other type
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Both requests say all but their last byte, and wait.
+// Both requests send all but their last byte, and then wait.
 func TestASlowRequestIsEnded(t *testing.T) {
 	t.Parallel()
 	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
@@ -38,9 +38,9 @@ func TestASlowRequestIsEnded(t *testing.T) {
 		if err := c.SetDeadline(began.Add(readTimeout + time.Minute)); err != nil {
 			t.Fatal(err)
 		}
-		said, err := io.ReadAll(c)
+		answer, err := io.ReadAll(c)
 		if took := time.Since(began); err != nil || took < limit {
-			t.Errorf("a request of at most %v: %q, %v after %v", limit, said, err, took)
+			t.Errorf("a request of at most %v: %q, %v after %v", limit, answer, err, took)
 		}
 	}
 }

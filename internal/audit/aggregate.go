@@ -8,52 +8,54 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Records that one client without an account can cause as often as it likes are folded:
-// of one address for one reason the first of a minute have a record each, the others
-// one at its end, which counts them. The bounds below hold for all addresses together,
-// because an IPv6 network has as many as somebody wants.
+// A client without an account can cause some records at will, so these are folded.
+// Of one address, for one reason, the first events of a minute have their own
+// records. The others share one record at the end of the minute, which counts them.
+// The bounds below hold for all addresses together, because an IPv6 network has
+// practically unlimited addresses.
 const (
 	// aggregateInterval is how often folded records are written.
 	aggregateInterval = time.Minute
 	// maxSingles bounds the records of a minute that are not folded.
 	maxSingles = 600
-	// maxAggregates bounds the addresses and reasons that are told apart; of those beyond, each
-	// reason is counted for all addresses together.
+	// maxAggregates bounds the addresses and reasons that are counted separately. Beyond
+	// it, each reason is counted for all addresses together.
 	maxAggregates = 512
 )
 
-// aggregateKey is what is counted together.
+// aggregateKey identifies the events that are counted together.
 type aggregateKey struct {
 	eventType eventType
 	reason    Reason
-	net       netip.Prefix  // of the client; zero: those that are not told apart
-	user      identity.User // of a login; zero, too, for a name that is none
+	net       netip.Prefix  // the client's; zero: counted for all addresses together
+	user      identity.User // of a login; zero also for an invalid name
 }
 
-// aggregate is what has happened since the last record of it.
+// aggregate counts the events since the last record.
 type aggregate struct {
 	start    time.Time
-	singles  int    // records of their own since then
-	count    uint64 // without one
+	singles  int    // events with their own records since start
+	count    uint64 // events without one
 	client   Client // the last of these
 	login    Login
 	detail   string
 	duration time.Duration
 }
 
-// aggregator decides which records are folded.
+// aggregator decides which events are folded.
 type aggregator struct {
 	// Set once.
-	maxSinglesPerKey int // records of a minute of each key that are not; 0: none is
+	maxSinglesPerKey int // events per key and minute that have their own records; 0: all
 
 	mu sync.Mutex
 	// Guarded by mu.
-	budgetStart time.Time                   // when the budget of maxSingles was full
-	singles     int                         // what was spent of it
-	aggregates  map[aggregateKey]*aggregate // at most maxAggregates, and one more for each kind and reason
+	budgetStart time.Time                   // when the budget of maxSingles began
+	singles     int                         // used part of the budget
+	aggregates  map[aggregateKey]*aggregate // at most maxAggregates, plus one for each event type and reason
 }
 
-// effectiveAddr is where the client is, as far as those in front are trusted.
+// effectiveAddr returns the client's own address if a trusted proxy named it, else
+// the peer's.
 func (c *Client) effectiveAddr() netip.Addr {
 	addr := c.Peer.Addr()
 	if c.Addr.IsValid() {
@@ -62,12 +64,12 @@ func (c *Client) effectiveAddr() netip.Addr {
 	return addr.Unmap().WithZone("")
 }
 
-// aggregateKey is what is counted together with an event of a client.
+// aggregateKey returns the key under which an event of the client is counted.
 func (c *Client) aggregateKey(k eventType, reason Reason, u identity.User) aggregateKey {
 	return aggregateKey{k, reason, identity.AddrPrefix(c.effectiveAddr()), u}
 }
 
-// add reports whether an event is folded; next is what its record would be made of.
+// add reports whether an event is folded; next has the content of its record.
 func (g *aggregator) add(k aggregateKey, next aggregate, now time.Time) bool {
 	if g.maxSinglesPerKey == 0 {
 		return false
@@ -100,7 +102,8 @@ func (g *aggregator) add(k aggregateKey, next aggregate, now time.Time) bool {
 	return true
 }
 
-// takeDue takes what is to be written by now: each count whose minute is over.
+// takeDue removes the counts whose minute is over, and returns those that need a
+// record.
 func (g *aggregator) takeDue(now time.Time) map[aggregateKey]aggregate {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -121,21 +124,21 @@ func (g *aggregator) takeDue(now time.Time) map[aggregateKey]aggregate {
 func (l *Log) writeAggregates(now time.Time) {
 	for k, a := range l.aggregator.takeDue(now) {
 		if k.eventType == loginRefused {
-			_ = l.writeLoginRefused(&a.client, &a.login, k.reason, a.count) // else it counts as lost
+			_ = l.writeLoginRefused(&a.client, &a.login, k.reason, a.count) // an error is counted as lost
 			continue
 		}
-		_ = l.writeConnectionRefused(&a.client, k.reason, &a) // the same
+		_ = l.writeConnectionRefused(&a.client, k.reason, &a) // as above
 	}
 }
 
-// isUnverified reports whether a login was refused before anything was known of whether
-// its credentials are right: what was refused so has guessed nothing.
+// isUnverified reports whether a login was refused before its credentials were
+// verified. Such a login reveals nothing about the password.
 func isUnverified(login *Login, reason Reason) bool {
 	switch reason {
 	case Cleartext, BadMechanism, BadExchange, ClientWentAway:
 		return true
 	case LimitReached:
-		return login.Method == "" // else the limit is one behind a right password
+		return login.Method == "" // with a method, the limit applies after a correct password
 	}
 	return false
 }

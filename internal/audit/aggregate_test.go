@@ -15,8 +15,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// runAggregating runs a test with a log that folds behind ten records, in a bubble, and gives
-// what it has written and said by its Close.
+// runAggregating runs a test in a synctest bubble, with a log that folds after first
+// records, and returns the records and log lines up to its Close.
 func runAggregating(t *testing.T, first int, test func(*Log)) (records []map[string]any, logs *observer.ObservedLogs) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit")
@@ -37,7 +37,7 @@ func runAggregating(t *testing.T, first int, test func(*Log)) (records []map[str
 	return lines(t, path), logs
 }
 
-// countEvents is how many events there were, and how many of the records are folded.
+// countEvents returns the number of events, and the number of folded records.
 func countEvents(records []map[string]any) (events, aggregates int) {
 	for _, r := range records {
 		if count, ok := r["count"].(float64); ok {
@@ -62,11 +62,11 @@ func TestFloodFromOneAddressIsAggregated(t *testing.T) {
 				t.Error(err)
 			}
 			if i%5000 == 0 {
-				time.Sleep(time.Second) // of the bubble's clock
+				time.Sleep(time.Second) // in the bubble's clock
 			}
 		}
-		_ = l.ConnectionRefused(clientNumber(flood), HandshakeFailed, "x", 0) // another reason is another count
-		time.Sleep(2 * aggregateInterval)                                     // nothing happens any more
+		_ = l.ConnectionRefused(clientNumber(flood), HandshakeFailed, "x", 0) // another reason has its own count
+		time.Sleep(2 * aggregateInterval)                                     // without any event
 	})
 	events, folded := countEvents(records)
 	if events != flood+1 || folded != 1 || len(records) != 12 {
@@ -78,8 +78,8 @@ func TestFloodFromOneAddressIsAggregated(t *testing.T) {
 	}
 }
 
-// Where the flood goes on each minute has its first ones and a count; what the gateway
-// has not written when it is closed is written then.
+// In a continuing flood each minute has its first records and a count. Close writes
+// the counts that are still open.
 func TestAggregatedEventsAreAllCounted(t *testing.T) {
 	const seconds = 150
 	records, _ := runAggregating(t, 10, func(l *Log) {
@@ -93,7 +93,7 @@ func TestAggregatedEventsAreAllCounted(t *testing.T) {
 	}
 }
 
-// An IPv6 network has as many addresses as somebody wants.
+// An IPv6 network has practically unlimited addresses.
 func TestFloodFromManyAddressesIsBounded(t *testing.T) {
 	const flood = 100_000
 	records, _ := runAggregating(t, 10, func(l *Log) {
@@ -107,7 +107,7 @@ func TestFloodFromManyAddressesIsBounded(t *testing.T) {
 		t.Errorf("%d events in %d records, %d of them folded", events, len(records), folded)
 	}
 	if last := records[len(records)-1]; last["peer"] != nil || last["count"] == nil {
-		t.Errorf("what is not told apart is said of a client: %v", last)
+		t.Errorf("a record of all addresses together names a client: %v", last)
 	}
 }
 
@@ -123,8 +123,8 @@ func TestIPv6AddressesAreAggregatedByNetwork(t *testing.T) {
 	}
 }
 
-// What was refused before anybody looked is folded, by user; what says whether a password
-// was right, and our own faults, never.
+// Refusals before verification are folded, by user. Refusals that reveal whether a
+// password was correct, and internal errors, never are.
 func TestVerdictsAreNeverAggregated(t *testing.T) {
 	alice, err := identity.Canonicalize("alice@example.org", "")
 	if err != nil {
@@ -139,7 +139,7 @@ func TestVerdictsAreNeverAggregated(t *testing.T) {
 				}
 			})
 			if events, folded := countEvents(records); events != 30 || (folded > 0) != want {
-				t.Errorf("%s, vouched for by %q: %d events in %d records", why, method, events, len(records))
+				t.Errorf("%s, method %q: %d events in %d records", why, method, events, len(records))
 			}
 		}
 	}

@@ -8,19 +8,19 @@ import (
 	"strconv"
 )
 
-// hashPrefix is how the last member of a chained record begins. The hash is
-// over the 32 bytes of the hash before and the line up to here.
+// hashPrefix begins the last member of a chained record. The hash covers the 32
+// bytes of the previous hash and the line up to here.
 const hashPrefix = `,"hash":"`
 
-// chain is where a chain of records has got to. Each record has its number and
-// a hash over the hash before it and itself: who changes, removes or inserts
-// one breaks all that follow.
+// chain is the position in a chain of records. Each record has its number and a hash
+// over the previous hash and itself: changing, removing or inserting a record
+// invalidates all later ones.
 type chain struct {
 	seq  uint64 // of the last record
 	hash [sha256.Size]byte
 }
 
-// appendRecords appends lines to dst, each with its link.
+// appendRecords appends lines to dst, each with its number and hash.
 func (c *chain) appendRecords(dst, lines []byte) []byte {
 	for len(lines) > 0 {
 		end := bytes.IndexByte(lines, '\n') + 1
@@ -30,7 +30,7 @@ func (c *chain) appendRecords(dst, lines []byte) []byte {
 	return dst
 }
 
-// appendRecord appends one record with its link.
+// appendRecord appends one record with its number and hash.
 func (c *chain) appendRecord(dst, line []byte) []byte {
 	start := len(dst)
 	dst = append(dst, bytes.TrimSuffix(line, []byte("}\n"))...)
@@ -42,15 +42,15 @@ func (c *chain) appendRecord(dst, line []byte) []byte {
 	return append(dst, '"', '}', '\n')
 }
 
-// sum is the hash of a record's text behind this one. The room on the stack is
-// for a whole record: a hash.Hash would be garbage for each.
+// sum returns the hash of a record that follows this position. The stack buffer
+// holds a whole record, because a hash.Hash would be one allocation for each.
 func (c *chain) sum(text []byte) [sha256.Size]byte {
 	var buf [sha256.Size + maxRecordBytes]byte
 	return sha256.Sum256(append(append(buf[:0], c.hash[:]...), text...))
 }
 
-// firstRecord is the first record of a new file and the chain behind it. It names
-// the last hash of the file before, unless the chain begins with it.
+// firstRecord returns the first record of a new file and the chain after it. The
+// record names the last hash of the previous file, unless the chain begins here.
 func (c *chain) firstRecord() ([]byte, chain) {
 	next := *c
 	record := new(headerWriter).appendHeader(nil, logOpened)
@@ -60,8 +60,8 @@ func (c *chain) firstRecord() ([]byte, chain) {
 	return next.appendRecord(nil, append(record, '}', '\n')), next
 }
 
-// restoreFrom goes on where the end of a file stopped, at the last line that is whole
-// and has a link. False: there is none.
+// restoreFrom sets the position after the last complete chained line of a file's
+// tail. It returns false if there is no such line.
 func (c *chain) restoreFrom(tail []byte) bool {
 	for len(tail) > 0 {
 		i := bytes.LastIndexByte(tail, '\n')
@@ -75,18 +75,18 @@ func (c *chain) restoreFrom(tail []byte) bool {
 	return false
 }
 
-// chainedRecord is what verification needs of a record.
+// chainedRecord is the part of a record that verification needs.
 type chainedRecord struct {
 	Event    string `json:"event"`
 	Seq      uint64 `json:"seq"`
 	Hash     string `json:"hash"`
 	Previous string `json:"previous"`
 	hash     [sha256.Size]byte
-	hashed   []byte // what the hash is over, besides the hash before
+	hashed   []byte // the hashed text, without the previous hash
 }
 
-// parseChained takes a line without its end apart; false when it is not a whole record
-// with a link.
+// parseChained parses a line without its newline. It returns false if the line is
+// not a complete chained record.
 func parseChained(line []byte) (chainedRecord, bool) {
 	var l chainedRecord
 	i := bytes.LastIndex(line, []byte(hashPrefix))

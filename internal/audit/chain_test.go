@@ -26,7 +26,7 @@ func openChained(t testing.TB, path string) *Log {
 	return l
 }
 
-// writeChained makes a chained file of some records and gives its text.
+// writeChained writes a chained file of some records and returns its text.
 func writeChained(t testing.TB, path string, records int) []byte {
 	t.Helper()
 	l := openChained(t, path)
@@ -43,7 +43,7 @@ func writeChained(t testing.TB, path string, records int) []byte {
 	return text
 }
 
-// verify checks texts as files, oldest first.
+// verify verifies texts as files, oldest first.
 func verify(texts ...[]byte) (*Verifier, error) {
 	var v Verifier
 	for _, text := range texts {
@@ -57,7 +57,7 @@ func verify(texts ...[]byte) (*Verifier, error) {
 func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	writeChained(t, path, 20)
-	writeChained(t, path, 20) // a gateway started again
+	writeChained(t, path, 20) // a restarted gateway
 	l := openChained(t, path)
 	recordRefusal(l, "before")
 	eventually(t, "written", func() bool { return len(lines(t, path)) == 42 })
@@ -79,7 +79,7 @@ func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
 		t.Errorf("the new file alone: %v, from %d", err, v.FirstSeq)
 	}
 	if _, err := verify(now, old); err == nil {
-		t.Error("files in the wrong order are fine")
+		t.Error("files in the wrong order are accepted")
 	}
 	if first := lines(t, path)[0]; first["event"] != "log_opened" || first["previous"] != lines(t, path+".1")[41]["hash"] {
 		t.Errorf("the new file begins with %v", first)
@@ -95,7 +95,7 @@ func readAll(t testing.TB, path string) []byte {
 	return text
 }
 
-// A SIGKILL may leave a piece of a record behind.
+// SIGKILL may leave a partial record.
 func TestChainContinuesAfterAPartialLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	text := writeChained(t, path, 5)
@@ -108,7 +108,7 @@ func TestChainContinuesAfterAPartialLine(t *testing.T) {
 			t.Fatalf("torn by %d bytes: %v", cut, err)
 		}
 		if _, err := verify(writeChained(t, path, 1)); err != nil {
-			t.Fatalf("continued behind a line torn by %d bytes: %v", cut, err)
+			t.Fatalf("continued after a line torn by %d bytes: %v", cut, err)
 		}
 	}
 }
@@ -146,7 +146,7 @@ func TestEveryChangeOfAChainIsFound(t *testing.T) {
 		forged := bytes.Clone(text)
 		forged[i] = b ^ 1
 		if v, err := verify(forged); err == nil && v.PartialLines == 0 {
-			t.Fatalf("byte %d changed from %q to %q, and all is fine", i, b, b^1)
+			t.Fatalf("byte %d changed from %q to %q, and the chain is accepted", i, b, b^1)
 		}
 	}
 }
@@ -159,15 +159,15 @@ func TestChainBeginsInAFileThatHadNone(t *testing.T) {
 	writeChained(t, path, 1)
 	var broken *ChainError
 	if _, err := verify(readAll(t, path)); !errors.As(err, &broken) || broken.Line != 1 {
-		t.Errorf("records without a link are fine: %v", err)
+		t.Errorf("records without a hash are accepted: %v", err)
 	}
 	if got := lines(t, path); len(got) != 3 || got[1]["event"] != "log_opened" || got[1]["seq"] != 1.0 {
 		t.Errorf("%v", got)
 	}
 }
 
-// FuzzVerify holds the verifier to one promise besides not breaking down: what
-// it accepts has every number from the first to the last.
+// FuzzVerify checks that the verifier does not panic, and that an accepted chain has
+// every number from the first to the last.
 func FuzzVerify(f *testing.F) {
 	var c chain
 	text := c.appendRecords(nil, []byte("{\"v\":1,\"event\":\"log_opened\"}\n{\"event\":\"started\"}\n{\"event\":\"stopped\"}\n"))
@@ -181,8 +181,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// A gateway is started beside one that drains: both write, and the file is rotated
-// under them.
+// A gateway starts while another drains: both write, and the file is rotated
+// at the same time.
 func TestChainMayHaveSeveralWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	writers := []*Log{openChained(t, path), openChained(t, path)}
@@ -252,18 +252,18 @@ func TestTamperingDuringWritesIsFound(t *testing.T) {
 			if err := os.WriteFile(path, change(bytes.Clone(before)), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			recordRefusal(l, "behind it")
+			recordRefusal(l, "after it")
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
 			if v, err := verify(readAll(t, path)); err == nil {
-				t.Errorf("%d records, and all is fine", v.Records)
+				t.Errorf("%d records, and the chain is accepted", v.Records)
 			}
 		})
 	}
 }
 
-// forgeRecord is a chain with one more record, which follows from the last one.
+// forgeRecord appends a record with a valid hash to a chain.
 func forgeRecord(t testing.TB, text []byte) []byte {
 	t.Helper()
 	var c chain
@@ -273,7 +273,7 @@ func forgeRecord(t testing.TB, text []byte) []byte {
 	return c.appendRecords(text, []byte("{\"v\":1,\"event\":\"login_accepted\"}\n"))
 }
 
-// A process that was killed in the middle of a record leaves a piece of it to the others.
+// A process that was killed during a write leaves a partial record to the others.
 func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := openChained(t, path)
@@ -296,7 +296,7 @@ func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 	}
 }
 
-// A process that has stopped with the lock keeps nobody from logging in.
+// A process that was stopped while it held the lock does not block logins.
 func TestLockedChainIsStillWritten(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
@@ -325,7 +325,7 @@ func TestLockedChainIsStillWritten(t *testing.T) {
 	}
 }
 
-// The lock of the log itself is nobody's business: all who may read it can take it.
+// Writers do not lock the log itself: every reader could hold that lock.
 func TestReadersOfTheLogCannotBlockWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	writeChained(t, path, 1)
@@ -341,17 +341,18 @@ func TestReadersOfTheLogCannotBlockWriters(t *testing.T) {
 	recordRefusal(l, "one")
 	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	if l.writers[0].sink.(*file).chainLock == nil {
-		t.Error("there is no guard")
+		t.Error("there is no lock file")
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(chainLockPath(path)); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the guard: %v, %v", info, err)
+		t.Errorf("the lock file: %v, %v", info, err)
 	}
 }
 
-// A gateway goes on in the new file behind what the other has written to the old one.
+// A gateway continues in the new file after the records that another wrote to the
+// old one.
 func TestChainContinuesWhenTheFileMovesBeforeASecondWriterOpens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	old := openChained(t, path)

@@ -8,31 +8,32 @@ import (
 	"path/filepath"
 )
 
-// chainLock is what the processes that write one chain share: a lock, and where the chain
-// has got to. It is a file beside the log that only their user may open: whoever may
-// read the log could keep a lock on it, and whoever may write it could add a record
-// that follows from the last one.
+// chainLock is shared by the processes that write one chain: a lock, and the
+// position of the chain. It is a file beside the log that only their user may open.
+// A reader of the log could otherwise hold its lock, and a writer could add a record
+// that continues the chain.
 type chainLock struct{ file *os.File }
 
-// chainLockPath is where the guard of a log is: not among what audit.log* names.
+// chainLockPath returns the path of a log's lock file, which audit.log* does not
+// match.
 func chainLockPath(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".lock")
 }
 
-// chainPosition is how far the writers of a chain have got.
+// chainPosition is the position that the writers of a chain have reached.
 type chainPosition struct {
 	file  fileID
-	size  int64 // of the file, behind the last record
+	size  int64 // file size after the last record
 	chain chain
 }
 
-// fileID tells one file from all others, as long as it is there.
+// fileID identifies an existing file.
 type fileID struct{ dev, ino uint64 }
 
-// maxLockFileBytes is more than a guard holds.
+// maxLockFileBytes exceeds the size of a lock file.
 const maxLockFileBytes = 256
 
-// readPosition gives what store has kept; the zero value where there is nothing.
+// readPosition returns what writePosition stored, or the zero value.
 func (g *chainLock) readPosition() (p chainPosition) {
 	var b [maxLockFileBytes]byte
 	n, _ := g.file.ReadAt(b[:], 0) // io.EOF
@@ -45,7 +46,8 @@ func (g *chainLock) readPosition() (p chainPosition) {
 	return p
 }
 
-// writePosition keeps r for the others. Without it they keep to what they know.
+// writePosition stores p for the other writers. If it fails, they keep their own
+// position.
 func (g *chainLock) writePosition(p chainPosition) error {
 	text := fmt.Appendf(nil, "1 %d %d %d %d %s", p.file.dev, p.file.ino, p.size, p.chain.seq, hex.EncodeToString(p.chain.hash[:]))
 	_, err := g.file.WriteAt(append(text, bytes.Repeat([]byte{' '}, maxLockFileBytes-len(text))...), 0)

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// openChainLock has no lock to offer where there is no flock: a chain has one writer.
+// openChainLock returns an error on systems without flock: a chain has one writer
+// there.
 func openChainLock(string) (*chainLock, error) { return nil, errors.ErrUnsupported }
 
 func (g *chainLock) acquire(time.Duration) bool { return true }
-func (g *chainLock) release()                {}
-func fileIDOf(os.FileInfo) fileID            { return fileID{} }
+func (g *chainLock) release()                   {}
+func fileIDOf(os.FileInfo) fileID               { return fileID{} }

@@ -17,9 +17,9 @@ func openChainLock(path string) (*chainLock, error) {
 	return &chainLock{f}, nil
 }
 
-// acquire makes the log this process's until unlock; false: not within wait. Others have
-// it for one write; who has it for longer has stopped. A file system without locks has
-// none to offer, which is no reason to keep no log.
+// acquire locks the log for this process; false if timeout passes. Other processes
+// hold the lock for one write; one that holds it for longer has been stopped. On a
+// file system without locks it returns true, so that the log is written anyway.
 func (g *chainLock) acquire(timeout time.Duration) bool {
 	for deadline := time.Now().Add(timeout); errors.Is(flock(g.file, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
 		if time.Now().After(deadline) {

@@ -11,11 +11,12 @@ import (
 	"testing"
 )
 
-// closedSets are the types whose constants are the words of records.
+// closedSets are the types whose constants are the values of record fields.
 var closedSets = []string{"Reason", "Why", "Result", "Limit", "Measure", "Cause", "Action", "CommandResult"}
 
-// parseTree is every file of the tree that is no test, but this package's apart.
-func parseTree(t *testing.T) (ours, others []*ast.File) {
+// parseTree parses all files of the tree that are not tests: those of this package,
+// and the others.
+func parseTree(t *testing.T) (own, others []*ast.File) {
 	t.Helper()
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.Contains(path, "/internal/metrics/") || // which lists them all
@@ -24,7 +25,7 @@ func parseTree(t *testing.T) (ours, others []*ast.File) {
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
 		if filepath.Dir(path) == filepath.Join("..", "..", "internal", "audit") {
-			ours = append(ours, f)
+			own = append(own, f)
 		} else {
 			others = append(others, f)
 		}
@@ -33,10 +34,10 @@ func parseTree(t *testing.T) (ours, others []*ast.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ours, others
+	return own, others
 }
 
-// closedSetWords are the constants of the closed sets, with their values as they are quoted.
+// closedSetWords returns the constants of the closed sets with their quoted values.
 func closedSetWords(files []*ast.File) map[string]string {
 	all := map[string]string{}
 	for _, f := range files {
@@ -47,7 +48,7 @@ func closedSetWords(files []*ast.File) map[string]string {
 			}
 			if of, ok := v.Type.(*ast.Ident); ok && slices.Contains(closedSets, of.Name) {
 				for i, name := range v.Names {
-					if text, ok := v.Values[i].(*ast.BasicLit); ok { // the others are words of another set
+					if text, ok := v.Values[i].(*ast.BasicLit); ok { // the others are values of another set
 						all[name.Name] = text.Value
 					}
 				}
@@ -58,9 +59,9 @@ func closedSetWords(files []*ast.File) map[string]string {
 	return all
 }
 
-// A word that nobody writes is a promise to whoever reads the document.
+// Readers of the document rely on its words, so each must be in use.
 func TestEveryWordOfTheClosedSetsIsUsed(t *testing.T) {
-	ours, others := parseTree(t)
+	own, others := parseTree(t)
 	used := map[string]bool{}
 	for _, f := range others {
 		ast.Inspect(f, func(n ast.Node) bool {
@@ -70,14 +71,14 @@ func TestEveryWordOfTheClosedSetsIsUsed(t *testing.T) {
 					used[n.Sel.Name] = true
 				}
 			case *ast.BasicLit:
-				used[n.Value] = true // another room's own word for it
+				used[n.Value] = true // another package's name for it
 			}
 			return true
 		})
 	}
-	for word, text := range closedSetWords(ours) {
+	for word, text := range closedSetWords(own) {
 		if !used[word] && !used[text] {
-			t.Errorf("%s is written by nobody", word)
+			t.Errorf("no code uses %s", word)
 		}
 	}
 }

@@ -7,65 +7,65 @@ import (
 	"imapgate/internal/identity"
 )
 
-// CommandFilter says which commands of clients are written down.
+// CommandFilter selects the commands of clients that are recorded.
 type CommandFilter string
 
-// Which commands are written down.
+// Values of CommandFilter.
 const (
 	NoCommands    CommandFilter = "none"
 	WriteCommands CommandFilter = "writes" // those that may change something
 	AllCommands   CommandFilter = "all"
 )
 
-// CommandResult is how a command was answered. The constants below are all
-// there are; another value shows as other.
+// CommandResult is the result of a command. Other values than the constants below
+// are recorded as other.
 type CommandResult string
 
-// How a command was answered.
+// Results of commands.
 const (
 	CommandOK  CommandResult = "ok"
 	CommandNo  CommandResult = "no"
 	CommandBad CommandResult = "bad"
-	CommandCut CommandResult = "aborted" // not at all: a connection ended
+	CommandCut CommandResult = "aborted" // no answer: a connection ended
 )
 
 // commandResults is every CommandResult. Constant.
 var commandResults = map[CommandResult]bool{CommandOK: true, CommandNo: true, CommandBad: true, CommandCut: true}
 
-// Known says whether r is one of the constants.
+// Known reports whether r is one of the constants.
 func (r CommandResult) Known() bool { return commandResults[r] }
 
-// MaxLiteralSizes bounds the literals whose sizes are written down one by one.
+// MaxLiteralSizes bounds the literals whose sizes are recorded individually.
 const MaxLiteralSizes = 16
 
-// Command is one command of a client: never its other arguments, and nothing
-// of what messages contain.
+// Command is one command of a client. It never has arguments other than these, nor
+// any content of messages.
 type Command struct {
 	User          identity.User
 	Backend       string
-	Name          string // STORE, UID FETCH
+	Name          string // such as STORE or UID FETCH
 	IsWrite       bool   // it may change something
-	Mailbox       string // the one it names, else the selected one; the client's bytes
-	Destination   string // where COPY, MOVE, REPLACE and RENAME put it
-	Messages      uint32 // how many it names; 0 is left out
+	Mailbox       string // the mailbox it names, else the selected one; in the client's bytes
+	Destination   string // destination of COPY, MOVE, REPLACE and RENAME
+	Messages      uint32 // number of messages it names; 0 is left out
 	LiteralSizes  []int64
-	OtherLiterals LiteralTotal // those that are not in Literals
+	OtherLiterals LiteralTotal // those not in LiteralSizes
 	Result        CommandResult
 	ResponseCode  string // the response code of its answer
 	Duration      time.Duration
 }
 
-// LiteralTotal is literals of which only the sum is known.
+// LiteralTotal is the number and total size of literals.
 type LiteralTotal struct {
 	Count uint32
 	Bytes int64
 }
 
-// Commands says which commands are to be given to Command.
+// Commands returns which commands Command records.
 func (l *Log) Commands() CommandFilter { return l.cfg.Commands }
 
-// Command records a command, if such are recorded. It allocates nothing; when
-// there is little room it gives way.
+// Command records a command if the configuration selects it. It does not allocate.
+// These records are dropped first.
 func (l *Log) Command(c *Client, cmd *Command) error {
 	if l.cfg.Commands != AllCommands && (l.cfg.Commands != WriteCommands || !cmd.IsWrite) {
 		return nil
@@ -91,8 +91,8 @@ func (l *Log) Command(c *Client, cmd *Command) error {
 	})
 }
 
-// appendLiterals appends the sizes of the first literals, how many more there are,
-// and what all have.
+// appendLiterals appends the sizes of the first literals, the number of the others,
+// and the total size.
 func appendLiterals(b []byte, sizes []int64, more LiteralTotal) []byte {
 	if len(sizes) == 0 {
 		return b

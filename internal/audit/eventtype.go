@@ -6,10 +6,10 @@ import (
 )
 
 // schemaVersion is the field v of every record. It grows when a reader of the old
-// form would misunderstand the new one; new events and fields do not count.
+// form would misunderstand the new one; new events and fields do not change it.
 const schemaVersion = 1
 
-// eventType is an event. The constants below are all there are.
+// eventType is a type of event. The constants below are all types.
 type eventType uint8
 
 const (
@@ -34,10 +34,10 @@ const (
 	command
 	recordsLost
 	logOpened
-	eventTypes // how many there are
+	eventTypes // number of types
 )
 
-// eventNames is the value of the field event. Constant.
+// eventNames has the value of the field event for each type. Constant.
 var eventNames = [eventTypes]string{
 	started: "started", stopped: "stopped", configReloaded: "config_reloaded",
 	configRejected: "config_rejected", operatorAction: "operator_action",
@@ -47,10 +47,10 @@ var eventNames = [eventTypes]string{
 	sessionPinned: "session_pinned", command: "command", recordsLost: "records_lost", logOpened: "log_opened",
 }
 
-// Events lists the name of every event.
+// Events returns the names of all events, in the order of the types.
 func Events() []string { return slices.Clone(eventNames[:]) }
 
-// Results lists every value of the field result.
+// Results returns all values of the field result, sorted.
 func Results() []string {
 	list := []string{accepted, refused, unavailable, delayed, slowed, string(CommandNo), string(CommandBad), string(CommandCut)}
 	for r := range results {
@@ -62,32 +62,32 @@ func Results() []string {
 	return list
 }
 
-// Values of the field result, besides those of an attach and of a command.
+// Values of the field result, besides those of reattaches and commands.
 const (
 	accepted    = "accepted"
-	refused     = "refused"     // try another password; or a limit that turned something away
-	unavailable = "unavailable" // try again later
-	delayed     = "delayed"     // a limit that made somebody wait
-	slowed      = "slowed"      // a limit that holds bytes or commands back
+	refused     = "refused"     // another password may help; or a limit refused something
+	unavailable = "unavailable" // a later attempt may help
+	delayed     = "delayed"     // a limit delayed something
+	slowed      = "slowed"      // a limit throttles bytes or commands
 )
 
-// priority says which records give way when there is little room.
+// priority decides which records are dropped first when a buffer fills up.
 type priority uint8
 
 const (
-	priorityLow      priority = iota // neither lets anybody in nor ends: a burst of these must not keep others out
-	priorityNormal                   // kept while there is any room
-	priorityRequired                 // without it nothing is permitted, so nothing is recorded either
+	priorityLow      priority = iota // neither a login nor an end: a burst of these must not prevent logins
+	priorityNormal                   // kept while the buffer has space
+	priorityRequired                 // the action is not allowed without its record
 )
 
-// recordMeta is what the log must know of a record, besides its text.
+// recordMeta is what the log needs of a record besides its text.
 type recordMeta struct {
 	eventType eventType
 	priority  priority
-	result    string // "" when the event has none
+	result    string // "" if the event has none
 }
 
-// filter is the records one sink wants.
+// filter selects the records of one sink.
 type filter struct {
 	eventTypes [eventTypes]bool
 	results    map[string]bool // nil: all
@@ -98,7 +98,7 @@ func newFilter(events, allowedResults []string) (filter, error) {
 	for _, name := range events {
 		t := slices.Index(eventNames[:], name)
 		if t < 0 {
-			return f, fmt.Errorf("there is no event %q", name)
+			return f, fmt.Errorf("unknown event %q", name)
 		}
 		f.eventTypes[t] = true
 	}
@@ -109,7 +109,7 @@ func newFilter(events, allowedResults []string) (filter, error) {
 	}
 	for _, r := range allowedResults {
 		if !slices.Contains(Results(), r) {
-			return f, fmt.Errorf("there is no result %q", r)
+			return f, fmt.Errorf("unknown result %q", r)
 		}
 		if f.results == nil {
 			f.results = make(map[string]bool)
@@ -119,8 +119,8 @@ func newFilter(events, allowedResults []string) (filter, error) {
 	return f, nil
 }
 
-// matches says whether a record passes. One that has no result has none to be
-// left out for.
+// matches reports whether a record passes the filter. Records without a result are
+// not filtered by result.
 func (f *filter) matches(m recordMeta) bool {
 	return f.eventTypes[m.eventType] && (f.results == nil || m.result == "" || f.results[m.result])
 }

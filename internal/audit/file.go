@@ -13,27 +13,27 @@ import (
 )
 
 // file is a sink: a file, a FIFO, a device, or standard output. Several processes
-// may write one chain, as when a gateway is started beside one that drains: each has
-// the lock for one write, and goes on behind what the others have written.
+// may write one chain, as when a gateway starts while an old one drains. Each holds
+// the lock for one write, and continues after the records of the others.
 type file struct {
 	// Set once.
-	path      string // "" is standard output
+	path      string // "" for standard output
 	log       *zap.Logger
 	hashChain *chain     // nil: records are not chained
-	chainLock *chainLock // of a chain; nil: it has no other writer
-	isStdout  bool       // standard output: not ours to close
+	chainLock *chainLock // nil: no other process writes the chain
+	isStdout  bool       // standard output, which close leaves open
 
-	// Owned by the outlet's run.
+	// Owned by the sink writer's run.
 	file         *os.File
-	isRegular    bool   // it can be synced, and rotated
+	isRegular    bool   // can be synced and rotated
 	needsSync    bool   // written since the last sync
-	reopenFailed bool   // it was said that a new file cannot be opened
-	lockFailed   bool   // the lock could not be had; it was said
-	partialBytes int    // bytes of the next record that the file has already
-	size         int64  // of a chained file, behind what we wrote last
-	chained      []byte // records with their links
-	firstRecord  []byte // the first record of a chained file, until it is in there
-	afterFirst   chain  // the chain behind that record
+	reopenFailed bool   // the failure to open a new file has been logged
+	lockFailed   bool   // the failure to acquire the lock has been logged
+	partialBytes int    // bytes of the next record that are already in the file
+	size         int64  // of a chained file, after our last write
+	chained      []byte // records with their numbers and hashes
+	firstRecord  []byte // the first record of a chained file, until it is written
+	afterFirst   chain  // the chain after that record
 }
 
 func newStdout() *file { return &file{file: os.Stdout, isStdout: true} }
@@ -54,18 +54,18 @@ func openFile(path string, useChain bool, log *zap.Logger) (*file, error) {
 	return s, nil
 }
 
-// openChainLock is for a path that leads, or will lead, to a regular file.
+// openChainLock opens the lock if the path is, or will be, a regular file.
 func (s *file) openChainLock() {
 	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
 		return
 	}
 	var err error
 	if s.chainLock, err = openChainLock(s.path); err != nil {
-		s.log.Warn("the chain has no lock: no other gateway may write this audit log", zap.String("file", s.path), zap.Error(err))
+		s.log.Warn("the chain has no lock: only one gateway may write this audit log", zap.String("file", s.path), zap.Error(err))
 	}
 }
 
-// open opens what is at the path now. When it cannot be used, s stays as it is.
+// open opens the path. After an error s is unchanged.
 func (s *file) open() error {
 	f, readable, err := s.openPath()
 	if err != nil {
@@ -83,10 +83,9 @@ func (s *file) open() error {
 	return nil
 }
 
-// openPath opens the path, for reading too if it is a regular file; one that may only
-// be written has readers who must cope with an unfinished line, and no chain.
-// O_NONBLOCK keeps a FIFO without a reader from holding us up, and lets write have a
-// deadline.
+// openPath opens the path; for reading too if it is a regular file. A file without
+// read permission gets no repair of an unfinished line, and no chain. O_NONBLOCK
+// keeps a FIFO without a reader from blocking, and allows a write deadline.
 func (s *file) openPath() (f *os.File, readable bool, err error) {
 	const flags = os.O_APPEND | os.O_CREATE | syscall.O_NONBLOCK
 	if info, err := os.Stat(s.path); err != nil || info.Mode().IsRegular() {
@@ -99,10 +98,10 @@ func (s *file) openPath() (f *os.File, readable bool, err error) {
 	return f, false, err
 }
 
-// continueFile ends the line that a killed process left unfinished, and goes on with
-// the chain of the file, or begins one.
+// continueFile ends a line that a killed process left unfinished, and continues the
+// file's chain or begins one.
 func (s *file) continueFile(f *os.File, info os.FileInfo) error {
-	tail := make([]byte, min(info.Size(), 4*maxRecordBytes)) // holds a whole record for sure
+	tail := make([]byte, min(info.Size(), 4*maxRecordBytes)) // holds at least one complete record
 	if _, err := f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil {
 		return err
 	}
@@ -121,14 +120,15 @@ func (s *file) continueFile(f *os.File, info os.FileInfo) error {
 		if position.chain.seq > s.hashChain.seq {
 			*s.hashChain = position.chain
 		}
-		// Written with the next record: a full disk must not keep us in the old
-		// file, whose blocks are free when it is closed.
+		// It is written with the next record. A full disk must not keep the old file in use:
+		// its blocks are freed when it is closed.
 		s.firstRecord, s.afterFirst = s.hashChain.firstRecord()
 	}
 	return nil
 }
 
-// terminateLine ends the line at the end of a file, if it is not, and says by how many bytes.
+// terminateLine ends the last line of a file if necessary, and returns the number of
+// bytes added.
 func terminateLine(f *os.File, tail []byte) (int64, error) {
 	if len(tail) == 0 || tail[len(tail)-1] == '\n' {
 		return 0, nil
@@ -137,9 +137,9 @@ func terminateLine(f *os.File, tail []byte) (int64, error) {
 	return int64(n), err
 }
 
-// acquireChain makes a chained file ours for one write, with all in it that others have
-// written. One that was moved away is left, before anybody goes on in the new one
-// from a record that is not the old one's last.
+// acquireChain locks a chained file for one write and catches up with the records of
+// others. It leaves a file that was moved away under the lock, so that no writer
+// continues in the new file from a record that is not the old file's last.
 func (s *file) acquireChain() error {
 	s.acquireLock()
 	if err := s.catchUp(); err != nil {
@@ -152,11 +152,11 @@ func (s *file) acquireChain() error {
 	return nil
 }
 
-// relockTimeout is how long the lock is waited for when it could not be had before.
+// relockTimeout bounds the wait for the lock after a failure to acquire it.
 const relockTimeout = 100 * time.Millisecond
 
-// acquireLock waits for the lock; a process that has stopped with it keeps nobody from
-// writing, and then the chain may show it.
+// acquireLock waits for the lock. If a stopped process holds it, the file is written
+// without the lock, and verification may then find a broken chain.
 func (s *file) acquireLock() {
 	if s.chainLock == nil {
 		return
@@ -167,25 +167,27 @@ func (s *file) acquireLock() {
 	}
 	acquired := s.chainLock.acquire(timeout)
 	if !acquired && !s.lockFailed {
-		s.log.Warn("another process keeps the audit log locked, and it is written without the lock", zap.String("lock", chainLockPath(s.path)))
+		s.log.Warn("another process holds the lock of the audit log; writing without it", zap.String("lock", chainLockPath(s.path)))
 	}
 	s.lockFailed = !acquired
 }
 
-// releaseLock tells the others how far the chain has got, and lets them write.
+// releaseLock stores the chain's position for the other writers and unlocks the
+// file.
 func (s *file) releaseLock() {
 	if s.chainLock == nil || s.lockFailed {
 		return
 	}
 	if s.file != nil && s.isRegular && s.firstRecord == nil {
 		if info, err := s.file.Stat(); err == nil && info.Size() == s.size {
-			_ = s.chainLock.writePosition(chainPosition{fileIDOf(info), s.size, *s.hashChain}) // else they do not follow us, and a Verifier finds it
+			_ = s.chainLock.writePosition(chainPosition{fileIDOf(info), s.size, *s.hashChain}) // on error they do not continue after us, and a Verifier finds it
 		}
 	}
 	s.chainLock.release()
 }
 
-// readPosition is how far all writers of the chain have got; the zero value where nobody says.
+// readPosition returns the position that all writers of the chain have reached; zero
+// if unknown.
 func (s *file) readPosition() chainPosition {
 	if s.chainLock == nil || s.lockFailed {
 		return chainPosition{}
@@ -193,8 +195,8 @@ func (s *file) readPosition() chainPosition {
 	return s.chainLock.readPosition()
 }
 
-// catchUp goes on behind the records that others have written since we last wrote.
-// What somebody else has done to the file is left to be found by a Verifier.
+// catchUp continues after the records that other processes have written since our
+// last write. Other changes of the file are left for a Verifier to find.
 func (s *file) catchUp() error {
 	info, err := s.file.Stat()
 	if err != nil || info.Size() == s.size {
@@ -241,8 +243,8 @@ func (s *file) write(lines []byte) (int, error) {
 	return s.rewindChain(lines, records), err
 }
 
-// rewindChain leaves in the chain only the records that are in the file, and gives
-// their length without links.
+// rewindChain sets the chain to the records that are in the file, and returns the
+// length of their lines without numbers and hashes.
 func (s *file) rewindChain(lines []byte, records int) int {
 	if s.firstRecord != nil && records > 0 {
 		*s.hashChain = s.afterFirst
@@ -254,10 +256,10 @@ func (s *file) rewindChain(lines []byte, records int) int {
 	return n
 }
 
-// writeLines writes the lines, going on where the first of them was torn, and gives
-// the length of those that are whole in the file. It has a deadline where the
-// file can have one: a FIFO, whose reader may have stopped. A regular file
-// answers or fails by itself.
+// writeLines writes the lines, continuing after the bytes of the first that the file
+// already has. It returns the length of the lines that are complete in the file. It
+// has a deadline if the file supports one: the reader of a FIFO may have stopped. A
+// write to a regular file returns without a deadline.
 func (s *file) writeLines(lines []byte) (int, error) {
 	_ = s.file.SetWriteDeadline(time.Now().Add(sinkTimeout))
 	n, err := s.file.Write(lines[s.partialBytes:])
@@ -269,7 +271,7 @@ func (s *file) writeLines(lines []byte) (int, error) {
 	return complete, err
 }
 
-// lengthOfLines is the length of the first n lines.
+// lengthOfLines returns the length of the first n lines.
 func lengthOfLines(lines []byte, n int) int {
 	length := 0
 	for ; n > 0; n-- {
@@ -278,8 +280,8 @@ func lengthOfLines(lines []byte, n int) int {
 	return length
 }
 
-// maintain goes on in a new file when the path leads to another, and makes what was
-// written durable.
+// maintain syncs the file, and opens a new one if the path no longer leads to this
+// one.
 func (s *file) maintain() error {
 	if err := s.sync(); err != nil {
 		return err
@@ -297,7 +299,7 @@ func (s *file) maintain() error {
 	return nil
 }
 
-// reopen goes on in what is at the path now, if it can be opened.
+// reopen switches to the file that is at the path now, if it can be opened.
 func (s *file) reopen() {
 	old := s.file
 	if err := s.open(); err != nil {
@@ -308,7 +310,7 @@ func (s *file) reopen() {
 		return
 	}
 	s.reopenFailed = false
-	_ = old.Sync() // of a FIFO it fails
+	_ = old.Sync() // fails for a FIFO
 	_ = old.Close()
 }
 
@@ -323,8 +325,8 @@ func (s *file) sync() error {
 	return nil
 }
 
-// wasMoved says whether the path no longer leads to this file. A FIFO that is gone
-// may come back: only its maker can make another.
+// wasMoved reports whether the path no longer leads to this file. A missing FIFO
+// does not count: the gateway must not put a regular file in its place.
 func (s *file) wasMoved() bool {
 	if s.isStdout {
 		return false

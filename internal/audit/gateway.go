@@ -2,31 +2,31 @@ package audit
 
 import "time"
 
-// Action is what an operator did. The constants below are all there are;
-// another value shows as other.
+// Action is an operator action. Other values than the constants below are recorded
+// as other.
 type Action string
 
-// What an operator does.
+// Actions of an operator.
 const (
 	ActReload      Action = "reload" // SIGHUP
 	ActDrain       Action = "drain"  // SIGTERM or SIGINT
 	ActBan         Action = "ban"
 	ActUnban       Action = "unban"
-	ActLimitsReset Action = "limits_reset" // a user's failed logins are forgotten
+	ActLimitsReset Action = "limits_reset" // clears a user's failed logins
 )
 
 // actions is every Action. Constant.
 var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true, ActLimitsReset: true}
 
-// Known says whether a is one of the constants.
+// Known reports whether a is one of the constants.
 func (a Action) Known() bool { return actions[a] }
 
-// OperatorAction is what somebody in charge told the gateway to do.
+// OperatorAction is a command of an operator to the gateway.
 type OperatorAction struct {
 	Action   Action
-	Operator string // who, or by what way: a name, an address, "signal"
-	Subject  string // what it was done to: a user, an address, a network
-	Err      error  // why it could not be done
+	Operator string // a name, an address, or "signal"
+	Subject  string // a user, an address, or a network
+	Err      error  // why it was refused
 }
 
 // GatewayStarted records that a gateway began to serve.
@@ -36,15 +36,15 @@ func (l *Log) GatewayStarted(version string) error {
 	})
 }
 
-// GatewayStopped records that a gateway ended in good order, and why.
+// GatewayStopped records that a gateway shut down cleanly, and why.
 func (l *Log) GatewayStopped(reason Reason) error {
 	return l.appendRecord(recordMeta{eventType: stopped, priority: priorityNormal}, func(b []byte) []byte {
 		return appendReason(b, reason)
 	})
 }
 
-// ConfigReloaded records that the gateway was told to read its files again: what it has
-// read, and err for what it has not, or has and does not use.
+// ConfigReloaded records a reload: reread names the reloaded files, and err reports
+// those that were not read, or were read but are not used.
 func (l *Log) ConfigReloaded(reread string, err error) error {
 	t := configReloaded
 	if err != nil {
@@ -58,7 +58,7 @@ func (l *Log) ConfigReloaded(reread string, err error) error {
 	})
 }
 
-// OperatorAction records what an operator did.
+// OperatorAction records a command of an operator.
 func (l *Log) OperatorAction(a *OperatorAction) error {
 	result, detail := resultOf(a.Err)
 	action := string(a.Action)
@@ -74,7 +74,7 @@ func (l *Log) OperatorAction(a *OperatorAction) error {
 	})
 }
 
-// resultOf is an error as a record has it.
+// resultOf returns the fields result and detail for an error.
 func resultOf(err error) (result, detail string) {
 	if err == nil {
 		return accepted, ""
@@ -82,7 +82,7 @@ func resultOf(err error) (result, detail string) {
 	return refused, err.Error()
 }
 
-// appendTime appends a time, and nothing for none.
+// appendTime appends a time, or nothing for the zero time.
 func appendTime(b []byte, key string, t time.Time) []byte {
 	if t.IsZero() {
 		return b

@@ -6,10 +6,11 @@ import (
 )
 
 const (
-	// limitHitInterval is how often one limit of one subject is written down.
+	// limitHitInterval is the interval of the records of one limit and subject.
 	limitHitInterval = time.Minute
-	// maxLimitHits bounds the subjects remembered; those beyond are counted together,
-	// with no subject, so that a flood from everywhere is a record a minute too.
+	// maxLimitHits bounds the subjects that are counted separately. Those beyond are
+	// counted together, without a subject, so a flood from many addresses is also one
+	// record a minute.
 	maxLimitHits = 1024
 )
 
@@ -19,20 +20,21 @@ type limitHitKey struct {
 	subject string
 }
 
-// limitHitCount is one limit of one subject since it was written down.
+// limitHitCount counts the hits of one limit and subject since the last record.
 type limitHitCount struct {
 	start      time.Time
 	unreported uint64
 }
 
-// limitHitAggregator counts what limits did, so that a flood is not one record each.
+// limitHitAggregator counts the hits of limits, so that a flood does not cause a
+// record for each.
 type limitHitAggregator struct {
 	mu sync.Mutex
 	// Guarded by mu.
-	counts map[limitHitKey]*limitHitCount // at most maxLimitHits, and one more for each limit
+	counts map[limitHitKey]*limitHitCount // at most maxLimitHits, plus one for each limit and result
 }
 
-// add notes a hit and gives the number to write down now; 0 is not yet.
+// add counts a hit and returns the number to record now; 0 means later.
 func (h *limitHitAggregator) add(k limitHitKey, now time.Time) uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -52,8 +54,8 @@ func (h *limitHitAggregator) add(k limitHitKey, now time.Time) uint64 {
 	return 0
 }
 
-// takeDue gives, and forgets, what is to be told by now: each count whose minute is
-// over. One that stayed at nothing is forgotten, so its next hit is told at once.
+// takeDue returns and resets the counts whose minute is over. It removes those
+// without a hit, so that their next hit is recorded at once.
 func (h *limitHitAggregator) takeDue(now time.Time) map[limitHitKey]uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -6,16 +6,15 @@ import (
 	"go.uber.org/zap"
 )
 
-// Limit names a limit. The constants below are all there are; another value
-// shows as other.
+// Limit names a limit. Other values than the constants below are recorded as other.
 type Limit string
 
-// Limits of connections and of guessing, as in internal/limit, and of what
-// sessions and backends may be burdened with.
+// Limits of connections and failures, as in internal/limit, and of the load of
+// sessions and backends.
 const (
-	LimitTotal       Limit = "total"                // sessions, of all clients
-	LimitPreauth     Limit = "address_before_login" // connections of an address before their login
-	LimitPreauthNet  Limit = "network_before_login" // connections of a network before their login
+	LimitTotal       Limit = "total"                // sessions of all users
+	LimitPreauth     Limit = "address_before_login" // unauthenticated connections of an address
+	LimitPreauthNet  Limit = "network_before_login" // unauthenticated connections of a network
 	LimitAddress     Limit = "address_connections"  // connections of an address
 	LimitUser        Limit = "user_connections"     // sessions of a user
 	LimitUserAddress Limit = "user_address"         // sessions of a user from one address
@@ -23,36 +22,36 @@ const (
 	LimitFailures    Limit = "address_failures"     // wrong passwords from an address or its network
 	LimitUserGuesses Limit = "user_failures"        // wrong passwords for a user
 	LimitPairGuesses Limit = "pair_failures"        // wrong passwords for a user from one network
-	LimitBanned      Limit = "banned"               // a ban, which is no number
-	LimitCommands    Limit = "commands"             // of a user, in a second
-	LimitBytesIn     Limit = "bytes_in"             // from a user, in a second
-	LimitBytesOut    Limit = "bytes_out"            // to a user, in a second
-	LimitAppend      Limit = "append"               // bytes of APPEND of a user, in a day
-	LimitUpstream    Limit = "upstream_logins"      // logins under way at a backend
+	LimitBanned      Limit = "banned"               // a ban; it has no number
+	LimitCommands    Limit = "commands"             // of a user, per second
+	LimitBytesIn     Limit = "bytes_in"             // from a user, per second
+	LimitBytesOut    Limit = "bytes_out"            // to a user, per second
+	LimitAppend      Limit = "append"               // bytes of APPEND of a user, per day
+	LimitUpstream    Limit = "upstream_logins"      // concurrent logins at a backend
 	LimitUpstreamNew Limit = "upstream_rate"        // new connections to a backend
 )
 
-// Measure is what a limit did. The constants below are all there are; another
-// value shows as other.
+// Measure is the effect of a limit. Other values than the constants below are
+// recorded as other.
 type Measure string
 
-// What a limit does.
+// Values of Measure.
 const (
-	Refused Measure = refused // turned something away
-	Delayed Measure = delayed // made somebody wait
-	Slowed  Measure = slowed  // holds bytes or commands back
+	Refused Measure = refused // refused a connection or login
+	Delayed Measure = delayed // delayed a login
+	Slowed  Measure = slowed  // throttles bytes or commands
 )
 
-// Cause says why somebody is banned. The constants below are all there are;
-// another value shows as other.
+// Cause is the reason of a ban. Other values than the constants below are recorded
+// as other.
 type Cause string
 
-// Why somebody is banned, or by whom no longer.
+// Reasons to add or remove a ban.
 const (
 	CauseFailures  Cause = "failures"  // too many wrong passwords
-	CauseNeighbors Cause = "neighbors" // too many banned networks in a larger one
-	CauseMerged    Cause = "merged"    // too many bans to keep: a network around some of them
-	CauseOperator  Cause = "operator"
+	CauseNeighbors Cause = "neighbors" // too many banned networks within a larger one
+	CauseMerged    Cause = "merged"    // too many bans to keep: a larger network replaces some of them
+	CauseOperator  Cause = "operator"  // a command of an operator
 )
 
 // Constant tables: every Limit, Measure and Cause.
@@ -66,42 +65,42 @@ var (
 	causes   = map[Cause]bool{CauseFailures: true, CauseNeighbors: true, CauseMerged: true, CauseOperator: true}
 )
 
-// Known says whether l is one of the constants.
+// Known reports whether l is one of the constants.
 func (l Limit) Known() bool { return limits[l] }
 
-// Known says whether m is one of the constants.
+// Known reports whether m is one of the constants.
 func (m Measure) Known() bool { return measures[m] }
 
-// Known says whether c is one of the constants.
+// Known reports whether c is one of the constants.
 func (c Cause) Known() bool { return causes[c] }
 
-// LimitHit is a limit that did something.
+// LimitHit is one effect of a limit.
 type LimitHit struct {
 	Limit   Limit
-	Subject string // whose limit: a user, an address, a network, a backend
+	Subject string // a user, an address, a network, or a backend
 	Result  Measure
 }
 
-// Ban is somebody kept out.
+// Ban is a ban that is added or removed.
 type Ban struct {
-	Subject  string // a user, an address or a network
+	Subject  string // an address or a network
 	Reason   Cause
-	Until    time.Time // zero: for good, or of a ban that is over
-	Operator string    // the operator; "" for the gateway itself
-	Note     string    // the operator's words
+	Until    time.Time // zero: permanent, or already over
+	Operator string    // "" for the gateway itself
+	Note     string    // the operator's remark
 }
 
-// Spray is what looks like a few passwords tried for many users.
+// Spray is a suspicion that a few passwords are being tried for many users.
 type Spray struct {
-	Users     int    // that were tried
-	Addresses int    // that they came from; 0 is left out
-	Subject   string // the network they came from, when it is one
+	Users     int    // number of users tried
+	Addresses int    // number of source addresses; 0 is left out
+	Subject   string // the source network, if there is only one
 	Window    time.Duration
 }
 
-// LimitHit records that a limit did something to a client. In a flood there is
-// one record a minute for each limit and subject, which counts the others. The ordinary
-// log has a line with each.
+// LimitHit records that a limit affected a client. In a flood there is one record a
+// minute for each limit and subject, which counts the hits. The ordinary log has a
+// line for each record.
 func (l *Log) LimitHit(c *Client, h *LimitHit) error {
 	count := l.limitHits.add(limitHitKey{h.Limit, h.Result, h.Subject}, time.Now())
 	if count == 0 {
@@ -136,7 +135,7 @@ func (l *Log) writeLimitHit(c *Client, h *LimitHit, count uint64) error {
 // BanAdded records a ban.
 func (l *Log) BanAdded(ban *Ban) error { return l.writeBan(banAdded, ban) }
 
-// BanRemoved records the end of a ban before its time.
+// BanRemoved records that a ban was removed before its end.
 func (l *Log) BanRemoved(ban *Ban) error { return l.writeBan(banRemoved, ban) }
 
 func (l *Log) writeBan(t eventType, ban *Ban) error {
@@ -153,7 +152,7 @@ func (l *Log) writeBan(t eventType, ban *Ban) error {
 	})
 }
 
-// SpraySuspected records that somebody seems to try a few passwords for many
+// SpraySuspected records the suspicion that a few passwords are being tried for many
 // users.
 func (l *Log) SpraySuspected(s *Spray) error {
 	return l.appendRecord(recordMeta{eventType: spraySuspected, priority: priorityNormal}, func(b []byte) []byte {

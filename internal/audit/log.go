@@ -12,58 +12,58 @@ import (
 )
 
 const (
-	// maxBufferedRecords and maxBufferedBytes bound what waits for one sink. Logins stop at
-	// three quarters, so that the ends of live sessions still find room.
+	// maxBufferedRecords and maxBufferedBytes bound the buffer of one sink. Logins stop
+	// at three quarters, so that the ends of live sessions still fit.
 	maxBufferedRecords = 10_000
 	maxBufferedBytes   = 8 << 20
 	maxRecordsForLogin = maxBufferedRecords / 4 * 3
-	// maxRecordsForLow leaves the room above it to logins and ends: when a backend
-	// restarts, all its sessions lose their upstream at once, and strangers come
-	// without end.
+	// maxRecordsForLow reserves the rest for logins and ends: when a backend restarts,
+	// all its sessions lose their upstream at once, and unauthenticated clients connect
+	// without bound.
 	maxRecordsForLow = maxBufferedRecords / 2
 	// maxKeptBuffer is the largest buffer kept after a burst.
 	maxKeptBuffer = 256 << 10
-	// flushDelay lets records that come together go out in one write. Commands come by
-	// the ten thousand a second, and each write takes a processor from those who
-	// issue them: they wait for longer, but not when they are many.
+	// flushDelay collects records for one write. Commands may arrive by the ten thousand
+	// a second, and each write takes CPU time from the sessions. They therefore wait
+	// longer, unless there are many of them.
 	flushDelay        = 5 * time.Millisecond
 	commandFlushDelay = 50 * time.Millisecond
 	commandBurst      = maxRecordsForLow / 2
-	// maintainInterval is how often a file is synced, checked for rotation, and a sink tried
-	// again after a failure.
+	// maintainInterval is how often a file is synced and checked for rotation, and a
+	// failed sink is tried again.
 	maintainInterval = time.Second
 	// sinkTimeout bounds one write to a sink whose reader has stopped.
 	sinkTimeout = 5 * time.Second
-	// aggregateCheckInterval is how often it is looked for counts that are due.
+	// aggregateCheckInterval is how often the counts are checked for due records.
 	aggregateCheckInterval = 10 * time.Second
 )
 
-// ErrUnavailable is what Ready returns, wrapped or not, while records cannot
-// be kept.
-var ErrUnavailable = errors.New("audit log is not available")
+// ErrUnavailable is what Ready returns, possibly wrapped, while records cannot be
+// written.
+var ErrUnavailable = errors.New("audit log is unavailable")
 
 var (
-	errFull        = fmt.Errorf("%w: too many records wait to be written", ErrUnavailable)
+	errFull        = fmt.Errorf("%w: too many records are waiting to be written", ErrUnavailable)
 	errSinkFailing = fmt.Errorf("%w: the last write failed", ErrUnavailable)
 	errClosed      = fmt.Errorf("%w: closed", ErrUnavailable)
 )
 
 // Config is the `audit` block of the configuration.
 type Config struct {
-	Path      string        // short for one sink: a file or FIFO; "-" is standard output; "" is none
-	OnFailure string        // of each sink that does not say: "block" (also "") or "drop"
-	Commands  CommandFilter // "" is none
-	Chain     bool          // records in regular files are chained by hashes
+	Path      string        // short for one sink: a file or FIFO; "-" is standard output; "" means none
+	OnFailure string        // for sinks without their own: "block" (also "") or "drop"
+	Commands  CommandFilter // "": none
+	Chain     bool          // chain the records of regular files by hashes
 	Sinks     []SinkConfig
-	// FirstPerMinute is how many ends of connections without a login, and how many refusals without
-	// a look at the credentials, have a record of their own: of one address for one reason
-	// in a minute. The others are counted in one at its end. 0: each has its own.
+	// FirstPerMinute is how many ends of connections without a login, and how many
+	// refusals of unverified logins, have their own record, per address, reason and
+	// minute. The others share one record at the end of the minute. 0: each has its own.
 	FirstPerMinute int
 	Redis          redis.UniversalClient // for sinks of the type redis
 }
 
-// Log is an open audit log. Its methods may be called by any goroutine and
-// never wait for a sink.
+// Log is an open audit log. Its methods may be called by any goroutine and never
+// wait for a sink.
 type Log struct {
 	// Set once.
 	cfg         Config
@@ -72,7 +72,8 @@ type Log struct {
 	stop        chan struct{} // closed by Close
 	writersDone sync.WaitGroup
 
-	// The counting ends first: what it says at the same time would come too late.
+	// Close ends the aggregation before the writers, so that its last records are still
+	// written.
 	stopAggregates context.CancelFunc
 	aggregatesDone sync.WaitGroup
 
@@ -81,14 +82,15 @@ type Log struct {
 	probes     probeAggregator
 
 	mu sync.Mutex
-	// Guarded by mu, as are the parts of outlets that say so.
+	// Guarded by mu, as are the fields of sink writers that say so.
 	record []byte // one record
 	header headerWriter
 	closed bool
 }
 
-// Open opens the log and starts its writers. An existing file is appended to;
-// a server that is away is no error, but keeps a log that blocks from being ready.
+// Open opens the log and starts its writers. It appends to an existing file. A
+// server that is down is not an error, but with on_failure: block the log is not
+// ready.
 func Open(cfg Config, log *zap.Logger) (*Log, error) {
 	l := &Log{cfg: cfg, log: log, stop: make(chan struct{}), aggregator: aggregator{maxSinglesPerKey: cfg.FirstPerMinute}}
 	sinks := cfg.Sinks
@@ -99,7 +101,7 @@ func Open(cfg Config, log *zap.Logger) (*Log, error) {
 		w, err := l.openSinkWriter(s)
 		if err != nil {
 			for _, opened := range l.writers {
-				_ = opened.sink.close() // nothing was written
+				_ = opened.sink.close() // no record was written
 			}
 			return nil, fmt.Errorf("audit: %w", err)
 		}
@@ -114,8 +116,8 @@ func Open(cfg Config, log *zap.Logger) (*Log, error) {
 	return l, nil
 }
 
-// Ready is nil while records can be kept. With on_failure: block the front
-// door must let nobody in while it is not; with drop it is always nil.
+// Ready returns nil while records can be written. With on_failure: block the gateway
+// must refuse logins while it returns an error; with drop it is always nil.
 func (l *Log) Ready() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,7 +140,7 @@ func (l *Log) readyLocked() error {
 	return nil
 }
 
-// LostRecords is how many records could not be kept since Open, by all sinks.
+// LostRecords returns the number of records lost since Open, by all sinks.
 func (l *Log) LostRecords() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -149,15 +151,15 @@ func (l *Log) LostRecords() uint64 {
 	return sum
 }
 
-// SinkStatus is how one sink fares.
+// SinkStatus is the state of one sink.
 type SinkStatus struct {
 	Name           string
-	WrittenRecords uint64 // records
-	LostRecords    uint64 // records
-	Failing        bool   // the last write failed
+	WrittenRecords uint64
+	LostRecords    uint64
+	Failing        bool // the last write failed
 }
 
-// Sinks says how each sink fares.
+// Sinks returns the state of each sink.
 func (l *Log) Sinks() []SinkStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -168,19 +170,19 @@ func (l *Log) Sinks() []SinkStatus {
 	return list
 }
 
-// Reopen makes the writers look at once whether another file stands at their
-// path, for log rotation by rename. Without it they notice within a second.
+// Reopen makes the writers check their paths for a new file at once, after a log
+// rotation by rename. Without it they notice within a second.
 func (l *Log) Reopen() {
 	for _, w := range l.writers {
 		select {
 		case w.maintainNow <- struct{}{}:
-		default: // asked already
+		default: // already requested
 		}
 	}
 }
 
-// Close writes what is waiting, syncs and closes the sinks. It waits a bounded
-// time for a reader that does not read.
+// Close writes the waiting records, and syncs and closes the sinks. It waits a
+// bounded time for a reader that has stopped reading.
 func (l *Log) Close() error {
 	l.stopAggregates()
 	l.aggregatesDone.Wait()
@@ -205,20 +207,20 @@ func (l *Log) Close() error {
 		unwritten += w.bufferedRecords
 	}
 	if unwritten > 0 {
-		return fmt.Errorf("audit: not all was written before the end, records left: %d", unwritten)
+		return fmt.Errorf("audit: %d records were not written before the end", unwritten)
 	}
 	return nil
 }
 
-// awaitWriters is a goroutine of Close; it ends when the writers have, which is
-// never while standard output is blocked.
+// awaitWriters is a goroutine of Close. It ends after the writers, which is never
+// while standard output is blocked.
 func (l *Log) awaitWriters(done chan<- struct{}) {
 	l.writersDone.Wait()
 	close(done)
 }
 
-// runAggregates is a goroutine that ends with Close: it writes down what was counted and
-// has no record of its own.
+// runAggregates is a goroutine that ends with Close. It writes the records of
+// counted events.
 func (l *Log) runAggregates(ctx context.Context) {
 	ticker := time.NewTicker(aggregateCheckInterval)
 	defer ticker.Stop()
@@ -238,12 +240,14 @@ func (l *Log) writeDueAggregates(now time.Time) {
 		l.writeProbe(&p)
 	}
 	for k, count := range l.limitHits.takeDue(now) {
-		_ = l.writeLimitHit(&Client{}, &LimitHit{Limit: k.limit, Result: k.result, Subject: k.subject}, count) // else it counts as lost
+		_ = l.writeLimitHit(&Client{}, &LimitHit{Limit: k.limit, Result: k.result, Subject: k.subject}, count) // an error is counted as lost
 	}
 }
 
-// appendRecord makes a record, whose fields fill writes, and gives it to each sink that wants
-// it; a sink without room for it counts it as lost. It returns what Ready would.
+// appendRecord builds a record with appendFields and adds it to the buffer of each
+// sink whose filter matches. A sink with a full buffer counts it as lost.
+// appendRecord returns the result of Ready, and for a required record nil once it is
+// buffered.
 func (l *Log) appendRecord(m recordMeta, appendFields func([]byte) []byte) error {
 	if len(l.writers) == 0 {
 		return nil

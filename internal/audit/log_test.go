@@ -20,19 +20,19 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// open opens a log at path and gives what it says in the ordinary log.
+// open opens a log at path and returns it with the lines of the ordinary log.
 func open(t *testing.T, path, onFailure string) (*Log, *observer.ObservedLogs) {
 	t.Helper()
-	core, said := observer.New(zap.InfoLevel)
+	core, logs := observer.New(zap.InfoLevel)
 	l, err := Open(Config{Path: path, OnFailure: onFailure}, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	return l, said
+	return l, logs
 }
 
-// eventually polls, because a real file and its writer are at work.
+// eventually polls, because a real file and its writer are involved.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(2 * time.Millisecond)
@@ -42,7 +42,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 			return
 		}
 	}
-	t.Fatalf("not within %v: %s", testbed.Timeout, what)
+	t.Fatalf("timeout after %v: %s", testbed.Timeout, what)
 }
 
 // lines decodes a file, each line of which must be a whole record.
@@ -110,7 +110,7 @@ func TestRecordReachesTheFileWithoutClose(t *testing.T) {
 
 func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	t.Parallel()
-	l, said := open(t, "/dev/full", "block")
+	l, logs := open(t, "/dev/full", "block")
 	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 		t.Fatalf("the first login: %v", err)
 	}
@@ -120,25 +120,25 @@ func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	}
 	recordRefusal(l, "still noted")
 	if l.LostRecords() != 0 {
-		t.Errorf("%d lost while there was room", l.LostRecords())
+		t.Errorf("%d lost while the buffer had space", l.LostRecords())
 	}
 	if err := l.Close(); err == nil {
-		t.Error("Close says all is written")
+		t.Error("Close reports no unwritten records")
 	}
-	if n := said.FilterMessage("audit log cannot be written").Len(); n != 1 {
-		t.Errorf("said %d times", n)
+	if n := logs.FilterMessage("audit log cannot be written").Len(); n != 1 {
+		t.Errorf("logged %d times", n)
 	}
 }
 
 func TestFailingSinkDropsRecordsWhenConfigured(t *testing.T) {
 	t.Parallel()
-	l, said := open(t, "/dev/full", "drop")
+	l, logs := open(t, "/dev/full", "drop")
 	for range maxBufferedRecords + 7 {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "a failed write", func() bool { return said.Len() == 1 })
+	eventually(t, "a failed write", func() bool { return logs.Len() == 1 })
 	if err := l.Ready(); err != nil {
 		t.Error(err)
 	}
@@ -147,8 +147,8 @@ func TestFailingSinkDropsRecordsWhenConfigured(t *testing.T) {
 	}
 }
 
-// mountSmallDisk mounts a file system of 64 KB, half of which is taken. free gives
-// that half back.
+// mountSmallDisk mounts a half-full file system of 64 KB. free releases the used
+// half.
 func mountSmallDisk(t *testing.T) (dir string, free func()) {
 	t.Helper()
 	dir = t.TempDir()
@@ -173,7 +173,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir, free := mountSmallDisk(t)
 			path := filepath.Join(dir, "audit.log")
-			core, said := observer.New(zap.InfoLevel)
+			core, logs := observer.New(zap.InfoLevel)
 			l, err := Open(Config{Path: path, Chain: chain}, zap.New(core))
 			if err != nil {
 				t.Fatal(err)
@@ -196,7 +196,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			if _, err := verify(readAll(t, path)); chain && err != nil {
 				t.Error(err)
 			}
-			if said.FilterMessage("audit log is written again").Len() != 1 {
+			if logs.FilterMessage("audit log is written again").Len() != 1 {
 				t.Error("the recovery was not logged")
 			}
 		})
@@ -219,8 +219,8 @@ func sessionsInOrder(t *testing.T, got []map[string]any, sent int) {
 	}
 }
 
-// The record that was half written when the disk was full begins anew in the
-// new file, and the chain goes on there.
+// The partial record of a full disk is written again to the new file, and the chain
+// continues there.
 func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	t.Parallel()
 	dir, free := mountSmallDisk(t)
@@ -239,14 +239,14 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	free() // what waits may be more than the old one held
+	free() // the waiting records may exceed the old file's space
 	l.Reopen()
 	eventually(t, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	v, err := verify(old, readAll(t, path))
-	if err != nil || v.Records != sent+2 { // and what opened the two files
+	if err != nil || v.Records != sent+2 { // plus the first records of the two files
 		t.Errorf("%v: %d records, want %d", err, v.Records, sent+2)
 	}
 }
@@ -265,7 +265,7 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 		}
 	}
 	lost := l.LostRecords()
-	big := filepath.Join(t.TempDir(), "big") // the small disk does not hold 10,000 records
+	big := filepath.Join(t.TempDir(), "big") // the small disk cannot hold 10,000 records
 	if err := os.Symlink(big, path+".new"); err != nil {
 		t.Fatal(err)
 	}
@@ -286,13 +286,13 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 	}
 }
 
-// TestMain lets a test have a process of its own that it may kill.
+// TestMain lets a test start a process that it can kill.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
 		l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
 		for err == nil {
 			recordRefusal(l, "again and again")
-			for l.Ready() != nil { // the file is slower than we are
+			for l.Ready() != nil { // the file is slower than the loop
 				runtime.Gosched()
 			}
 		}
@@ -396,14 +396,14 @@ func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 	for range 1000 {
 		recordRefusal(l, "unread")
 	}
-	if err := l.Close(); err == nil { // it ends, although nobody reads
-		t.Error("Close says all is written")
+	if err := l.Close(); err == nil { // it returns although no process reads
+		t.Error("Close reports no unwritten records")
 	}
 }
 
 func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 	t.Parallel()
-	for name, ask := range map[string]func(*Log){"asked": (*Log).Reopen, "noticed": func(*Log) {}} {
+	for name, ask := range map[string]func(*Log){"requested": (*Log).Reopen, "noticed": func(*Log) {}} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "audit.log")
 			l, _ := open(t, path, "")
@@ -425,7 +425,7 @@ func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 	}
 }
 
-func TestDeletedFileIsFollowedByANewOne(t *testing.T) {
+func TestDeletedFileIsReplacedByANewOne(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
@@ -447,13 +447,13 @@ func TestDeletedFileIsFollowedByANewOne(t *testing.T) {
 func TestRecreatedFIFOIsUsed(t *testing.T) {
 	t.Parallel()
 	fifo := makeStuckFIFO(t)
-	l, said := open(t, fifo, "")
+	l, logs := open(t, fifo, "")
 	for name, step := range map[string]error{"remove": os.Remove(fifo), "make": syscall.Mkfifo(fifo, 0o600)} {
 		if step != nil {
 			t.Fatal(name, step)
 		}
 	}
-	eventually(t, "it is said that nobody reads the new one", func() bool { return said.Len() == 1 })
+	eventually(t, "the log line that the new FIFO has no reader", func() bool { return logs.Len() == 1 })
 	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -499,7 +499,7 @@ func TestEmptyPathDisablesTheLog(t *testing.T) {
 		}
 	}
 	if l.LostRecords() != 0 || len(l.writers) != 0 {
-		t.Error("something was kept")
+		t.Error("a record was written")
 	}
 }
 

@@ -10,8 +10,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// cipherNames is tls.CipherSuiteName as a table: that function makes the whole
-// list anew for each call.
+// cipherNames is tls.CipherSuiteName as a table: that function builds the whole list
+// on each call.
 var cipherNames = loadCipherNames()
 
 func loadCipherNames() map[uint16]string {
@@ -22,24 +22,24 @@ func loadCipherNames() map[uint16]string {
 	return names
 }
 
-// Client is what is known of the person's side of a connection. It is filled
-// as the connection advances; zero fields are left out of records.
+// Client is what is known of a client and its connection. It is filled as the
+// connection advances; records leave out zero fields.
 type Client struct {
 	Session    string         // random id, also given to the backend
 	Listener   string         // name of the configured listener
 	Peer       netip.AddrPort // the TCP peer
-	Addr       netip.AddrPort // the client's address by a trusted proxy in front
+	Addr       netip.AddrPort // the client's own address, if a trusted proxy named it
 	TLSVersion uint16         // as in tls.ConnectionState; 0: no TLS
 	Cipher     uint16
 	ServerName string // SNI, from the client
 	ALPN       string
-	Program    string // the client's, by its own word: Identify
-	Version    string // of it
+	Program    string // the client's own claim: SetProgram
+	Version    string // version of Program
 }
 
-// SetProgram takes the name and the version of the client's program from the pairs of its
-// ID (RFC 2971), where they have one of them. What is longer than a record has room for is
-// not kept: the client stays for as long as its session.
+// SetProgram sets the name and version of the client's program from the parameters
+// of its ID command (RFC 2971), if they have one of them. Longer values than a
+// record can hold are cut, because the client lives as long as its session.
 func (c *Client) SetProgram(params [][2]string) {
 	var program, version string
 	for _, p := range params {
@@ -55,50 +55,50 @@ func (c *Client) SetProgram(params [][2]string) {
 	}
 }
 
-// truncate is as much of s as shows, where it is written, whether it was longer.
+// truncate cuts s to one byte more than a record shows, so that the record can mark
+// it as cut.
 func truncate(s string) string { return strings.Clone(s[:min(len(s), maxNameBytes+1)]) }
 
 // Login is one attempt to log in.
 type Login struct {
-	User          identity.User // zero while the name is not canonical
-	ClaimedName   string        // the name as the client gave it; written only when User is zero
-	Attempt       int           // of this connection, from 1; 0 is left out
+	User          identity.User // zero while there is no canonical name
+	ClaimedName   string        // the name that the client sent; recorded only if User is zero
+	Attempt       int           // number within this connection, from 1; 0 is left out
 	Mechanism     string        // LOGIN, or the SASL mechanism
 	Method        string        // of auth: passthrough, file, redis, http, oauth
 	Backend       string
-	UpstreamUser  string        // the login name at the backend, when it is another than User
-	RouteSource   string        // where the route came from: redis, cache, snapshot, static
-	RouteAge      time.Duration // how old that answer was
-	ConnectResult string        // how the login at the backend ended, as in upstream.Result…; "" when it was not tried
-	ConnectTime   time.Duration // how long that took, connecting included, waiting for limits not
-	Delay         time.Duration // what was waited on purpose, of Took
-	Duration      time.Duration // from the whole command to its answer
+	UpstreamUser  string        // the login name at the backend, if different from User
+	RouteSource   string        // redis, cache, stale, snapshot, static or http
+	RouteAge      time.Duration // age of that route
+	ConnectResult string        // result of the login at the backend, as in upstream.Result…; "" without one
+	ConnectTime   time.Duration // duration of that, with connecting, without waiting for limits
+	Delay         time.Duration // deliberate wait, part of Duration
+	Duration      time.Duration // from the complete command to its answer
 }
 
-// Session is the whole of a logged-in session, at its end.
+// Session is a session at its end.
 type Session struct {
 	User     identity.User
 	Backend  string
 	Mode     string
 	BytesIn  uint64 // bytes from the client, after the login
 	BytesOut uint64 // bytes to the client, after the login
-	// Commands of the client, after the login; 0 is left out: where bytes are
-	// spliced nobody counts them.
+	// Commands is the number of the client's commands after the login; 0 is left out.
+	// Commands of spliced sessions are not counted.
 	Commands uint64
 	Duration time.Duration
 }
 
-// LoginAccepted records a login the backend accepted. With an error nothing was
-// recorded and the caller must not let the client in (LoginRefused, AuditAway).
+// LoginAccepted records a login that the backend accepted. After an error there is
+// no record, and the caller must refuse the login (LoginRefused, AuditAway).
 func (l *Log) LoginAccepted(c *Client, login *Login) error {
 	return l.appendRecord(recordMeta{loginAccepted, priorityRequired, accepted}, func(b []byte) []byte {
 		return appendText(login.appendTo(c.appendTo(b)), "result", accepted, maxNameBytes)
 	})
 }
 
-// LoginRefused records a login that was refused, and why. The client may not
-// have been told as much. One that was refused without a look at its credentials may be
-// folded.
+// LoginRefused records a refused login and its reason, which may be more detailed
+// than the client's answer. A refusal before verification may be folded.
 func (l *Log) LoginRefused(c *Client, login *Login, reason Reason) error {
 	if isUnverified(login, reason) {
 		if l.aggregator.add(c.aggregateKey(loginRefused, reason, login.User), aggregate{client: *c, login: *login}, time.Now()) {
@@ -131,9 +131,10 @@ func (l *Log) SessionEnded(c *Client, s *Session, reason Reason) error {
 	})
 }
 
-// ConnectionRefused records the end of a connection that never logged in, which may be
+// ConnectionRefused records the end of a connection that never logged in. It may be
 // folded with others. detail may quote the client or the TLS library; it is
-// made harmless. These yield: strangers make as many as they like.
+// sanitized. These records have low priority, because unauthenticated clients can
+// cause any number of them.
 func (l *Log) ConnectionRefused(c *Client, reason Reason, detail string, duration time.Duration) error {
 	a := aggregate{client: *c, detail: detail, duration: duration}
 	if reason != InternalMistake && l.aggregator.add(c.aggregateKey(connectionRefused, reason, identity.User{}), a, time.Now()) {
@@ -152,7 +153,8 @@ func (l *Log) writeConnectionRefused(c *Client, reason Reason, a *aggregate) err
 	})
 }
 
-// appendAggregateCount appends how many events a record stands for, when it is more than its own.
+// appendAggregateCount appends the number of events that a record stands for, if it
+// is more than one.
 func appendAggregateCount(b []byte, count uint64) []byte {
 	if count <= 1 {
 		return b
@@ -160,7 +162,7 @@ func appendAggregateCount(b []byte, count uint64) []byte {
 	return appendCount(b, "count", count)
 }
 
-// appendTo appends what is known of the client.
+// appendTo appends the fields of the client.
 func (c *Client) appendTo(b []byte) []byte {
 	b = appendText(b, "session", c.Session, maxNameBytes)
 	b = appendText(b, "listener", c.Listener, maxNameBytes)
@@ -176,14 +178,14 @@ func (c *Client) appendTo(b []byte) []byte {
 	return appendText(b, "program_version", c.Version, maxNameBytes)
 }
 
-// headerWriter is the last second that was written: to write it anew would be a quarter
-// of the work on a record.
+// headerWriter caches the text of the last second: formatting it for each record
+// would be a quarter of the work.
 type headerWriter struct {
 	second     int64 // since 1970
 	secondText []byte
 }
 
-// appendHeader opens a record with its version, time and name.
+// appendHeader begins a record with its version, time and event.
 func (s *headerWriter) appendHeader(b []byte, t eventType) []byte {
 	now := time.Now().UTC()
 	if second := now.Unix(); second != s.second || s.secondText == nil {
@@ -200,7 +202,7 @@ func (s *headerWriter) appendHeader(b []byte, t eventType) []byte {
 	return append(b, '"')
 }
 
-// secondLayout is timeLayout without what is less than a second.
+// secondLayout is timeLayout without the fraction.
 const secondLayout = "2006-01-02T15:04:05"
 
 // timeLayout sorts as text.

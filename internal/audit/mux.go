@@ -6,70 +6,70 @@ import (
 	"imapgate/internal/identity"
 )
 
-// MuxEvent is what happened to a session that may outlive its upstream.
+// MuxEvent is an event of a session that may outlive its upstream.
 type MuxEvent struct {
 	User     identity.User
 	Backend  string
-	Mailbox  string // the selected one; the client's bytes
+	Mailbox  string // the selected mailbox; in the client's bytes
 	Reason   Why
-	Result   Result // of an attach
-	Expunged uint32 // by an attach: messages the client did not know to be gone
-	Arrived  uint32 // by an attach: messages the client did not know to be there
+	Result   Result // of a reattach
+	Expunged uint32 // by a reattach: expunged messages that the client did not know of
+	Arrived  uint32 // by a reattach: new messages that the client did not know of
 	Duration time.Duration
 }
 
-// Why says what an attach, a loss or a pin came from. The constants below are
-// all there are; another value shows as other.
+// Why is the reason of a reattach, a loss or a pin. Other values than the constants
+// below are recorded as other.
 type Why string
 
-// Why a session was given an upstream anew.
+// Reasons to reattach a session.
 const (
 	AfterLoss   Why = "lost"   // its upstream was lost
-	AfterHold   Why = "hold"   // as before, and a command waited for the backend
-	AfterDetach Why = "detach" // it had given its upstream up
+	AfterHold   Why = "hold"   // as above, and a command waited for the backend
+	AfterDetach Why = "detach" // it had released its upstream
 )
 
 // How an upstream was lost.
 const (
-	LostClosed   Why = "closed"   // the backend hung up
-	LostReset    Why = "reset"    // reset or TLS fault
-	LostBye      Why = "bye"      // the backend said BYE
-	LostTimeout  Why = "timeout"  // it took or gave nothing for too long
-	LostProtocol Why = "protocol" // it said what is not IMAP
+	LostClosed   Why = "closed"   // the backend closed the connection
+	LostReset    Why = "reset"    // reset or TLS error
+	LostBye      Why = "bye"      // the backend sent BYE
+	LostTimeout  Why = "timeout"  // the backend neither read nor sent anything for too long
+	LostProtocol Why = "protocol" // the backend sent invalid IMAP
 )
 
-// Why a session is pinned to its upstream.
+// Reasons to pin a session to its upstream.
 const (
 	PinNotify       Why = "notify"          // RFC 5465
 	PinContext      Why = "context"         // RFC 5267: the backend updates a search
-	PinSavedSearch  Why = "saved_search"    // RFC 5182: $ is of the connection
+	PinSavedSearch  Why = "saved_search"    // RFC 5182: $ belongs to the connection
 	PinLanguage     Why = "language"        // RFC 5255
 	PinAnnotate     Why = "annotate"        // RFC 5257
-	PinUnknown      Why = "unknown_command" // what it changes cannot be known
-	PinUIDNotSticky Why = "uidnotsticky"    // the mailbox has no UIDs that last
-	PinSelectBad    Why = "select_bad"      // SELECT answered BAD: what is selected is not known
+	PinUnknown      Why = "unknown_command" // its effects are unknown
+	PinUIDNotSticky Why = "uidnotsticky"    // the mailbox has no persistent UIDs
+	PinSelectBad    Why = "select_bad"      // SELECT got BAD: the selected mailbox is unknown
 	PinViolation    Why = "violation"       // the backend broke an invariant
-	PinSyntax       Why = "syntax"          // a command that could not be understood
-	PinResponse     Why = "response"        // a response that could not be followed
+	PinSyntax       Why = "syntax"          // a command that could not be parsed
+	PinResponse     Why = "response"        // a response that could not be processed
 )
 
-// Result is how an attach ended. The constants below are all there are;
-// another value shows as other.
+// Result is the result of a reattach. Other values than the constants below are
+// recorded as other.
 type Result string
 
-// Results of an attach.
+// Results of a reattach.
 const (
 	AttachOK           Result = "ok"
-	AttachInconsistent Result = "inconsistent" // the mailbox cannot have become what it is
-	AttachGone         Result = "gone"         // there is no such mailbox any more, or it is not this user's
+	AttachInconsistent Result = "inconsistent" // the mailbox changed in an impossible way
+	AttachGone         Result = "gone"         // the mailbox no longer exists, or not for this user
 	AttachChanged      Result = "changed"      // another mailbox has its name: UIDVALIDITY or MAILBOXID
-	AttachTooLarge     Result = "too_large"    // for telling all flags again
-	AttachRefused      Result = "refused"      // the login
+	AttachTooLarge     Result = "too_large"    // too large to send all flags again
+	AttachRefused      Result = "refused"      // the backend refused the login
 	AttachLimit        Result = "limit"        // no connection left
 	AttachTimeout      Result = "timeout"
-	AttachUnavailable  Result = "unavailable" // the backend, for now
-	AttachLost         Result = "lost"        // the new upstream, too
-	AttachCanceled     Result = "canceled"    // the client went away, or we are going down
+	AttachUnavailable  Result = "unavailable" // the backend is unavailable
+	AttachLost         Result = "lost"        // the new upstream was lost too
+	AttachCanceled     Result = "canceled"    // the client disconnected, or the gateway is shutting down
 )
 
 // Constant tables: every Why and every Result.
@@ -86,13 +86,14 @@ var (
 	}
 )
 
-// Known says whether w is one of the constants.
+// Known reports whether w is one of the constants.
 func (w Why) Known() bool { return whys[w] }
 
-// Known says whether r is one of the constants.
+// Known reports whether r is one of the constants.
 func (r Result) Known() bool { return results[r] }
 
-// SessionReattached records that a session was given an upstream anew, or in vain.
+// SessionReattached records that a session was reattached, or that reattaching
+// failed.
 func (l *Log) SessionReattached(c *Client, m *MuxEvent) error {
 	result := string(m.Result)
 	if !m.Result.Known() {
@@ -106,15 +107,15 @@ func (l *Log) SessionReattached(c *Client, m *MuxEvent) error {
 	})
 }
 
-// UpstreamLost records that a session lost its upstream and goes on. Took is
-// how long it had it.
+// UpstreamLost records that a session lost its upstream and continues. Duration is
+// the time it was attached.
 func (l *Log) UpstreamLost(c *Client, m *MuxEvent) error {
 	return l.appendRecord(recordMeta{eventType: upstreamLost}, func(b []byte) []byte {
 		return appendDuration(m.appendTo(c.appendTo(b)), m.Duration)
 	})
 }
 
-// SessionPinned records that a session will not outlive its upstream, and why.
+// SessionPinned records that a session will end with its upstream, and why.
 func (l *Log) SessionPinned(c *Client, m *MuxEvent) error {
 	return l.appendRecord(recordMeta{eventType: sessionPinned}, func(b []byte) []byte { return m.appendTo(c.appendTo(b)) })
 }

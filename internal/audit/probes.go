@@ -14,34 +14,35 @@ import (
 )
 
 const (
-	// probeInterval is how often the probes of one address are written down.
+	// probeInterval is the interval of the records of one address's probes.
 	probeInterval = time.Minute
-	// maxProbeNets bounds the addresses that are told apart; those beyond are counted
-	// together, without one.
+	// maxProbeNets bounds the addresses that are counted separately. Those beyond are
+	// counted together, without an address.
 	maxProbeNets = 256
 )
 
-// probeAggregate is one or several probes of an address since the last record of them.
+// probeAggregate is the probes of an address since the last record of them.
 type probeAggregate struct {
 	aggregate
-	reasons map[Reason]uint64 // how many ended for each
-	kinds   map[string]uint64 // how many were of each
+	reasons map[Reason]uint64 // number of probes per reason
+	kinds   map[string]uint64 // number of probes per kind
 }
 
-// mainReason is that of most of them; of equally many, the first in the alphabet.
+// mainReason returns the most frequent reason; of equally frequent ones, the first
+// in the alphabet.
 func (p *probeAggregate) mainReason() Reason {
 	reasons := slices.Sorted(maps.Keys(p.reasons))
 	return slices.MaxFunc(reasons, func(a, b Reason) int { return cmp.Compare(p.reasons[a], p.reasons[b]) })
 }
 
-// probeAggregator counts what the health checks of balancers do, so that they are a record a
-// minute and not one each.
+// probeAggregator counts the health checks of load balancers, so that they cause one
+// record a minute instead of one each.
 type probeAggregator struct {
 	mu         sync.Mutex
-	aggregates map[netip.Prefix]*probeAggregate // Guarded by mu. At most maxProbeNets, and one more.
+	aggregates map[netip.Prefix]*probeAggregate // Guarded by mu. At most maxProbeNets, plus one.
 }
 
-// add reports whether a probe is written down now; else it is counted.
+// add reports whether a probe is recorded now; otherwise it is counted.
 func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind string, reason Reason, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,8 +68,8 @@ func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind string, rea
 	return false
 }
 
-// takeDue takes what is to be written by now. An address that has not come since its last
-// record is forgotten.
+// takeDue returns and resets the counts whose minute is over. It removes addresses
+// without a probe since their last record.
 func (p *probeAggregator) takeDue(now time.Time) []probeAggregate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,9 +87,9 @@ func (p *probeAggregator) takeDue(now time.Time) []probeAggregate {
 	return due
 }
 
-// ProbeEnded records the end of a connection from a trusted address that was no more than a
-// health check: kind says what it did. Of an address there is one record a minute, and
-// one line in the ordinary log, which counts the others.
+// ProbeEnded records the end of a connection from a trusted address that was only a
+// health check; kind is what it did. An address has one record a minute, and one
+// line in the ordinary log, which count the others.
 func (l *Log) ProbeEnded(c *Client, kind string, reason Reason, duration time.Duration) {
 	next := aggregate{client: *c, duration: duration}
 	if l.probes.add(identity.AddrPrefix(c.effectiveAddr()), next, kind, reason, time.Now()) {
@@ -99,7 +100,7 @@ func (l *Log) ProbeEnded(c *Client, kind string, reason Reason, duration time.Du
 
 func (l *Log) writeProbe(p *probeAggregate) {
 	reason := p.mainReason()
-	_ = l.writeConnectionRefused(&p.client, reason, &p.aggregate) // else it counts as lost
+	_ = l.writeConnectionRefused(&p.client, reason, &p.aggregate) // an error is counted as lost
 	l.log.Info("probe", zap.String("listener", p.client.Listener), zap.Stringer("address", p.client.effectiveAddr()),
 		zap.Any("kinds", p.kinds), zap.String("reason", string(reason)), zap.Uint64("count", p.count))
 }

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// A balancer that looks every two seconds, in several ways, is a record and a line a
-// minute; the sums are exact.
+// The health checks of a load balancer, every two seconds in several ways, are one
+// record and one line a minute; the sums are exact.
 func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 	const minutes, every = 10, 2 * time.Second
 	var probed int
-	records, said := runAggregating(t, 0, func(l *Log) {
+	records, logs := runAggregating(t, 0, func(l *Log) {
 		for range minutes * int(time.Minute/every) {
 			probed++
 			kind, why := "connect", ClientClosed
@@ -21,15 +21,15 @@ func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 				kind, why = "tls", HandshakeFailed
 			}
 			l.ProbeEnded(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
-			<-time.After(every) // of the bubble's clock
+			<-time.After(every) // in the bubble's clock
 		}
 	})
 	if events, _ := countEvents(records); events != probed || len(records) > minutes+1 {
 		t.Errorf("%d probes are %d events in %d records", probed, events, len(records))
 	}
 	var last time.Time
-	lines := said.FilterMessage("probe").All()
-	for _, line := range lines[:len(lines)-1] { // the last one is Close's
+	lines := logs.FilterMessage("probe").All()
+	for _, line := range lines[:len(lines)-1] { // the last one is from Close
 		if line.Time.Sub(last) < time.Minute {
 			t.Errorf("two lines in a minute: %v, %v", last, line)
 		}
@@ -42,7 +42,7 @@ func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 
 func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 	c := &Client{Peer: netip.MustParseAddrPort("10.0.0.9:4711")}
-	records, said := runAggregating(t, 0, func(l *Log) {
+	records, logs := runAggregating(t, 0, func(l *Log) {
 		l.ProbeEnded(c, "connect", ClientClosed, 0)
 		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
 		l.ProbeEnded(c, "connect", HandshakeFailed, 0)
@@ -52,7 +52,7 @@ func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
 		l.ProbeEnded(c, "imap", ClientLogout, 0)
 	})
-	lines := said.FilterMessage("probe").All()
+	lines := logs.FilterMessage("probe").All()
 	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(HandshakeFailed) || lines[1].ContextMap()["reason"] != string(HandshakeFailed) {
 		t.Fatalf("%v, %v", records, lines)
 	}
@@ -64,26 +64,26 @@ func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 
 func TestProbesFromManyAddressesAreBounded(t *testing.T) {
 	const flood = 20_000
-	records, said := runAggregating(t, 0, func(l *Log) {
+	records, logs := runAggregating(t, 0, func(l *Log) {
 		for i := range flood {
 			addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 			l.ProbeEnded(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", ClientClosed, 0)
 		}
 	})
-	if events, _ := countEvents(records); events != flood || len(records) > maxProbeNets+2 || said.Len() > maxProbeNets+2 {
-		t.Errorf("%d events in %d records and %d lines", events, len(records), said.Len())
+	if events, _ := countEvents(records); events != flood || len(records) > maxProbeNets+2 || logs.Len() > maxProbeNets+2 {
+		t.Errorf("%d events in %d records and %d lines", events, len(records), logs.Len())
 	}
 }
 
 func TestLimitHitLogsOneLineAMinute(t *testing.T) {
 	c := &Client{Session: "s", Listener: "imaps", Peer: netip.MustParseAddrPort("192.0.2.7:4711")}
-	_, said := runAggregating(t, 0, func(l *Log) {
+	_, logs := runAggregating(t, 0, func(l *Log) {
 		for range 120 {
 			_ = l.LimitHit(c, &LimitHit{Limit: LimitBanned, Subject: "192.0.2.7/32", Result: Refused})
-			<-time.After(time.Second) // of the same
+			<-time.After(time.Second) // in the bubble's clock
 		}
 	})
-	lines := said.FilterMessage("limit hit").All()
+	lines := logs.FilterMessage("limit hit").All()
 	if len(lines) < 2 || len(lines) > 3 {
 		t.Fatalf("%d lines in two minutes", len(lines))
 	}

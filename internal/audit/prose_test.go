@@ -1,113 +1,121 @@
 package audit
 
-// What docs/AUDIT.md says besides its tables.
+// The text of docs/AUDIT.md around its tables.
 const (
 	preface = `<!-- Generated from internal/audit by go generate; change the text and the tables there. -->
 # The audit log
 
-What an operator must be able to prove later: one line of JSON (RFC 8259) for each event, in the order in which they
-happened. How to keep it is in [OPERATIONS.md](OPERATIONS.md#logs), its settings are in [CONFIG.md](CONFIG.md#audit). Read it with
+The audit log is the record you can rely on later: one line of JSON (RFC 8259) for each event, in the order of the
+events. [OPERATIONS.md](OPERATIONS.md#logs) describes how to keep it, [CONFIG.md](CONFIG.md#audit) its settings. Search it with
 
     imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
 
-What may be relied on:
+Guarantees:
 
-- **Each login attempt has one record**, ` + "`login_accepted` or `login_refused`, and each accepted connection has one end," + `
-  ` + "`session_ended` or `connection_refused`" + `. There is none for its beginning: the end has the duration, and a scan of the
-  network must not cost two records for each connection. What is known of TLS is in both. Where a record has ` + "`count`" + ` it stands for so
-  many; [Folded records](#folded-records) says which may.
-- **Names are stable.** New events, fields and words may come; ` + "`v`" + ` grows when a reader of the old form would
-  misunderstand the new one. The order of fields is not part of it.
+- **Each login attempt has one record**, ` + "`login_accepted`" + ` or ` + "`login_refused`" + `, and each accepted connection has one end,
+  ` + "`session_ended`" + ` or ` + "`connection_refused`" + `. The beginning of a connection has no record: the end has the duration, and a
+  network scan must not cost two records for each connection. Both have the TLS details. A record
+  with ` + "`count`" + ` stands for that many events; see [Folded records](#folded-records).
+- **Names are stable.** New events, fields and words may be added; ` + "`v`" + ` grows when a reader of the old form would
+  misunderstand the new one. The order of fields is not guaranteed.
 - **One event is one line**, whatever a client sends: control characters, line separators, bidirectional controls and
-  invalid UTF-8 in text from outside are written visibly (` + "`\\x1b`, `\\u{202e}`" + `), and long text ends in ` + "`…`" + `.
-- **There is never a password in it**, nor a token, nor anything of what messages contain. A name that no account can
-  have is there as ` + "`claimed`" + `, unless it shows the password or looks like one; [below](#whose-login-it-was). A password that is typed as the name
-  and as such looks like one is a name to the gateway, in ` + "`user` or `claimed`" + `: let few people read the file.
-- **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend, with the answer that the client
-  got, or ` + "`aborted`" + ` where none was seen. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
-  literals contain are nowhere. ` + "`FETCH`" + ` is no write, though it may set \\Seen; ` + "`CLOSE`" + `, which expunges, is one. What is no command has
-  no record. Behind ` + "`session_pinned`" + `, and in mode ` + "`splice`" + `, nobody reads commands, and there are none.
+  invalid UTF-8 in text from outside are written visibly (` + "`\\x1b`" + `, ` + "`\\u{202e}`" + `), and long text ends in ` + "`…`" + `.
+- **It never contains a password** or token, or the content of messages. An invalid user name is recorded as ` + "`claimed`" + `,
+  unless it contains the password or looks like one; see [below](#whose-login-it-was). A password that is typed as the
+  user name and looks like a name is recorded in ` + "`user`" + ` or ` + "`claimed`" + `: restrict access to the file.
+- **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend. It has the answer that
+  the client got, or ` + "`aborted`" + ` if there was none. It contains only known verbs, mailbox names, counts, sizes and a
+  response code, never search terms, flags or the content of literals. ` + "`FETCH`" + ` is not a write, although it may set
+  ` + "`\\Seen`" + `; ` + "`CLOSE`" + `, which expunges, is one. Input that is not a command has no record. After ` + "`session_pinned`" + `, and in
+  ` + "`splice`" + ` mode, commands are not parsed, so none are recorded.
 - A line is at most 4,200 bytes long.
 
-Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with milliseconds, *address* ` + "`host:port` with IPv6 in brackets" + `,
-*word* one of a closed set, *user* a canonical user name, *text* anything, made harmless.
+Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with milliseconds, *address* ` + "`host:port`" + ` with IPv6 in
+brackets, *word* one of a closed set, *user* a canonical user name, *text* any text, sanitized.
 
 ## Events and fields
 `
 	epilogue = `
 ## Whose login it was
 
-Each refused login has ` + "`user`" + `, or, where the name was refused as a name, ` + "`claimed`" + `, and ` + "`attempt`" + `, whichever command or mechanism brought it and
-whatever else is wrong with it. Neither ` + "`user`" + ` nor ` + "`claimed`" + ` is there
+Each refused login has ` + "`user`" + `, or ` + "`claimed`" + ` if the name itself was refused, and ` + "`attempt`" + `, whichever command or mechanism
+was used and whatever else is wrong with it. Neither ` + "`user`" + ` nor ` + "`claimed`" + ` is recorded
 
-- before TLS (` + "`cleartext`" + `, which has no ` + "`attempt`" + ` either), and for a mechanism that is not offered (` + "`bad_mechanism`" + `), where nobody reads on;
-- for a message without the form of its mechanism: it has no place for a name;
-- where what stands in the name's place may be the password: without a password or token, or an exchange of ` + "`AUTH=LOGIN`" + ` that was broken off
-  before it; and in ` + "`AUTHENTICATE PLAIN`" + ` with an authorization identity that is another user or no name, as when the parts are in the wrong order;
-- where the name is a SASL message in base64, or a JSON Web Token.
+- before TLS (` + "`cleartext`" + `, which has no ` + "`attempt`" + ` either), and for a mechanism that is not offered (` + "`bad_mechanism`" + `):
+  the gateway does not read the rest of the exchange;
+- for a malformed SASL message, which has no defined place for a name;
+- if the text in place of the name may be the password: without a password or token; after an ` + "`AUTH=LOGIN`" + ` exchange
+  that was cancelled before the password; and in ` + "`AUTHENTICATE PLAIN`" + ` with an authorization identity that is another
+  user or not a valid name, as when the parts are in the wrong order;
+- if the name is a SASL message in base64, or a JSON Web Token.
 
-` + "`claimed`" + ` is not there either where it contains the password or token that came with it, or a piece of that is all it is; where it has a colon, NUL or
-U+0001, ` + "`Bearer` or `auth=`" + `; nor where that is so once it is read as base64.
+` + "`claimed`" + ` is also omitted if it contains the password or token that came with it, or is a part of it; if it contains a
+colon, NUL, U+0001, ` + "`Bearer`" + ` or ` + "`auth=`" + `; and if any of this is true after base64 decoding.
 
-Of a mechanism that is not offered the name is there where it is a known one; else ` + "`mechanism` is `AUTH=`" + `.
+A mechanism that is not offered is recorded by name if it is a known one; otherwise ` + "`mechanism`" + ` is ` + "`AUTH=`" + `.
 
 ## The client's program
 
-` + "`program` and `program_version`" + ` are the ` + "`name` and `version`" + ` that a client gives itself with the command ` + "`ID`" + ` (RFC 2971): its own word, which proves nothing.
-They are in every record of the client from then on, and so in ` + "`login_accepted`" + ` only where the client sent ` + "`ID`" + ` before its login. Most send it
-afterwards: look at ` + "`session_ended`" + `. In mode ` + "`splice`" + ` nobody reads what comes after the login, and it is not on record there. What was said before
-STARTTLS does not count. Each is cut at 64 bytes.
+` + "`program`" + ` and ` + "`program_version`" + ` are the ` + "`name`" + ` and ` + "`version`" + ` that the client sent with the command ` + "`ID`" + ` (RFC 2971). They
+are the client's own claim and prove nothing. Every later record of the client has them, so ` + "`login_accepted`" + ` has them
+only if the client sent ` + "`ID`" + ` before its login. Most clients send it afterwards: look at ` + "`session_ended`" + `. In ` + "`splice`" + ` mode
+commands after the login are not parsed, so an ` + "`ID`" + ` there is not recorded. ` + "`ID`" + ` before STARTTLS is ignored. Each value is
+cut at 64 bytes.
 
 ## Folded records
 
-What somebody without an account can cause at will must not fill the log. Of one address (IPv6: network of 64 bits) for one reason, the first
-` + "`audit.first_per_minute`" + ` (10) of a minute have a record each; those that follow have one together, at the end of the minute or when the
-gateway stops. It has ` + "`count`" + `, and the other fields of the last of them. Sums are exact: a record without ` + "`count`" + ` is one. So are folded:
+A client without an account must not be able to fill the log. For one address (IPv6: network of 64 bits) and one reason,
+the first ` + "`audit.first_per_minute`" + ` (10) events of a minute have their own records. All further ones share one record, at
+the end of the minute or when the gateway stops. It has ` + "`count`" + `, and the other fields of the last event. Sums are exact:
+a record without ` + "`count`" + ` counts as one. Folded are:
 
 - ` + "`connection_refused`" + `, for every reason but ` + "`internal`" + `;
-- ` + "`login_refused`" + ` where nobody has looked at the credentials, of one user: ` + "`cleartext`, `bad_mechanism`, `bad_exchange`, `client_aborted`" + ` and,
-  where no ` + "`method`" + ` has vouched for the user, ` + "`limit_reached`" + `. No ` + "`login_accepted`" + ` is, and no refusal that says whether a password was right.
+- ` + "`login_refused`" + ` of one user, if the credentials were not verified: ` + "`cleartext`" + `, ` + "`bad_mechanism`" + `, ` + "`bad_exchange`" + `,
+  ` + "`client_aborted`" + ` and, if no ` + "`method`" + ` has accepted the user, ` + "`limit_reached`" + `. ` + "`login_accepted`" + ` is never folded, nor is a
+  refusal that reveals whether the password was correct.
 
-**Probes.** The health checks of balancers come by the thousand a day. A connection from an address in ` + "`proxy_protocol.trusted`" + ` or
-` + "`trusted_networks`" + ` of its listener that ends in good order without having said anything, or no more than PROXY LOCAL, a TLS handshake,
-CAPABILITY, STARTTLS or LOGOUT, is one. All those of an address have one ` + "`connection_refused`" + ` a minute, whatever
-` + "`audit.first_per_minute`" + ` is: the first at once, and another for those since, with ` + "`count`" + ` and the ` + "`reason`" + ` of most of them. Of more than 256 addresses the rest is counted together.
+**Probes.** Load balancers send thousands of health checks a day. A probe is a connection from an address in
+` + "`proxy_protocol.trusted`" + ` or ` + "`trusted_networks`" + ` of its listener that ends cleanly and sent nothing, or only PROXY LOCAL, a
+TLS handshake, CAPABILITY, STARTTLS or LOGOUT. The probes of an address cause one ` + "`connection_refused`" + ` a minute, whatever
+the value of ` + "`audit.first_per_minute`" + `: the first at once, and then one for those since, with ` + "`count`" + ` and their most
+frequent ` + "`reason`" + `. Beyond 256 addresses, probes are counted together.
 
-At most 600 such records a minute are single, from all addresses together. Of more than 512 addresses, reasons and users at a time the rest is
-counted by reason alone: such a record has ` + "`count`" + `, and neither ` + "`peer`" + ` nor anything else of a client.
+At most 600 such records a minute are not folded, for all addresses together. Beyond 512 combinations of address, reason
+and user, events are counted by reason only: such a record has ` + "`count`" + `, but neither ` + "`peer`" + ` nor any other client field.
 
 ## Sinks
 
-A record goes to each sink of ` + "`audit.sinks`" + ` whose filter lets it through. ` + "`events`" + ` and ` + "`results`" + ` are lists; a record without a
+A record goes to each sink of ` + "`audit.sinks`" + ` whose filter matches. ` + "`events`" + ` and ` + "`results`" + ` are lists; a record without a
 result passes the second.
 
 | type | form | what may be lost |
 |---|---|---|
-| ` + "`file`" + ` | a line each; synced every second; a renamed or removed file is followed by a new one | by a crash of the machine, a second; by SIGKILL, what had waited for 5 ms, commands 50 ms, and one line may be unfinished |
-| ` + "`stdout`" + ` | a line each | as the reader does |
-| ` + "`syslog`" + ` | to ` + "`tcp://` and `tls://`" + ` RFC 5424: MSGID is the event, the message is the record without a byte order mark; by datagrams or, on streams, with octet counting (RFC 6587, RFC 5425). To ` + "`unix://`" + ` RFC 3164, as syslog(3) writes it: ` + "`<86>May  1 12:00:00 imapgate[4711]: `" + ` and the record, on streams a line each. ` + "`format`" + ` chooses. A record that a local socket does not take whole (macOS: 2,048 bytes) is cut at 1,024, and ends in ` + "`…`" + ` | the protocol has no answers: what the kernel had taken when a connection broke |
-| ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | as that Redis does. After a broken connection an entry may be there twice |
+| ` + "`file`" + ` | one line each; synced every second; after the file is renamed or removed a new one is created | if the machine crashes: one second. After SIGKILL: records of the last 5 ms, commands of the last 50 ms, and one line may be unfinished |
+| ` + "`stdout`" + ` | one line each | depends on the reader |
+| ` + "`syslog`" + ` | to ` + "`tcp://`" + ` and ` + "`tls://`" + ` RFC 5424: MSGID is the event, the message is the record without a byte order mark; in datagrams or, on streams, with octet counting (RFC 6587, RFC 5425). To ` + "`unix://`" + ` RFC 3164, as syslog(3) writes it: ` + "`<86>May  1 12:00:00 imapgate[4711]: `" + ` and the record, on streams one line each. ` + "`format`" + ` selects one. A record that is too long for a local socket (macOS: 2,048 bytes) is cut at 1,024 bytes and ends in ` + "`…`" + ` | the protocol has no acknowledgements: data that the kernel had accepted when the connection broke |
+| ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | depends on that Redis. After a broken connection an entry may occur twice |
 
-Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three quarters
-full, nobody is let in, with the reason ` + "`audit_unavailable`" + `; sessions go on, and what they have to say finds room in the
-rest. What finds none is counted, and told by ` + "`records_lost`" + ` as soon as the sink works again. Records of commands, limits,
-lost connections and connections that never logged in (` + "`connection_refused`" + `) give way first, when half of the buffer is full: strangers
-must not be able to keep others out.
+Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three
+quarters full, all logins are refused, with the reason ` + "`audit_unavailable`" + `; sessions continue, and their records use the
+rest of the buffer. Records that do not fit are counted, and ` + "`records_lost`" + ` reports them as soon as the sink works again.
+Records of commands, limits, lost connections and connections that never logged in (` + "`connection_refused`" + `) are dropped
+first, once the buffer is half full: unauthenticated clients must not be able to block logins.
 
 ## The chain
 
-With ` + "`audit.chain: true`" + ` each record in a regular file carries ` + "`seq`" + ` and ` + "`hash`" + `, as its last two fields. The chain goes on when
-the gateway is started again, when several gateways of one machine and user write the file at a time, and in the new file when one is moved
-away. Rotating by copying and cutting off breaks it. How far it has got is in ".NAME.lock" beside the file, which only the gateway's user may open:
-what somebody else adds while a gateway runs is no record of the chain, whatever its hash.
+With ` + "`audit.chain: true`" + ` each record in a regular file has ` + "`seq`" + ` and ` + "`hash`" + ` as its last two fields. The chain continues
+after a restart, if several gateways of one machine and user write the file at the same time, and in the new file after a
+rotation by rename. Rotation by copy and truncate breaks it. The file ".NAME.lock" beside the log, which only the
+gateway's user may open, has the current position: a record that another process adds while a gateway runs is not part
+of the chain, whatever its hash.
 
     imapgate audit verify /var/log/imapgate/audit.log.2.gz /var/log/imapgate/audit.log.1 /var/log/imapgate/audit.log
 
-names the first line that was changed, added or removed, or the file that is missing in between. To do it by hand: the
-hash of a line is that of 32 bytes, the hash of the line before (zeros before the first), and of the line from its
-beginning up to, but without, ` + "`,\"hash\"`" + `. An unfinished line, which a killed process leaves, is passed over.
+reports the first line that was changed, added or removed, or the file that is missing in between. To verify it
+yourself: the hash of a line covers 32 bytes, the hash of the previous line (zeros for the first), and the line from its
+beginning up to, but without, ` + "`,\"hash\"`" + `. An unfinished line, as a killed process leaves it, is skipped.
 
-The chain cannot show that the newest records were cut off, nor that somebody who may write the file has made it all
-anew. For that, send the records to another machine too, or note there from time to time what ` + "`verify`" + ` says last.
+The chain does not reveal that the newest records were removed, or that someone with write access rewrote the whole
+file. For that, also send the records to another machine, or regularly store the last line of ` + "`verify`" + ` there.
 `
 )

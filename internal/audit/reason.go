@@ -1,66 +1,66 @@
 package audit
 
-// Reason says why a login was refused or a connection ended. The constants
-// below are all there are.
+// Reason is why a login was refused or a connection ended. The constants below are
+// the closed set.
 type Reason string
 
 // Reasons to refuse a login.
 const (
-	BadName          Reason = "bad_name"                   // a name no account can have
-	BadCredentials   Reason = "bad_credentials"            // unknown user or wrong password: also here they are one
-	UserBlocked      Reason = "user_blocked"               // state blocked
-	UserPaused       Reason = "user_paused"                // state paused: to be tried again
-	NoRoute          Reason = "no_route"                   // nowhere to go
+	BadName          Reason = "bad_name"                   // the name is invalid for any account
+	BadCredentials   Reason = "bad_credentials"            // unknown user or wrong password; they are not distinguished here either
+	UserBlocked      Reason = "user_blocked"               // the route's state is blocked
+	UserPaused       Reason = "user_paused"                // the route's state is paused: try again later
+	NoRoute          Reason = "no_route"                   // no backend for the user
 	Cleartext        Reason = "cleartext"                  // before TLS
 	BadMechanism     Reason = "bad_mechanism"              // not offered
-	BadExchange      Reason = "bad_exchange"               // SASL data that cannot be right, or cancelled
-	ProvedAndLeft    Reason = "client_aborted_after_proof" // the proof was right, and the client broke off when it was told
-	NotAuthorized    Reason = "not_authorized"             // authenticated, but not for the name asked for
-	NothingToShow    Reason = "no_password"                // authenticated without one, and the backend wants to see it
-	RoutesAway       Reason = "routing_unavailable"        // Redis away, and no cached answer
-	AuthAway         Reason = "auth_unavailable"           // the source of passwords is away
+	BadExchange      Reason = "bad_exchange"               // invalid SASL data, or cancelled by the client
+	ProvedAndLeft    Reason = "client_aborted_after_proof" // the proof was correct, and the client aborted after it received the result
+	NotAuthorized    Reason = "not_authorized"             // authenticated, but not for the requested name
+	NothingToShow    Reason = "no_password"                // authenticated without a password, which the backend requires
+	RoutesAway       Reason = "routing_unavailable"        // Redis is down, and there is no cached route
+	AuthAway         Reason = "auth_unavailable"           // the source of passwords is down
 	BackendDown      Reason = "backend_down"               // no connection
-	BackendTLS       Reason = "backend_tls"                // not verified, or no TLS where it must be
+	BackendTLS       Reason = "backend_tls"                // certificate not verified, or no TLS where it is required
 	BackendTimeout   Reason = "backend_timeout"            // no answer in time
-	BackendProtocol  Reason = "backend_protocol"           // what it said is not IMAP, or not allowed there
-	BackendRefused   Reason = "backend_refused"            // it refused good credentials, with a code of its own
-	ForwardingLoop   Reason = "forwarding_loop"            // the hop limit
-	Overload         Reason = "overload"                   // one of our bounds
-	LimitReached     Reason = "limit_reached"              // one of the user's or address's limits
+	BackendProtocol  Reason = "backend_protocol"           // its answer was invalid IMAP, or not allowed in that state
+	BackendRefused   Reason = "backend_refused"            // it refused correct credentials, with its own response code
+	ForwardingLoop   Reason = "forwarding_loop"            // the hop limit was reached
+	Overload         Reason = "overload"                   // a bound of the gateway was reached
+	LimitReached     Reason = "limit_reached"              // a limit of the user or address was reached
 	AuditAway        Reason = "audit_unavailable"          // this log cannot be written
-	ClientWentAway   Reason = "client_aborted"             // while we were at it
-	GatewayStopping  Reason = "shutdown"                   // we are going down
-	InternalMistake  Reason = "internal"                   // our own mistake
-	IdentityMismatch Reason = "identity_violation"         // the upstream was not this user's: never to happen
+	ClientWentAway   Reason = "client_aborted"             // the client disconnected during the login
+	GatewayStopping  Reason = "shutdown"                   // the gateway is shutting down
+	InternalMistake  Reason = "internal"                   // internal error
+	IdentityMismatch Reason = "identity_violation"         // the upstream belonged to another user; must never happen
 )
 
-// Reasons for the end of a connection, before or after the login. Shutdown,
-// overload, limit_reached, backend_protocol, internal and identity_violation of
-// above are among them.
+// Reasons for the end of a connection, before or after the login. Of the reasons
+// above, shutdown, overload, limit_reached, backend_protocol, internal and
+// identity_violation are used here too.
 const (
 	ClientLogout      Reason = "client_logout"
 	ClientClosed      Reason = "client_closed"
-	ClientLost        Reason = "client_error"    // reset, time-out or TLS fault
-	ClientProtocol    Reason = "client_protocol" // after the login, where commands are framed
+	ClientLost        Reason = "client_error"    // reset, timeout or TLS error
+	ClientProtocol    Reason = "client_protocol" // after the login, where commands are parsed
 	BackendClosed     Reason = "backend_closed"
 	BackendLost       Reason = "backend_lost"
 	Idle              Reason = "idle"
-	ClientStalled     Reason = "client_stalled" // did not read what it asked for
+	ClientStalled     Reason = "client_stalled" // the client did not read its responses
 	BackendStalled    Reason = "backend_stalled"
 	Drained           Reason = "drained"       // its grace period was over
-	Kicked            Reason = "kicked"        // by the operator
-	Moved             Reason = "moved"         // the user's backend changed, also while a login was under way
+	Kicked            Reason = "kicked"        // by an operator
+	Moved             Reason = "moved"         // the user's backend changed, possibly during a login
 	LoginChanged      Reason = "login_changed" // the user's login name at the backend changed
-	TokenExpired      Reason = "token_expired" // the token that opened it has ended
+	TokenExpired      Reason = "token_expired" // the token that opened the session has expired
 	PreauthTimeout    Reason = "preauth_timeout"
 	HandshakeTimeout  Reason = "tls_timeout"
 	HandshakeFailed   Reason = "tls_failed"
 	WrongALPN         Reason = "wrong_alpn"
-	StartTLSInjection Reason = "starttls_injection" // bytes behind STARTTLS
+	StartTLSInjection Reason = "starttls_injection" // data directly after STARTTLS
 	BadProxyHeader    Reason = "bad_proxy_header"   // malformed, missing or late
 	LineTooLong       Reason = "line_too_long"
 	LiteralTooBig     Reason = "literal_too_big"
-	WrongProtocol     Reason = "wrong_protocol" // HTTP and other strangers
+	WrongProtocol     Reason = "wrong_protocol" // HTTP or another protocol
 	BadCommands       Reason = "bad_commands"   // too many
 	LoginAttempts     Reason = "login_attempts" // too many
 	TooMany           Reason = "too_many_connections"
@@ -68,17 +68,18 @@ const (
 
 // Reasons for the end of a session that could have outlived its upstream.
 const (
-	MailboxGone      Reason = "mailbox_gone"         // the selected mailbox was deleted, or is not this user's any more
-	MailboxChanged   Reason = "mailbox_changed"      // another has its name: UIDVALIDITY or MAILBOXID
-	MailboxTooLarge  Reason = "mailbox_too_large"    // what changed is not known, and there is too much to tell all of it
-	ViewInconsistent Reason = "view_inconsistent"    // it cannot have become what it is
-	UpstreamLost     Reason = "upstream_lost"        // amid a response, or with the outcome of a command unknown
-	UpstreamAway     Reason = "upstream_unavailable" // none to be had in time
-	LoginRevoked     Reason = "login_revoked"        // the backend does not accept the login any more
+	MailboxGone      Reason = "mailbox_gone"         // the selected mailbox was deleted, or the user lost access
+	MailboxChanged   Reason = "mailbox_changed"      // another mailbox has its name: UIDVALIDITY or MAILBOXID
+	MailboxTooLarge  Reason = "mailbox_too_large"    // the changes are unknown, and the mailbox is too large to send all flags again
+	ViewInconsistent Reason = "view_inconsistent"    // the mailbox changed in an impossible way
+	UpstreamLost     Reason = "upstream_lost"        // during a response, or with the outcome of a command unknown
+	UpstreamAway     Reason = "upstream_unavailable" // no new upstream in time
+	LoginRevoked     Reason = "login_revoked"        // the backend no longer accepts the login
 )
 
-// reasons is every Reason with what the client of a refused login was told in
-// kind: refused (try another password) or unavailable (try again later).
+// reasons has the result of a refused login for every Reason: refused (try another
+// password) or unavailable (try again later). It has ended for reasons that only end
+// connections.
 var reasons = map[Reason]string{
 	BadName: refused, BadCredentials: refused, UserBlocked: refused, NoRoute: refused, Cleartext: refused,
 	BadMechanism: refused, BadExchange: refused, ProvedAndLeft: refused, NotAuthorized: refused,
@@ -97,10 +98,10 @@ var reasons = map[Reason]string{
 	UpstreamAway: ended, LoginRevoked: ended,
 }
 
-// ended stands in for a result with the reasons that end a connection only.
+// ended is the value of reasons that only end connections.
 const ended = "ended"
 
-// result is the kind of answer a refused login got.
+// result returns the field result of a login that was refused for r.
 func (r Reason) result() string {
 	if kind := reasons[r]; kind == unavailable {
 		return unavailable
@@ -108,5 +109,5 @@ func (r Reason) result() string {
 	return refused
 }
 
-// Known says whether r is one of the constants.
+// Known reports whether r is one of the constants.
 func (r Reason) Known() bool { _, known := reasons[r]; return known }

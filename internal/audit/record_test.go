@@ -19,7 +19,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// encode gives the one record that event makes, as the log would write it.
+// encode returns the record of an event, as the log would write it.
 func encode(t testing.TB, event func(*Log)) []byte {
 	t.Helper()
 	l, o := newBufferedLog()
@@ -27,16 +27,17 @@ func encode(t testing.TB, event func(*Log)) []byte {
 	return o.pending
 }
 
-// newBufferedLog is a log whose records stay in the buffer of its one outlet.
+// newBufferedLog returns a log whose records stay in the buffer of its one sink
+// writer.
 func newBufferedLog() (*Log, *sinkWriter) {
 	l := &Log{cfg: Config{Commands: AllCommands}, log: zap.NewNop()}
 	w := &sinkWriter{auditLog: l, blocksLogins: true, wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1)}
-	w.filter, _ = newFilter(nil, nil) // wants all
+	w.filter, _ = newFilter(nil, nil) // matches all records
 	l.writers = []*sinkWriter{w}
 	return l, w
 }
 
-// decode checks what every record promises and gives its members.
+// decode checks the guarantees of every record and returns its members.
 func decode(t testing.TB, record []byte) map[string]any {
 	t.Helper()
 	if len(record) > maxRecordBytes {
@@ -148,7 +149,7 @@ func TestRecordsHaveTheRequiredFields(t *testing.T) {
 		}
 		for k := range got {
 			if _, ok := want[k]; !ok {
-				t.Errorf("%s: %s = %v is too much", name, k, got[k])
+				t.Errorf("%s: unexpected %s = %v", name, k, got[k])
 			}
 		}
 	}
@@ -218,12 +219,12 @@ func TestRecordCostsNoAllocation(t *testing.T) {
 	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(t)
 	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Reason: AfterLoss, Result: AttachOK}
-	done := testCommand(login)
+	cmd := testCommand(login)
 	if n := testing.AllocsPerRun(100, func() {
 		o.pending, o.bufferedRecords = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
 		_ = l.SessionReattached(c, change)
-		_ = l.Command(c, done)
+		_ = l.Command(c, cmd)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -234,7 +235,7 @@ func testCommand(login *Login) *Command {
 		LiteralSizes: []int64{310}, Result: CommandOK, Duration: 3 * time.Millisecond}
 }
 
-// BenchmarkLoginAccepted is what a caller pays: the record in the buffer.
+// BenchmarkLoginAccepted measures the caller's cost: a record in the buffer.
 func BenchmarkLoginAccepted(b *testing.B) {
 	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(b)
@@ -245,7 +246,7 @@ func BenchmarkLoginAccepted(b *testing.B) {
 	}
 }
 
-// BenchmarkCommand is what a session pays for each command with commands: all.
+// BenchmarkCommand measures a session's cost per command with commands: all.
 func BenchmarkCommand(b *testing.B) {
 	l, o := newBufferedLog()
 	c := testClient()
@@ -278,8 +279,8 @@ func FuzzAuditRecord(f *testing.F) {
 	})
 }
 
-// fuzzOtherEvents puts text from outside into the events of limits, operators and
-// commands, and into those that a chain is over.
+// fuzzOtherEvents puts outside text into the events of limits, operators and
+// commands, and checks their chain.
 func fuzzOtherEvents(t *testing.T, user, words, more string) {
 	ban := &Ban{Subject: user, Reason: Cause(words), Operator: words, Note: more}
 	action := &OperatorAction{Action: Action(words), Operator: words, Subject: user, Err: errors.New(more)}
@@ -312,13 +313,13 @@ func fuzzOtherEvents(t *testing.T, user, words, more string) {
 		before := chained
 		line := chained.appendRecord(nil, record)
 		if l, ok := parseChained(line[:len(line)-1]); !ok || before.sum(l.hashed) != l.hash || l.hash != chained.hash {
-			t.Fatalf("the link of %s is not found again", line)
+			t.Fatalf("the hash of %s cannot be parsed", line)
 		}
 	}
 }
 
-// checkField checks that got is the cleaned form of in, made here a second way: as a
-// list of pieces, each with its length inside JSON.
+// checkField checks that got is the sanitized form of in, computed here in another
+// way: as a list of pieces, each with its length in JSON.
 func checkField(t *testing.T, got any, in string, bound int) {
 	t.Helper()
 	if in == "" {
@@ -371,8 +372,8 @@ func TestEveryWordOfTheClosedSetsIsKnown(t *testing.T) {
 	checkConstants(t, "limits.go", "Cause", len(causes))
 }
 
-// checkConstants reads the constants of one type from the source: the
-// language itself cannot list them.
+// checkConstants reads the constants of one type from the source, because Go cannot
+// list them.
 func checkConstants(t *testing.T, file, kind string, want int) {
 	t.Helper()
 	source, err := os.ReadFile(file)

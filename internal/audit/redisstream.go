@@ -11,9 +11,9 @@ import (
 // maxStreamBatch bounds the records of one round trip to Redis.
 const maxStreamBatch = 256
 
-// redisStream is a sink: a Redis stream, of about so many records as it may keep.
-// Each entry has the record in its field record. After a broken round trip a
-// record may be there twice.
+// redisStream is a sink: a Redis stream, trimmed to about maxRecords. The record is
+// in the field record of an entry. After an interrupted round trip a record may be
+// in it twice.
 type redisStream struct {
 	redis      redis.UniversalClient // Set once.
 	key        string                // Set once.
@@ -51,4 +51,4 @@ func (s *redisStream) write(lines []byte) (int, error) {
 
 func (s *redisStream) maintain() error { return nil }
 
-func (s *redisStream) close() error { return nil } // the client is its maker's
+func (s *redisStream) close() error { return nil } // the owner closes the client

@@ -2,20 +2,20 @@ package audit
 
 // RouteStore is a Redis that has lost route records, or has them again.
 type RouteStore struct {
-	Node     string // its address; "" where there is only one
-	Present  int    // of the records that were looked for
+	Node     string // address of the node; "" if there is only one
+	Present  int    // number of checked records that are present
 	Missing  int
-	Operator string // of a loss that is over: the operator who said that it is meant
+	Operator string // the operator who confirmed the loss
 }
 
-// RoutesEmptied records that most of the route records that Redis was seen to hold
-// are gone: from here on nobody is taken for unknown.
+// RoutesEmptied records that most of the known route records are missing from Redis.
+// From then on no user is treated as unknown.
 func (l *Log) RoutesEmptied(s *RouteStore) error {
 	return l.appendRecord(recordMeta{eventType: routesEmptied, priority: priorityNormal}, s.appendTo)
 }
 
-// RoutesRestored records that the records are back, or that an operator has said
-// that their loss is meant.
+// RoutesRestored records that the records are back, or that an operator confirmed
+// their loss.
 func (l *Log) RoutesRestored(s *RouteStore) error {
 	return l.appendRecord(recordMeta{eventType: routesRestored, priority: priorityNormal}, func(b []byte) []byte {
 		return appendText(s.appendTo(b), "by", s.Operator, maxNameBytes)

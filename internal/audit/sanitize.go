@@ -10,19 +10,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Bounds of one field's value, in bytes of the record. With the fixed parts
-// and every field at its bound a record stays below maxRecordBytes.
+// Bounds of one field's value, in bytes of the record. With the fixed parts and
+// every field at its bound a record stays below maxRecordBytes.
 const (
-	maxTextBytes   = 256              // what clients and libraries say
-	maxNameBytes   = 64               // names from our own vocabulary and configuration
+	maxTextBytes   = 256              // text of clients and libraries
+	maxNameBytes   = 64               // names of the configuration and of closed sets
 	maxUserBytes   = identity.MaxUser // a canonical name is never cut: it is the evidence
 	maxRecordBytes = 4 << 10
 )
 
-// ellipsis marks a value that was longer than its bound.
+// ellipsis ends a value that was cut.
 const ellipsis = "…"
 
-// appendText appends a member with a cleaned value; nothing for "".
+// appendText appends a member with a sanitized value, or nothing for "".
 func appendText(b []byte, key, value string, bound int) []byte {
 	if value == "" {
 		return b
@@ -38,7 +38,7 @@ func appendText(b []byte, key, value string, bound int) []byte {
 	return append(b, '"')
 }
 
-// isPlainText says whether s can stand in a JSON string as it is.
+// isPlainText reports whether s needs no escaping in a JSON string.
 func isPlainText(s string) bool {
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
@@ -49,11 +49,11 @@ func isPlainText(s string) bool {
 }
 
 // appendSanitized appends s as the inside of a JSON string of at most bound bytes.
-// What could deceive a reader, a terminal or a log parser becomes visible text:
-// ESC is written \x1b, and stays those four characters when the JSON is decoded.
+// Text that could deceive a reader, a terminal or a log parser becomes visible: ESC
+// is written \x1b, and stays those four characters when the JSON is decoded.
 func appendSanitized(b []byte, s string, bound int) []byte {
 	start := len(b)
-	fit := start // where the record is cut if the next rune does not fit
+	fit := start // where the value is cut if the next rune does not fit
 	for i := 0; i < len(s); {
 		r, size := utf8.DecodeRuneInString(s[i:])
 		switch {
@@ -81,9 +81,9 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 	return b
 }
 
-// isUnsafe says whether r is invisible, breaks lines, or turns the direction of
-// what follows: U+2028, U+2029, bidirectional controls, zero-width characters,
-// tags, private and unassigned code points.
+// isUnsafe reports whether r is invisible, breaks lines, or changes the text
+// direction: U+2028, U+2029, bidirectional controls, zero-width characters, tags,
+// private and unassigned code points.
 func isUnsafe(r rune) bool {
 	return r > '~' && !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector) ||
 		r == '\u00a0' || r == '\u034f' || r == '\u115f' || r == '\u1160' || r == '\u3164' || r == '\uffa0'
@@ -97,8 +97,8 @@ func appendHex(b []byte, v uint32, digits int) []byte {
 	return b
 }
 
-// appendReason appends why; a value outside the closed set shows as internal,
-// so that readers can rely on the set.
+// appendReason appends a reason. A value outside the closed set is written as
+// internal, so that readers can rely on the set.
 func appendReason(b []byte, reason Reason) []byte {
 	if !reason.Known() {
 		reason = InternalMistake
@@ -108,7 +108,8 @@ func appendReason(b []byte, reason Reason) []byte {
 	return append(b, '"')
 }
 
-// appendAddress leaves out an IPv6 zone: it is an interface's name, not an address.
+// appendAddress appends an address without its IPv6 zone, which is the name of an
+// interface.
 func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
 	if !a.IsValid() {
 		return b
@@ -127,7 +128,7 @@ func appendCount(b []byte, key string, n uint64) []byte {
 	return strconv.AppendUint(b, n, 10)
 }
 
-// appendNonZero is appendCount, and nothing for 0.
+// appendNonZero is appendCount, but appends nothing for 0.
 func appendNonZero(b []byte, key string, n uint64) []byte {
 	if n == 0 {
 		return b
@@ -141,10 +142,10 @@ func appendDuration(b []byte, d time.Duration) []byte {
 	return appendCount(b, "duration_ms", milliseconds(d))
 }
 
-// other stands for every value outside a closed set.
+// other replaces every value outside a closed set.
 const other = "other"
 
-// oneOf is s, or other when it is not in the set.
+// oneOf returns s, or other if it is not in the set.
 func oneOf(set map[string]bool, s string) string {
 	if set[s] {
 		return s
@@ -152,9 +153,10 @@ func oneOf(set map[string]bool, s string) string {
 	return other
 }
 
-// connectResults is how a login at a backend ends, as in proxy/upstream. Constant.
+// connectResults has every result of a login at a backend, as in proxy/upstream.
+// Constant.
 var connectResults = map[string]bool{"ok": true, "denied": true, "refused": true, "unreachable": true, "tls": true, "timeout": true,
 	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true, "not_taken": true}
 
-// IsConnectResult says whether result is a known end of a login at a backend.
+// IsConnectResult reports whether result is a known result of a login at a backend.
 func IsConnectResult(result string) bool { return connectResults[result] }

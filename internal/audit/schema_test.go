@@ -25,54 +25,54 @@ const schemaPath = "../../docs/AUDIT.md"
 
 var update = flag.Bool("update", false, "write docs/AUDIT.md")
 
-// fieldDoc is one field of a record. Its example is the one in full records.
+// fieldDoc documents one field of a record. Its example comes from the full records.
 type fieldDoc struct{ name, kind, when, meaning string }
 
-// always is the when of a member that no record of its event is without.
+// always is the when of a field that every record of its event has.
 const always = "always"
 
-// Members that several events have. Constant.
+// Fields that several events have. Constant.
 var (
 	everyRecordFields = []fieldDoc{
 		{"v", "number", always, "version of this schema"},
 		{"time", "time", always, "UTC, to the millisecond"},
-		{"event", "word", always, "what happened: the left column"},
+		{"event", "word", always, "the event: the left column"},
 	}
 	chainFields = []fieldDoc{
 		{"seq", "number", "with `audit.chain`", "number of the record in its chain, from 1"},
-		{"hash", "hex", "with `audit.chain`", "SHA-256 over the 32 bytes of the hash before and this line up to `,\"hash\"`"},
+		{"hash", "hex", "with `audit.chain`", "SHA-256 over the 32 bytes of the previous hash and this line up to `,\"hash\"`"},
 	}
 	clientFields = []fieldDoc{
-		{"session", "text", "once there is a session", "random id; the ordinary log and, with `forward: id`, the backend have it too"},
+		{"session", "text", "once there is a session", "random id; also in the ordinary log and, with `forward: id`, in the backend's log"},
 		{"listener", "text", "as above", "name of the listener"},
 		{"peer", "address", "as above", "the TCP peer"},
 		{"client", "address", "when a trusted proxy named it", "the client's own address"},
 		{"tls", "text", "with TLS", "its version"},
 		{"cipher", "text", "with TLS", "the cipher suite"},
-		{"server_name", "text", "with TLS, when the client named one", "SNI"},
-		{"alpn", "text", "with TLS, when agreed upon", "the protocol"},
-		{"program", "text", "when the client has said it", "its name by its `ID` (RFC 2971); [below](#the-clients-program)"},
+		{"server_name", "text", "with TLS, when the client sent one", "SNI"},
+		{"alpn", "text", "with TLS, when negotiated", "the protocol"},
+		{"program", "text", "when the client has sent it", "the program's name from `ID` (RFC 2971); [below](#the-clients-program)"},
 		{"program_version", "text", "as above", "its version"},
 	}
 	loginFields = []fieldDoc{
-		{"user", "user", "when the name can be one", "the canonical name; [below](#whose-login-it-was)"},
-		{"claimed", "text", "else, with `bad_name`", "the name as the client gave it; [below](#whose-login-it-was)"},
-		{"attempt", "number", "when counted", "which attempt of the connection it is, from 1"},
+		{"user", "user", "when the name is valid", "the canonical name; [below](#whose-login-it-was)"},
+		{"claimed", "text", "otherwise, with `bad_name`", "the name as the client sent it; [below](#whose-login-it-was)"},
+		{"attempt", "number", "when counted", "ordinal of this attempt within the connection, from 1"},
 		{"mechanism", "text", "when known", "`LOGIN`, or `AUTH=` and the SASL mechanism"},
-		{"method", "text", "when one did not refuse", "auth method that took the login on: it vouches for the user, or, with `passthrough`, leaves the credentials to the backend, and `upstream` has the verdict"},
+		{"method", "text", "when a method accepted the login", "the auth method: it verified the user or, with `passthrough`, left that to the backend, and `upstream` has the verdict"},
 		{"backend", "text", "when routed", "name of the backend"},
-		{"upstream_user", "text", "when it is another than `user`", "the login name at the backend"},
+		{"upstream_user", "text", "when different from `user`", "the login name at the backend"},
 		{"route", "word", "when routed", "where the route came from: `redis`, `cache`, `stale`, `snapshot`, `static`, `http`"},
-		{"route_age_ms", "number", "when above 0", "how old the route was"},
-		{"upstream", "word", "when the backend was asked", "how the login there ended; [below](#upstream)"},
-		{"upstream_ms", "number", "as above", "how long that took, connecting included, and without waiting for limits of the backend"},
-		{"delay_ms", "number", "when above 0", "how much of `duration_ms` was waited on purpose: for what had failed before, or for `upstream_rate` and `upstream_logins`"},
-		{"duration_ms", "number", always, "from the whole command to its answer"},
+		{"route_age_ms", "number", "when above 0", "age of the route"},
+		{"upstream", "word", "when a login at the backend was tried", "result of the login at the backend; [below](#upstream)"},
+		{"upstream_ms", "number", "as above", "duration of that, including connecting, without waiting for limits of the backend"},
+		{"delay_ms", "number", "when above 0", "the deliberate part of `duration_ms`: a delay for earlier failures, or for `upstream_rate` and `upstream_logins`"},
+		{"duration_ms", "number", always, "from the complete command to its answer"},
 	}
 	routeStoreFields = []fieldDoc{
 		{"subject", "text", "in a cluster", "the node; of several the first by name"},
-		{"present", "number", always, "how many of the records that were looked for are there"},
-		{"missing", "number", always, "how many are not"},
+		{"present", "number", always, "number of checked records that are present"},
+		{"missing", "number", always, "number of checked records that are missing"},
 	}
 	muxFields = []fieldDoc{
 		{"user", "user", always, "the canonical name"},
@@ -81,7 +81,7 @@ var (
 	}
 )
 
-// eventDoc is one event: what it means and has, its fullest record, and its
+// eventDoc documents one event: its meaning and fields, its fullest record, and its
 // emptiest.
 type eventDoc struct {
 	name    string
@@ -99,7 +99,7 @@ func fullLogin(u identity.User, claimed string) *Login {
 	}
 }
 
-// schema is every event. The order is that of the document.
+// schema has every event, in the order of the document.
 func schema(t *testing.T) []eventDoc {
 	u, err := identity.Canonicalize("alice@example.org", "")
 	if err != nil {
@@ -115,25 +115,25 @@ func schema(t *testing.T) []eventDoc {
 	least := &MuxEvent{User: u, Backend: "east"}
 	until := time.Date(2026, 5, 1, 12, 10, 0, 0, time.UTC)
 	return []eventDoc{
-		{"login_accepted", "A login succeeded; it is written before the client is told. Each attempt has one record, this or the next.",
+		{"login_accepted", "A login succeeded; written before the client gets its answer. Each attempt has one record, this or the next.",
 			[][]fieldDoc{clientFields, loginFields, {{"result", "word", always, "`accepted`"}}},
 			func(l *Log) { _ = l.LoginAccepted(c, fullLogin(u, "")) }, func(l *Log) { _ = l.LoginAccepted(&Client{}, &Login{}) }},
-		{"login_refused", "A login failed. The client may have been told less.",
+		{"login_refused", "A login failed. The client's answer may have been less specific.",
 			[][]fieldDoc{clientFields, loginFields, {
-				{"result", "word", always, "`refused`: another password may help; `unavailable`: another time may"},
-				{"reason", "word", always, "why; [below](#reason)"},
-				{"count", "number", "when folded", "how many it stands for, the last of which it shows; [below](#folded-records)"}}},
+				{"result", "word", always, "`refused`: another password may help; `unavailable`: a later attempt may"},
+				{"reason", "word", always, "the reason; [below](#reason)"},
+				{"count", "number", "when folded", "number of events; the other fields are of the last one; [below](#folded-records)"}}},
 			func(l *Log) { _ = l.writeLoginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), BadName, 40) },
 			func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{}, BadName) }},
-		{"session_ended", "The end of a connection that had logged in. Each accepted connection has one end, this or the next.",
+		{"session_ended", "The end of a connection after a login. Each accepted connection has one end, this or the next.",
 			[][]fieldDoc{clientFields, {
 				{"user", "user", always, "the canonical name"},
 				{"backend", "text", always, "name of the backend"},
 				{"mode", "word", always, "`splice`, `reuse`, `resume`"},
-				{"reason", "word", always, "why; [below](#reason)"},
+				{"reason", "word", always, "the reason; [below](#reason)"},
 				{"bytes_in", "number", always, "from the client, after the login"},
 				{"bytes_out", "number", always, "to the client, after the login"},
-				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`, and those before `session_pinned` alone"},
+				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`; only those before `session_pinned`"},
 				{"duration_ms", "number", always, "since the login"}}},
 			func(l *Log) {
 				_ = l.SessionEnded(c, &Session{User: u, Backend: "east", Mode: "reuse", BytesIn: 812, BytesOut: 90211, Commands: 17, Duration: time.Minute}, ClientLogout)
@@ -141,82 +141,82 @@ func schema(t *testing.T) []eventDoc {
 			func(l *Log) {
 				_ = l.SessionEnded(&Client{}, &Session{User: u, Backend: "east", Mode: "splice"}, ClientLogout)
 			}},
-		{"connection_refused", "The end of a connection that never logged in.",
+		{"connection_refused", "The end of a connection without a login.",
 			[][]fieldDoc{clientFields, {
-				{"reason", "word", always, "why; [below](#reason)"},
-				{"detail", "text", "when there is more to say", "words of the TLS library, or of the client"},
+				{"reason", "word", always, "the reason; [below](#reason)"},
+				{"detail", "text", "when there is more detail", "text of the TLS library or of the client"},
 				{"duration_ms", "number", always, "since the connection was accepted"},
-				{"count", "number", "when folded", "how many it stands for, the last of which it shows; [below](#folded-records)"}}},
+				{"count", "number", "when folded", "number of events; the other fields are of the last one; [below](#folded-records)"}}},
 			func(l *Log) {
 				_ = l.writeConnectionRefused(c, HandshakeFailed, &aggregate{detail: "remote error: tls: bad certificate", duration: time.Second, count: 40})
 			},
 			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
-		{"limit_hit", "A limit did something. One record a minute at most for each limit and subject: the first at once, and another that counts those since, which has no client.",
+		{"limit_hit", "A limit took effect. At most one record a minute for each limit and subject: the first at once, and later ones that count the hits since, without a client.",
 			[][]fieldDoc{clientFields, {
-				{"limit", "word", always, "which; [below](#limit)"},
-				{"subject", "text", "unless too many are told apart", "whose: a user, an address, a network, a backend"},
+				{"limit", "word", always, "the limit; [below](#limit)"},
+				{"subject", "text", "unless there are too many subjects", "a user, an address, a network, or a backend"},
 				{"result", "word", always, "`refused`, `delayed` or `slowed`"},
-				{"count", "number", always, "how often, since the last record of this"}}},
+				{"count", "number", always, "number of hits since the last such record"}}},
 			func(l *Log) {
 				_ = l.LimitHit(c, &LimitHit{Limit: LimitRate, Subject: "2001:db8::/64", Result: Refused})
 			},
 			func(l *Log) { _ = l.LimitHit(&Client{}, &LimitHit{Limit: LimitRate, Result: Refused}) }},
-		{"ban_added", "Somebody is kept out from now on.",
+		{"ban_added", "A ban begins.",
 			[][]fieldDoc{{
 				{"subject", "text", always, "an address or a network"},
-				{"reason", "word", always, "why; [below](#reason-of-a-ban)"},
-				{"until", "time", "unless for good", "when it ends by itself"},
-				{"by", "text", "when an operator did it", "who"},
-				{"detail", "text", "when an operator gave one", "the operator's words"}}},
+				{"reason", "word", always, "the reason; [below](#reason-of-a-ban)"},
+				{"until", "time", "unless permanent", "when the ban ends"},
+				{"by", "text", "when an operator added it", "the operator"},
+				{"detail", "text", "when an operator gave one", "the operator's remark"}}},
 			func(l *Log) {
 				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Reason: CauseOperator, Until: until, Operator: "carol", Note: "complaint 17"})
 			},
 			func(l *Log) { _ = l.BanAdded(&Ban{Subject: "192.0.2.7", Reason: CauseFailures}) }},
-		{"ban_removed", "Somebody is let in again.",
+		{"ban_removed", "A ban was removed. A ban that ends at its time has no such record.",
 			[][]fieldDoc{{
 				{"subject", "text", always, "an address or a network"},
-				{"reason", "word", always, "`operator`: a ban that ends at its time has no record of that"},
-				{"until", "time", "when it would have ended later", "when"},
-				{"by", "text", "when an operator did it", "who"},
-				{"detail", "text", "when an operator gave one", "the operator's words"}}},
+				{"reason", "word", always, "`operator`"},
+				{"until", "time", "when it would have ended later", "when the ban would have ended"},
+				{"by", "text", "when an operator removed it", "the operator"},
+				{"detail", "text", "when an operator gave one", "the operator's remark"}}},
 			func(l *Log) {
 				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Reason: CauseOperator, Until: until, Operator: "carol", Note: "cleared"})
 			},
 			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Reason: CauseOperator}) }},
-		{"spray_suspected", "A few passwords seem to be tried for many users. The end of the suspicion is not on record; the ordinary log has it.",
+		{"spray_suspected", "A few passwords seem to be tried for many users. The end of the suspicion is only in the ordinary log.",
 			[][]fieldDoc{{
-				{"subject", "text", "when one network does it", "the network"},
-				{"users", "number", always, "about how many were tried"},
-				{"addresses", "number", "when counted", "from how many addresses"},
-				{"window_ms", "number", "when known", "in how long"}}},
+				{"subject", "text", "when it is a single network", "the source network"},
+				{"users", "number", always, "approximate number of users tried"},
+				{"addresses", "number", "when counted", "number of source addresses"},
+				{"window_ms", "number", "when known", "the period"}}},
 			func(l *Log) {
 				_ = l.SpraySuspected(&Spray{Users: 120, Addresses: 80, Subject: "198.51.100.0/24", Window: time.Hour})
 			},
 			func(l *Log) { _ = l.SpraySuspected(&Spray{Users: 120}) }},
-		{"routes_emptied", "Most of the route records that Redis was seen to hold are gone: nobody is taken for unknown any more.",
+		{"routes_emptied", "Most of the known route records are missing from Redis: from now on no user is treated as unknown.",
 			[][]fieldDoc{routeStoreFields},
 			func(l *Log) { _ = l.RoutesEmptied(&RouteStore{Node: "192.0.2.9:6379", Missing: 64}) },
 			func(l *Log) { _ = l.RoutesEmptied(&RouteStore{Missing: 1}) }},
-		{"routes_restored", "The records are back, or an operator has said that their loss is meant.",
-			[][]fieldDoc{routeStoreFields, {{"by", "text", "when an operator did it", "who"}}},
+		{"routes_restored", "The records are back, or an operator confirmed that their loss is intended.",
+			[][]fieldDoc{routeStoreFields, {{"by", "text", "when an operator confirmed it", "the operator"}}},
 			func(l *Log) {
 				_ = l.RoutesRestored(&RouteStore{Node: "192.0.2.9:6379", Present: 64, Operator: "carol"})
 			},
 			func(l *Log) { _ = l.RoutesRestored(&RouteStore{Present: 64}) }},
-		{"command", "A command of a client, with `audit.commands: writes` or `all`, in the modes that read commands.",
+		{"command", "A command of a client, with `audit.commands: writes` or `all`, in the modes that parse commands.",
 			[][]fieldDoc{clientFields[:1], clientFields[2:4], {
 				{"user", "user", always, "the canonical name"},
 				{"backend", "text", always, "name of the backend"},
-				{"command", "text", always, "the verb, with `UID` before it where it had that"},
-				{"mailbox", "text", "when it names one, or concerns the selected one", "in the client's own bytes; not where `APPEND` has it in a literal"},
-				{"to", "text", "with `COPY`, `MOVE`, `REPLACE` and `RENAME`", "the mailbox or name it went to"},
-				{"messages", "number", "when it named some by number or UID", "how many of those the session knew of; where it did not know all UIDs yet, at most so many"},
-				{"literals", "numbers", "when it had some", "their sizes; of the first 16"},
-				{"literals_more", "number", "with more than 16", "how many more there were"},
-				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
-				{"result", "word", always, "`ok`, `no`, `bad`, or `aborted`: a connection ended before the answer, or the session was spliced"},
+				{"command", "text", always, "the verb, with `UID` if the client sent that"},
+				{"mailbox", "text", "when it names one or uses the selected one", "in the client's own bytes; not if `APPEND` has it in a literal"},
+				{"to", "text", "with `COPY`, `MOVE`, `REPLACE` and `RENAME`", "the destination or new name"},
+				{"messages", "number", "when it names messages by number or UID", "how many of these exist in the session's view; an upper bound while not all UIDs are known"},
+				{"literals", "numbers", "when there are any", "sizes of the first 16"},
+				{"literals_more", "number", "with more than 16", "number of the others"},
+				{"literal_bytes", "number", "as above", "total size of all literals"},
+				{"result", "word", always, "`ok`, `no`, `bad`, or `aborted`: a connection ended before the answer, or the session was pinned"},
 				{"code", "text", "when the answer had one", "its response code"},
-				{"duration_ms", "number", always, "from its first line to its answer, behind any wait for a budget; of `IDLE`, how long it lasted"}}},
+				{"duration_ms", "number", always, "from its first line to its answer, without the wait for a quota; for `IDLE`, its whole duration"}}},
 			func(l *Log) {
 				_ = l.Command(c, &Command{User: u, Backend: "east", Name: "UID REPLACE", IsWrite: true, Mailbox: "INBOX", Destination: "Sent", Messages: 1,
 					LiteralSizes: []int64{2310}, OtherLiterals: LiteralTotal{1, 20}, Result: CommandOK, ResponseCode: "APPENDUID", Duration: 21 * time.Millisecond})
@@ -224,71 +224,71 @@ func schema(t *testing.T) []eventDoc {
 			func(l *Log) {
 				_ = l.Command(&Client{}, &Command{User: u, Backend: "east", Name: "NOOP", Result: CommandOK})
 			}},
-		{"session_attached", "In mode `resume`, a session was given a connection to its backend anew, or in vain.",
+		{"session_attached", "In mode `resume`, a session was reattached to its backend, or reattaching failed.",
 			[][]fieldDoc{clientFields, muxFields, {
-				{"reason", "word", always, "`lost`: the one before was lost; `hold`: the same, and a command waited; `detach`: it had been given back"},
+				{"reason", "word", always, "`lost`: the previous connection was lost; `hold`: the same, and a command waited; `detach`: the session had released it"},
 				{"result", "word", always, "[below](#result-of-session_attached)"},
-				{"expunged", "number", always, "messages the client did not know to be gone"},
-				{"arrived", "number", always, "messages the client did not know to be there"},
-				{"duration_ms", "number", always, "how long it took"}}},
+				{"expunged", "number", always, "expunged messages that the client did not know of"},
+				{"arrived", "number", always, "new messages that the client did not know of"},
+				{"duration_ms", "number", always, "duration of the attempt"}}},
 			func(l *Log) { _ = l.SessionReattached(c, mux) }, func(l *Log) { _ = l.SessionReattached(&Client{}, least) }},
-		{"upstream_lost", "A session lost its connection to the backend; unless its end follows, it goes on.",
+		{"upstream_lost", "A session lost its connection to the backend. It continues, unless `session_ended` follows.",
 			[][]fieldDoc{clientFields, muxFields, {
-				{"reason", "word", always, "how; [below](#reason-of-the-modes-reuse-and-resume)"},
-				{"duration_ms", "number", always, "how long it had it"}}},
+				{"reason", "word", always, "how it was lost; [below](#reason-of-the-modes-reuse-and-resume)"},
+				{"duration_ms", "number", always, "how long the session had the connection"}}},
 			func(l *Log) {
 				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: LostBye, Duration: time.Minute})
 			},
 			func(l *Log) { _ = l.UpstreamLost(&Client{}, least) }},
-		{"session_pinned", "From here on a session ends with its connection to the backend.",
-			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "why; [below](#reason-of-the-modes-reuse-and-resume)"}}},
+		{"session_pinned", "From now on a session ends with its connection to the backend.",
+			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "the reason; [below](#reason-of-the-modes-reuse-and-resume)"}}},
 			func(l *Log) {
 				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: PinNotify})
 			},
 			func(l *Log) { _ = l.SessionPinned(&Client{}, least) }},
-		{"started", "A gateway began to serve.",
+		{"started", "A gateway is ready to serve clients.",
 			[][]fieldDoc{{{"version", "text", always, "its release"}}},
 			func(l *Log) { _ = l.GatewayStarted("v1.2.0") }, func(l *Log) { _ = l.GatewayStarted("devel") }},
-		{"stopped", "A gateway ended in good order. One that was killed has none.",
+		{"stopped", "A gateway shut down cleanly. A killed gateway writes no such record.",
 			[][]fieldDoc{{{"reason", "word", always, "`shutdown`"}}},
 			func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }, func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }},
-		{"config_reloaded", "At SIGHUP: the configuration is the one in use, and the files that can be read again were.",
+		{"config_reloaded", "On SIGHUP: the configuration is unchanged, and all reloadable files were reloaded.",
 			[][]fieldDoc{{
 				{"result", "word", always, "`accepted`"},
-				{"reread", "text", always, "what was read again"}}},
+				{"reread", "text", always, "what was reloaded"}}},
 			func(l *Log) { _ = l.ConfigReloaded("audit log, certificates, secrets", nil) }, func(l *Log) { _ = l.ConfigReloaded("audit log", nil) }},
-		{"config_rejected", "At SIGHUP: the configuration is broken, or has changed and needs a restart, or a file that it names cannot be used. What was in use stays.",
+		{"config_rejected", "On SIGHUP: the configuration is invalid, or has changed and needs a restart, or a file that it names is unusable. The previous content stays in use.",
 			[][]fieldDoc{{
 				{"result", "word", always, "`refused`"},
-				{"reread", "text", always, "what was read again; where it cannot be used, the last good version stays"},
-				{"detail", "text", always, "why"}}},
+				{"reread", "text", always, "what was reloaded; where that failed, the last good version stays in use"},
+				{"detail", "text", always, "the reason"}}},
 			func(l *Log) {
 				_ = l.ConfigReloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain_timeout"))
 			},
 			func(l *Log) {
 				_ = l.ConfigReloaded("audit log, certificates, secrets", errors.New("mail.pem: no certificate in it"))
 			}},
-		{"operator_action", "Somebody in charge told the gateway to do something.",
+		{"operator_action", "An operator command.",
 			[][]fieldDoc{{
-				{"action", "word", always, "what; [below](#action)"},
-				{"by", "text", "when known", "who, or `signal`"},
-				{"subject", "text", "when there is one", "what it was done to"},
+				{"action", "word", always, "the command; [below](#action)"},
+				{"by", "text", "when known", "the operator, or `signal`"},
+				{"subject", "text", "when there is one", "the object of the command"},
 				{"result", "word", always, "`accepted` or `refused`"},
-				{"detail", "text", "when refused", "why"}}},
+				{"detail", "text", "when refused", "the reason"}}},
 			func(l *Log) {
 				_ = l.OperatorAction(&OperatorAction{Action: ActBan, Operator: "carol", Subject: "192.0.2.7", Err: errors.New("no such address")})
 			},
 			func(l *Log) { _ = l.OperatorAction(&OperatorAction{Action: ActReload}) }},
-		{"records_lost", "This sink could not keep some records, and now can again. Every sink gets it, whatever its filter.",
-			[][]fieldDoc{{{"lost", "number", always, "how many, since the last such record"}}},
+		{"records_lost", "This sink lost some records, and works again. Every sink gets this record, regardless of its filter.",
+			[][]fieldDoc{{{"lost", "number", always, "number of records lost since the last such record"}}},
 			loseRecords, loseRecords},
 		{"log_opened", "With `audit.chain`, the first record of each new file.",
-			[][]fieldDoc{{{"previous", "hex", "unless a chain begins here", "the hash of the last record of the file before"}}},
+			[][]fieldDoc{{{"previous", "hex", "unless a chain begins here", "the hash of the last record of the previous file"}}},
 			func(l *Log) { beginFile(l, chain{seq: 4711, hash: [32]byte{0xc0, 0xff, 0xee}}) }, func(l *Log) { beginFile(l, chain{}) }},
 	}
 }
 
-// loseRecords and open1 make the two records that only writers make.
+// loseRecords and beginFile produce the two records that only sink writers write.
 func loseRecords(l *Log) {
 	o := l.writers[0]
 	o.totalLost = 12
@@ -302,7 +302,7 @@ func beginFile(l *Log, c chain) {
 	l.writers[0].pending = append(record[:i], '}', '\n')
 }
 
-// TestSchemaIsDocumented keeps docs/AUDIT.md what the code does.
+// TestSchemaIsDocumented compares docs/AUDIT.md with the code.
 func TestSchemaIsDocumented(t *testing.T) {
 	want := renderSchema(t)
 	if *update {
@@ -329,7 +329,7 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 			known[m.name] = m
 		}
 		full, bare := decode(t, encode(t, e.full)), decode(t, encode(t, e.minimal))
-		if e.name == "login_refused" { // the one record that has claimed has no user
+		if e.name == "login_refused" { // no single record has both user and claimed
 			full["user"] = "alice@example.org"
 		}
 		if e.name == "login_accepted" {
@@ -337,7 +337,7 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 		}
 		for name, value := range full {
 			if m, ok := known[name]; !ok || !isType(m.kind, value) {
-				t.Errorf("%s: %s = %v, the schema says %+v", e.name, name, value, m)
+				t.Errorf("%s: %s = %v, the schema has %+v", e.name, name, value, m)
 			}
 		}
 		for name, m := range known {
@@ -345,7 +345,7 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 				t.Errorf("%s: the fullest record has no %s", e.name, name)
 			}
 			if (bare[name] != nil) != (m.when == always) {
-				t.Errorf("%s: %s is there %s, and in the emptiest record %v", e.name, name, m.when, bare[name])
+				t.Errorf("%s: %s is documented as %q, but is %v in the emptiest record", e.name, name, m.when, bare[name])
 			}
 		}
 		if full["event"] != e.name {
@@ -357,11 +357,11 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 	}
 	slices.Sort(listed)
 	if events := slices.Sorted(slices.Values(Events())); !slices.Equal(listed, events) {
-		t.Errorf("described are %q, there are %q", listed, events)
+		t.Errorf("documented: %q, existing: %q", listed, events)
 	}
 }
 
-// isType says whether a decoded value is of one of the schema's types.
+// isType reports whether a decoded value has one of the schema's types.
 func isType(kind string, value any) bool {
 	s, text := value.(string)
 	switch kind {
@@ -388,7 +388,7 @@ func isType(kind string, value any) bool {
 	return text && kind == "text"
 }
 
-// renderSchema is the text of docs/AUDIT.md.
+// renderSchema returns the text of docs/AUDIT.md.
 func renderSchema(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString(preface)
@@ -405,7 +405,7 @@ func renderSchema(t *testing.T) string {
 		fmt.Fprintf(&b, "| `%s` | | | | | %s%s |\n", e.name, e.meaning, fieldGroups(e))
 		writeRows(&b, "", ownFields(e), full)
 	}
-	b.WriteString("\n## Closed sets\n\nAnything else is written as `internal` for a `reason` of the first table, and as `other` elsewhere.\n")
+	b.WriteString("\n## Closed sets\n\nAny other value is written as `internal` for a `reason` of the first table, and as `other` elsewhere.\n")
 	writeSet(t, &b, "`reason`", "reason.go", "Reason")
 	writeSet(t, &b, "`reason` of the modes reuse and resume", "mux.go", "Why")
 	writeSet(t, &b, "`result` of `session_attached`", "mux.go", "Result")
@@ -417,7 +417,7 @@ func renderSchema(t *testing.T) string {
 	return b.String()
 }
 
-// fieldGroups names the shared members of an event.
+// fieldGroups names the shared fields of an event.
 func fieldGroups(e eventDoc) string {
 	s := ""
 	for _, g := range e.members {
@@ -431,7 +431,7 @@ func fieldGroups(e eventDoc) string {
 	return s
 }
 
-// ownFields gives the members of an event that are not of a named group.
+// ownFields returns the fields of an event that are not in a named group.
 func ownFields(e eventDoc) []fieldDoc {
 	var list []fieldDoc
 	for _, g := range e.members {

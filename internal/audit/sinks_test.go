@@ -38,7 +38,7 @@ func openSinks(t *testing.T, cfg Config) *Log {
 	return l
 }
 
-// collector is a syslog server: it keeps each message.
+// collector is a syslog server that keeps every message.
 type collector struct {
 	mu       sync.Mutex
 	messages []string // Guarded by mu.
@@ -56,11 +56,11 @@ func (c *collector) all() []string {
 	return append([]string(nil), c.messages...)
 }
 
-// frames reads messages with their lengths (RFC 6587 §3.4.1) from all who
-// connect, until the listener is closed.
+// frames reads messages with their lengths (RFC 6587 §3.4.1) from all connections,
+// until the listener is closed.
 func (c *collector) frames(l net.Listener) { accept(l, c.read) }
 
-// accept has each connection read, until the listener is closed.
+// accept calls read for each connection, until the listener is closed.
 func accept(l net.Listener, read func(net.Conn)) {
 	for {
 		conn, err := l.Accept()
@@ -71,7 +71,7 @@ func accept(l net.Listener, read func(net.Conn)) {
 	}
 }
 
-// read ends with the connection.
+// read returns when the connection ends.
 func (c *collector) read(conn net.Conn) {
 	defer conn.Close()
 	in := bufio.NewReader(conn)
@@ -87,7 +87,7 @@ func (c *collector) read(conn net.Conn) {
 		}
 		message := make([]byte, n)
 		if _, err := io.ReadFull(in, message); err != nil {
-			return // a message that was cut does not count
+			return // a partial message does not count
 		}
 		c.add(string(message))
 	}
@@ -115,7 +115,7 @@ func listen(t *testing.T, network, address string) net.Listener {
 	return l
 }
 
-// rfc5424Form is RFC 5424 §6 with a record as its message.
+// rfc5424Form is a message of RFC 5424 §6 with a record.
 var rfc5424Form = regexp.MustCompile(`^<86>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) \S+ imapgate ` + strconv.Itoa(os.Getpid()) + ` (\w+) - (\{.*\})$`)
 
 func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
@@ -197,7 +197,7 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	}
 }
 
-// With TLS 1.3 the refusal comes when records could be under way already.
+// With TLS 1.3 the refusal may arrive after the first records are sent.
 func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 	t.Parallel()
 	ca := testbed.NewCA(t)
@@ -231,7 +231,7 @@ func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 	}
 }
 
-func TestSyslogServerThatWasRestartedIsFoundAgain(t *testing.T) {
+func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 	t.Parallel()
 	var c collector
 	path := filepath.Join(t.TempDir(), "log")
@@ -272,7 +272,7 @@ func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) < 1000 || len(entries) > 1200 { // about: whole nodes of 100
+	if len(entries) < 1000 || len(entries) > 1200 { // approximate: whole nodes of 100 entries
 		t.Errorf("%d entries", len(entries))
 	}
 	for i, e := range entries {
@@ -307,7 +307,7 @@ func TestRedisOutageLosesNoBufferedRecord(t *testing.T) {
 	}
 }
 
-// makeStuckFIFO is a FIFO that somebody has open and does not read.
+// makeStuckFIFO returns a FIFO that is open for reading but not read.
 func makeStuckFIFO(t *testing.T) string {
 	t.Helper()
 	fifo := filepath.Join(t.TempDir(), "fifo")
@@ -334,7 +334,7 @@ func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 			t.Fatal(err)
 		}
-		if i%1000 == 0 { // else the writer of the file may be the one that is behind
+		if i%1000 == 0 { // otherwise the file's writer may lag
 			eventually(t, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
 		}
 	}
@@ -370,15 +370,15 @@ func TestSinkGetsOnlyRecordsThatMatchItsFilter(t *testing.T) {
 
 func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
 	for want, s := range map[string]SinkConfig{
-		"no sink of the type":    {Type: "carrier pigeon"},
-		"needs Redis":            {Type: Redis},
-		"there is no event":      {Type: Stdout, Events: []string{"weather"}},
-		"there is no result":     {Type: Stdout, Results: []string{"fine"}},
-		"not one of block, drop": {Type: Stdout, OnFailure: "perhaps"},
-		"is not unix:///path":    {Type: Syslog, Address: "udp://127.0.0.1:514"},
-		"needs TLS settings":     {Type: Syslog, Address: "tls://127.0.0.1:6514"},
-		"syslog format \"bsd\"":  {Type: Syslog, Address: "unix:///dev/log", Format: "bsd"},
-		"no syslog facility":     {Type: Syslog, Address: "tcp://127.0.0.1:514", Facility: "local9"},
+		"unknown sink type":       {Type: "carrier pigeon"},
+		"needs Redis":             {Type: Redis},
+		"unknown event":           {Type: Stdout, Events: []string{"weather"}},
+		"unknown result":          {Type: Stdout, Results: []string{"fine"}},
+		"not one of block, drop":  {Type: Stdout, OnFailure: "perhaps"},
+		"is not unix:///path":     {Type: Syslog, Address: "udp://127.0.0.1:514"},
+		"needs TLS settings":      {Type: Syslog, Address: "tls://127.0.0.1:6514"},
+		"syslog format \"bsd\"":   {Type: Syslog, Address: "unix:///dev/log", Format: "bsd"},
+		"unknown syslog facility": {Type: Syslog, Address: "tcp://127.0.0.1:514", Facility: "local9"},
 	} {
 		if l, err := Open(Config{Sinks: []SinkConfig{s}}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -398,7 +398,7 @@ func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 		c, hit := testClient(), &LimitHit{Limit: LimitRate, Subject: "192.0.2.1", Result: Refused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)
-			time.Sleep(100 * time.Millisecond) // of the bubble's clock
+			time.Sleep(100 * time.Millisecond) // in the bubble's clock
 		}
 		time.Sleep(10 * time.Minute)
 		_ = l.LimitHit(c, hit)
@@ -420,27 +420,27 @@ func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
 	var h limitHitAggregator
 	now := time.Now()
-	told := uint64(0)
+	total := uint64(0)
 	for i := range 100_000 {
-		told += h.add(limitHitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
+		total += h.add(limitHitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
 	}
 	if len(h.counts) > maxLimitHits+1 {
-		t.Errorf("%d subjects are remembered", len(h.counts))
+		t.Errorf("%d subjects are counted separately", len(h.counts))
 	}
 	for _, count := range h.takeDue(now.Add(limitHitInterval)) {
-		told += count
+		total += count
 	}
-	if told != 100_000 {
-		t.Errorf("%d of 100000 hits are told of", told)
+	if total != 100_000 {
+		t.Errorf("%d of 100000 hits are reported", total)
 	}
 	h.takeDue(now.Add(2 * limitHitInterval))
 	if h.takeDue(now.Add(4 * limitHitInterval)); len(h.counts) != 0 {
-		t.Errorf("%d subjects are still remembered", len(h.counts))
+		t.Errorf("%d subjects are still counted separately", len(h.counts))
 	}
 }
 
-// BenchmarkCommandsToAFile is what records of commands cost all together, at the
-// rate at which they reach a file.
+// BenchmarkCommandsToAFile measures the whole cost of command records, at the rate
+// at which they reach a file.
 func BenchmarkCommandsToAFile(b *testing.B) {
 	for name, chain := range map[string]bool{"plain": false, "chained": true} {
 		b.Run(name, func(b *testing.B) {
@@ -454,7 +454,7 @@ func BenchmarkCommandsToAFile(b *testing.B) {
 			for n := uint64(1); b.Loop(); n++ {
 				_ = l.Command(c, cmd)
 				for n%1000 == 0 && l.Sinks()[0].WrittenRecords+2000 < n {
-					<-time.After(time.Millisecond) // idle: what it would burn is no cost of the records
+					<-time.After(time.Millisecond) // idle: busy waiting would count as a cost of the records
 				}
 			}
 			b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
@@ -465,9 +465,9 @@ func BenchmarkCommandsToAFile(b *testing.B) {
 	}
 }
 
-// cpuTime is what the process has used.
+// cpuTime returns the CPU time that the process has used.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail for oneself
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail for the process itself
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -18,23 +18,23 @@ const (
 	Redis  = "redis"
 )
 
-// SinkConfig is one place where records go.
+// SinkConfig configures one destination of records.
 type SinkConfig struct {
 	Type      string
-	Name      string   // in logs and metrics; "" is the type
-	OnFailure string   // "" is that of the Config
-	Events    []string // the only ones it gets; none: all
-	Results   []string // of records that have a result, the only ones it gets; none: all
+	Name      string   // in logs and metrics; default: the type
+	OnFailure string   // default: that of the Config
+	Events    []string // the only events for this sink; none: all
+	Results   []string // the only results for this sink; none: all
 
 	Path string // of a file or FIFO
 
 	Address  string             // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
-	TLS      func() *tls.Config // for connections to tls:// that begin now
-	Facility string             // "" is authpriv
-	Format   string             // RFC3164 or RFC5424; "" is the first for unix://, the second for others
+	TLS      func() *tls.Config // for new tls:// connections
+	Facility string             // default: authpriv
+	Format   string             // RFC3164 or RFC5424; default: the first for unix://, the second for others
 
 	Stream     string // the key of a Redis stream
-	MaxRecords int64  // about how many records it keeps
+	MaxRecords int64  // approximate number of records to keep
 }
 
 func sinkForPath(path string) SinkConfig {
@@ -44,44 +44,44 @@ func sinkForPath(path string) SinkConfig {
 	return SinkConfig{Type: File, Path: path}
 }
 
-// sink is where the records of one outlet go. Its methods are called by one
-// goroutine.
+// sink is the destination of one sinkWriter. Only the writer's goroutine calls its
+// methods.
 type sink interface {
-	// write takes whole lines from the front of lines and says how many bytes
-	// those are.
+	// write writes whole lines from the front of lines and returns their length in
+	// bytes.
 	write(lines []byte) (int, error)
-	// maintain does what is due now and then: makes durable what was written, goes
-	// on in a new file when the old one was moved away.
+	// maintain does periodic work: it syncs what was written, and switches to a new file
+	// when the old one was moved away.
 	maintain() error
 	close() error
 }
 
-// sinkWriter is one sink with its own buffer and goroutine, so that one that is
-// slow or broken holds up no other.
+// sinkWriter is one sink with its own buffer and goroutine, so that a slow or broken
+// sink does not delay the others.
 type sinkWriter struct {
 	// Set once.
 	name         string
-	blocksLogins bool // no logins while it fails
+	blocksLogins bool // refuse logins while it fails
 	filter       filter
 	auditLog     *Log
-	wake         chan struct{} // of 1: pending is no longer empty
-	wakeNow      chan struct{} // of 1: and there is something in it that is not to wait for long
-	maintainNow  chan struct{} // of 1: tend now
+	wake         chan struct{} // capacity 1: pending is no longer empty
+	wakeNow      chan struct{} // capacity 1: pending has records that are not commands
+	maintainNow  chan struct{} // capacity 1: maintain now
 
 	// Owned by run.
 	sink         sink
 	batch        []byte // records being written
-	batchRecords int    // how many those are
-	batchWritten int    // bytes of batch that the sink has
+	batchRecords int    // number of records in batch
+	batchWritten int    // bytes of batch already written
 
-	// Guarded by of.mu.
-	pending         []byte // whole records, at most maxBufferedBytes and one more
-	bufferedRecords int    // records in pending and in batch
-	pendingRecords  int    // records in pending
+	// Guarded by auditLog.mu.
+	pending         []byte // whole records, at most maxBufferedBytes plus one record
+	bufferedRecords int    // number of records in pending and batch
+	pendingRecords  int    // number of records in pending
 	failing         bool   // the last write failed
-	totalWritten    uint64 // records written, ever
-	totalLost       uint64 // records that could not be kept, ever
-	reportedLost    uint64 // of these, how many the sink was told of
+	totalWritten    uint64 // records written since Open
+	totalLost       uint64 // records lost since Open
+	reportedLost    uint64 // part of totalLost that the sink has a record of
 }
 
 func (l *Log) openSinkWriter(cfg SinkConfig) (*sinkWriter, error) {
@@ -120,14 +120,15 @@ func (l *Log) openSink(cfg SinkConfig) (sink, error) {
 		return newSyslog(cfg)
 	case Redis:
 		if l.cfg.Redis == nil {
-			return nil, errors.New("a sink of the type redis needs Redis")
+			return nil, errors.New("a sink of type redis needs Redis")
 		}
 		return newRedisStream(l.cfg.Redis, cfg), nil
 	}
-	return nil, fmt.Errorf("there is no sink of the type %q", cfg.Type)
+	return nil, fmt.Errorf("unknown sink type %q", cfg.Type)
 }
 
-// isFullFor says whether there is no room for a record of weight w; of.mu is held.
+// isFullFor reports whether the buffer has no space for a record of priority p.
+// auditLog.mu is held.
 func (w *sinkWriter) isFullFor(p priority) bool {
 	switch {
 	case p == priorityRequired && w.blocksLogins:
@@ -138,14 +139,14 @@ func (w *sinkWriter) isFullFor(p priority) bool {
 	return w.bufferedRecords >= maxBufferedRecords || len(w.pending) >= maxBufferedBytes
 }
 
-// bufferRecord adds a record to pending; of.mu is held.
+// bufferRecord adds a record to pending. auditLog.mu is held.
 func (w *sinkWriter) bufferRecord(record []byte) {
 	w.pending = append(w.pending, record...)
 	w.bufferedRecords++
 	w.pendingRecords++
 }
 
-// signal has run see to the record that was added last; of.mu is held.
+// signal wakes run for the last added record. auditLog.mu is held.
 func (w *sinkWriter) signal(t eventType) {
 	ch := w.wakeNow
 	switch {
@@ -157,18 +158,18 @@ func (w *sinkWriter) signal(t eventType) {
 	}
 	select {
 	case ch <- struct{}{}:
-	default: // run knows
+	default: // already signaled
 	}
 }
 
-// run is the outlet's goroutine: it writes records until Close was called and
-// one last attempt was made. It is the only one to touch the sink.
+// run is the writer's goroutine. It writes records until Close, with one last
+// attempt then. Only run uses the sink.
 func (w *sinkWriter) run() {
-	defer func() { _ = w.sink.close() }() // what was not written is counted as waiting
+	defer func() { _ = w.sink.close() }() // unwritten records stay in bufferedRecords, which Close reports
 	ticker := time.NewTicker(maintainInterval)
 	defer ticker.Stop()
 	var due <-chan time.Time
-	var urgent bool // due is
+	var urgent bool // due is the short delay
 	for {
 		select {
 		case <-w.wake:
@@ -181,7 +182,7 @@ func (w *sinkWriter) run() {
 			}
 		case <-due:
 			due, urgent = nil, false
-			if !w.isFailing() { // the beat tries again
+			if !w.isFailing() { // maintain tries again
 				w.flush()
 			}
 		case <-ticker.C:
@@ -196,16 +197,17 @@ func (w *sinkWriter) run() {
 	}
 }
 
-// flush writes what a failed write left over, where it stopped, and then what
-// waits. Records that come meanwhile linger like others: to write each as it comes
-// would cost more than the rest of it.
+// flush finishes a batch that a failed write left over, and then writes the pending
+// records. Records that arrive during the write wait as usual: writing each one as
+// it arrives would cost more than all other work.
 func (w *sinkWriter) flush() {
 	if w.writeBatch() && w.swapBatch() {
 		w.writeBatch()
 	}
 }
 
-// writeBatch writes the rest of the batch, and says whether the sink took it all.
+// writeBatch writes the rest of the batch, and reports whether the sink accepted all
+// of it.
 func (w *sinkWriter) writeBatch() bool {
 	for w.batchWritten < len(w.batch) {
 		n, err := w.sink.write(w.batch[w.batchWritten:])
@@ -224,19 +226,20 @@ func (w *sinkWriter) writeBatch() bool {
 	return true
 }
 
-// maintain writes what waits, and has the sink do what is due.
+// maintain does the sink's periodic work and writes the pending records.
 func (w *sinkWriter) maintain() {
 	err := w.sink.maintain()
 	if err != nil {
 		w.markFailing(err)
 	}
 	w.flush()
-	if err == nil && w.batchWritten == len(w.batch) { // else the next write decides
+	if err == nil && w.batchWritten == len(w.batch) { // otherwise the next write decides
 		w.markWorking()
 	}
 }
 
-// swapBatch gives the batch just written back and swaps in what waits.
+// swapBatch makes the pending records the next batch, and reuses the old batch's
+// buffer.
 func (w *sinkWriter) swapBatch() bool {
 	if cap(w.batch) > maxKeptBuffer {
 		w.batch = nil
@@ -256,7 +259,7 @@ func (w *sinkWriter) swapBatch() bool {
 func (w *sinkWriter) countWritten(records int) {
 	w.auditLog.mu.Lock()
 	defer w.auditLog.mu.Unlock()
-	w.totalWritten += uint64(records) // a count
+	w.totalWritten += uint64(records)
 }
 
 func (w *sinkWriter) isFailing() bool {
@@ -265,7 +268,7 @@ func (w *sinkWriter) isFailing() bool {
 	return w.failing
 }
 
-// markFailing notes that records do not reach the sink, and says so once.
+// markFailing marks the sink as failing, and logs it once.
 func (w *sinkWriter) markFailing(err error) {
 	w.auditLog.mu.Lock()
 	wasFailing := w.failing
@@ -277,7 +280,7 @@ func (w *sinkWriter) markFailing(err error) {
 	}
 }
 
-// markWorking notes that records reach the sink.
+// markWorking marks the sink as working, and logs it if it was failing.
 func (w *sinkWriter) markWorking() {
 	w.auditLog.mu.Lock()
 	wasFailing := w.failing

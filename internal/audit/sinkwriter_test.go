@@ -7,7 +7,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// fakeSink is a sink that takes nothing while it is full.
+// fakeSink is a sink that accepts nothing while it is full.
 type fakeSink struct{ full bool }
 
 func (c *fakeSink) write(lines []byte) (int, error) {
@@ -34,6 +34,6 @@ func TestWrittenRecordsFreeTheBuffer(t *testing.T) {
 	c.full = false
 	o.maintain()
 	if err := l.Ready(); err != nil || o.bufferedRecords != 0 || l.LostRecords() != 0 {
-		t.Errorf("behind the recovery: %v, %d wait, %d are lost", err, o.bufferedRecords, l.LostRecords())
+		t.Errorf("after the recovery: %v, %d wait, %d are lost", err, o.bufferedRecords, l.LostRecords())
 	}
 }

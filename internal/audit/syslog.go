@@ -18,40 +18,40 @@ import (
 	"imapgate/tlsconf"
 )
 
-// maxFrameBytes bounds what goes to a syslog server in one write.
+// maxFrameBytes bounds the size of one write to a syslog server.
 const maxFrameBytes = 64 << 10
 
-// refusalTimeout is how long a new TLS connection is listened to before it is used.
+// refusalTimeout is how long a new TLS connection is read before it is used.
 const refusalTimeout = time.Second
 
-// facilities of RFC 5424 §6.2.1, by their usual names. Constant.
+// facilities has the facilities of RFC 5424 §6.2.1, by their usual names. Constant.
 var facilities = []string{"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
 	"ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"}
 
 // Formats of syslog messages.
 const (
-	RFC3164 = "rfc3164" // what syslog(3) writes, and local servers expect
+	RFC3164 = "rfc3164" // as syslog(3) writes it, and local servers expect it
 	RFC5424 = "rfc5424"
 )
 
-// maxLocalMessage is how much of a message is sent where a local socket takes no more
-// (RFC 3164 §4.1). Linux takes a whole record.
+// maxLocalMessage is the size to which a message is cut if a local socket refuses
+// the whole (RFC 3164 §4.1). Linux accepts a whole record.
 const maxLocalMessage = 1024
 
-// syslogSink is a sink: a server that speaks RFC 3164 or RFC 5424, over a local socket, TCP
-// (RFC 6587) or TLS (RFC 5425). None of these has an answer:
-// what the kernel had taken when a connection broke is lost without notice.
+// syslogSink is a sink: a server that speaks RFC 3164 or RFC 5424, over a local
+// socket, TCP (RFC 6587) or TLS (RFC 5425). None of these acknowledges messages:
+// data that the kernel accepted before a connection broke is lost without notice.
 type syslogSink struct {
 	// Set once.
 	network   string // unix, tcp, tls
 	address   string
 	format    string // RFC3164 or RFC5424
 	tls       func() *tls.Config
-	prefix    []byte // of a header: <PRI>, in RFC 5424 with VERSION SP
-	afterTime []byte // of a header, between the time and MSGID, in RFC 3164 the message
+	prefix    []byte // start of a header: <PRI>, in RFC 5424 with VERSION SP
+	afterTime []byte // rest of a header: between the time and MSGID, in RFC 3164 the message
 
-	// Owned by the outlet's run.
-	conn     net.Conn // nil: to be dialed
+	// Owned by the sink writer's run.
+	conn     net.Conn // nil: not connected
 	isStream bool     // conn is a stream
 	frames   []byte
 	reader   sync.WaitGroup
@@ -71,7 +71,7 @@ func newSyslog(cfg SinkConfig) (*syslogSink, error) {
 	}
 	facility := slices.Index(facilities, name)
 	if facility < 0 {
-		return nil, fmt.Errorf("there is no syslog facility %q", name)
+		return nil, fmt.Errorf("unknown syslog facility %q", name)
 	}
 	host, err := os.Hostname()
 	if err != nil || host == "" {
@@ -84,7 +84,7 @@ func newSyslog(cfg SinkConfig) (*syslogSink, error) {
 	const informational = 6
 	switch s.format {
 	case RFC3164:
-		from := "" // on a local socket there is no HOSTNAME: servers know their own
+		from := "" // a local socket has no HOSTNAME: servers know their own
 		if network != "unix" {
 			host, _, _ = strings.Cut(host, ".") // RFC 3164 §4.1.2: without the domain
 			from = " " + host
@@ -100,7 +100,7 @@ func newSyslog(cfg SinkConfig) (*syslogSink, error) {
 	return s, nil
 }
 
-// defaultFormat is what the server at the end of such a network expects.
+// defaultFormat returns the format that servers on such a network expect.
 func defaultFormat(network string) string {
 	if network == "unix" {
 		return RFC3164
@@ -108,16 +108,16 @@ func defaultFormat(network string) string {
 	return RFC5424
 }
 
-// appendMessage appends a record as a syslog message. Its time and its event, the
-// MSGID, stand at its beginning. There is no BOM, which would make it no JSON:
-// RFC 5424 §6.4 calls that MSG-ANY. The time of RFC 3164 is local.
+// appendMessage appends a record as a syslog message. The record begins with the
+// time and the event, which is the MSGID. There is no BOM, so that the message is
+// valid JSON: RFC 5424 §6.4 calls this MSG-ANY. The time of RFC 3164 is local.
 func (s *syslogSink) appendMessage(dst, record []byte) []byte {
 	_, rest, _ := bytes.Cut(record, []byte(`"time":"`))
 	timestamp, rest, _ := bytes.Cut(rest, []byte(`","event":"`))
 	event, _, _ := bytes.Cut(rest, []byte{'"'})
 	dst = append(dst, s.prefix...)
 	if s.format == RFC3164 {
-		t, _ := time.Parse(timeLayout, string(timestamp)) // our own
+		t, _ := time.Parse(timeLayout, string(timestamp)) // a record's own time is valid
 		dst = append(t.Local().AppendFormat(dst, time.Stamp), s.afterTime...)
 		return append(dst, record...)
 	}
@@ -126,8 +126,7 @@ func (s *syslogSink) appendMessage(dst, record []byte) []byte {
 	return append(dst, record...)
 }
 
-// write tries a second time when a connection turns out to be over: servers are
-// started anew.
+// write tries again once if an existing connection fails, because servers restart.
 func (s *syslogSink) write(lines []byte) (int, error) {
 	isNew := s.conn == nil
 	written, err := s.writeOnce(lines)
@@ -151,7 +150,7 @@ func (s *syslogSink) writeOnce(lines []byte) (int, error) {
 		s.frames = s.appendMessage(s.frames[:0], lines[written:written+end])
 		_ = s.conn.SetWriteDeadline(time.Now().Add(sinkTimeout))
 		_, err := s.conn.Write(s.frames)
-		if errors.Is(err, syscall.EMSGSIZE) && len(s.frames) > maxLocalMessage { // it would hold up all that follow
+		if errors.Is(err, syscall.EMSGSIZE) && len(s.frames) > maxLocalMessage { // otherwise it would block all later records
 			_, err = s.conn.Write(append(s.frames[:maxLocalMessage-len(ellipsis)], ellipsis...))
 		}
 		if err != nil {
@@ -163,9 +162,9 @@ func (s *syslogSink) writeOnce(lines []byte) (int, error) {
 	return written, nil
 }
 
-// writeFrames writes some of the lines to a stream: in RFC 5424 with their lengths, in
-// RFC 3164 a line each (RFC 6587 §3.4.1, §3.4.2). After a failure the record that was
-// cut begins anew, on a new connection.
+// writeFrames writes some of the lines to a stream: in RFC 5424 with their lengths,
+// in RFC 3164 one line each (RFC 6587 §3.4.1, §3.4.2). After a failure the partial
+// record is sent again on a new connection.
 func (s *syslogSink) writeFrames(lines []byte) (int, error) {
 	s.frames = s.frames[:0]
 	var ends []int // of the frames
@@ -194,8 +193,8 @@ func (s *syslogSink) writeFrames(lines []byte) (int, error) {
 	return lengthOfLines(lines, complete), err
 }
 
-// connect dials the server when there is no connection. A local socket is one of
-// datagrams or, failing that, a stream.
+// connect dials the server if there is no connection. A local socket takes datagrams
+// or, failing that, a stream.
 func (s *syslogSink) connect() error {
 	if s.conn != nil {
 		return nil
@@ -227,9 +226,9 @@ func (s *syslogSink) connect() error {
 	return nil
 }
 
-// awaitRefusal gives a server the time to refuse our certificate, or that there is none: with
-// TLS 1.3 it does so behind the handshake, when what is written is lost already. One that
-// accepts us says nothing. After an error conn is closed.
+// awaitRefusal waits for a server that refuses our certificate, or the lack of one:
+// with TLS 1.3 the refusal comes after the handshake, when data may already be lost.
+// A server that accepts sends nothing. After an error conn is closed.
 func awaitRefusal(conn net.Conn) error {
 	_ = conn.SetReadDeadline(time.Now().Add(refusalTimeout))
 	_, err := conn.Read(make([]byte, 1))
@@ -240,8 +239,8 @@ func awaitRefusal(conn net.Conn) error {
 	return err
 }
 
-// closeOnEOF is a goroutine that ends with its connection. A server says nothing; when
-// it hangs up, the next write must fail instead of going to nobody.
+// closeOnEOF is a goroutine that ends with its connection. A syslog server sends
+// nothing; after it closes the connection, the next write must fail.
 func closeOnEOF(conn net.Conn) {
 	var buf [64]byte
 	for {
@@ -252,7 +251,7 @@ func closeOnEOF(conn net.Conn) {
 	}
 }
 
-// disconnect closes the connection; the next write makes another.
+// disconnect closes the connection; the next write opens a new one.
 func (s *syslogSink) disconnect() {
 	_ = s.conn.Close()
 	s.reader.Wait()

@@ -17,14 +17,14 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// rfc3164Form is what syslog(3) writes, with a record as its message; a HOSTNAME only behind
-// a network.
+// rfc3164Form is a message of syslog(3) with a record; it has a HOSTNAME only over a
+// network.
 var rfc3164Form = regexp.MustCompile(`^<86>([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (\S+ )?imapgate\[` + strconv.Itoa(os.Getpid()) + `\]: (\{.*\})$`)
 
-// lines reads messages of a line each from all who connect.
+// lines reads messages of one line each from all connections.
 func (c *collector) lines(l net.Listener) { accept(l, c.readLines) }
 
-// readLines ends with the connection.
+// readLines returns when the connection ends.
 func (c *collector) readLines(conn net.Conn) {
 	defer conn.Close()
 	for in := bufio.NewScanner(conn); in.Scan(); {
@@ -82,10 +82,10 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 	}
 }
 
-func TestRsyslogKnowsProgramAndProcess(t *testing.T) {
+func TestRsyslogRecognizesProgramAndProcess(t *testing.T) {
 	socket, file := testbed.StartRsyslog(t, `%programname%|%procid%|%syslogfacility-text%|%syslogseverity-text%|%hostname%|%msg%`)
 	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + socket}}})
-	long := strings.Repeat("\u202e", 200) // 1,400 bytes and more of a record
+	long := strings.Repeat("\u202e", 200) // more than 1,400 bytes in a record
 	_ = l.ConnectionRefused(&Client{Session: "s1", Listener: long, ServerName: long, TLSVersion: 0x304, Program: long}, HandshakeFailed, long, 0)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestRsyslogKnowsProgramAndProcess(t *testing.T) {
 	}
 }
 
-// shortConn is a local socket that takes no long datagrams, as those of macOS.
+// shortConn is a local socket that refuses long datagrams, as on macOS.
 type shortConn struct {
 	net.Conn
 	got []string
@@ -136,7 +136,7 @@ func TestOversizedMessageDoesNotBlockOthers(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"started","version":"` + strings.Repeat("x", 3000) + "\"}\n"
 	lines := []byte(record + `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"stopped"}` + "\n")
 	if n, err := s.write(lines); err != nil || n != len(lines) {
-		t.Fatalf("%d of %d bytes are taken: %v", n, len(lines), err)
+		t.Fatalf("%d of %d bytes are accepted: %v", n, len(lines), err)
 	}
 	if len(conn.got) != 2 || len(conn.got[0]) != maxLocalMessage || !strings.HasSuffix(conn.got[0], "x…") || !rfc3164Form.MatchString(conn.got[1]) {
 		t.Errorf("sent: %q", conn.got)

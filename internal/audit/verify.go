@@ -10,7 +10,7 @@ import (
 	"io"
 )
 
-// ChainError is where a chain of records does not hold.
+// ChainError is the place where a chain of records is broken.
 type ChainError struct {
 	Line   int // 1-based
 	Reason string
@@ -18,23 +18,23 @@ type ChainError struct {
 
 func (b *ChainError) Error() string { return fmt.Sprintf("line %d: %s", b.Line, b.Reason) }
 
-// Verifier checks chained records, file by file, oldest first. The zero value
-// begins before the first. It is not told when the newest records were cut off,
-// or when all were made anew by somebody who may write the file: for that, a
-// copy must be elsewhere.
+// Verifier checks chained records, file by file, oldest first. The zero value begins
+// before the first file. It cannot detect that the newest records were removed, or
+// that a user with write access rewrote the whole file; only a copy elsewhere can.
 type Verifier struct {
-	Records      int    // that hold
+	Records      int    // valid records
 	PartialLines int    // lines that a killed process left unfinished
 	FirstSeq     uint64 // number of the first record
 	chain        chain
 }
 
-// Last is the number and hash of the last record, to be compared with a copy.
+// Last returns the number and hash of the last record, for comparison with a copy.
 func (v *Verifier) Last() (seq uint64, hash string) {
 	return v.chain.seq, hex.EncodeToString(v.chain.hash[:])
 }
 
-// VerifyFile checks the next file. The error is a *Broken, or of the reader.
+// VerifyFile checks the next file. The error is a *ChainError, or that of the
+// reader.
 func (v *Verifier) VerifyFile(r io.Reader) error {
 	in := bufio.NewReaderSize(r, 4*maxRecordBytes)
 	for n := 1; ; n++ {
@@ -54,8 +54,8 @@ func (v *Verifier) VerifyFile(r io.Reader) error {
 	}
 }
 
-// verifyLine checks one line and says what is wrong with it, or "". An unfinished one
-// can be left out: whoever made it of a whole record has left a gap.
+// verifyLine checks one line and returns what is wrong with it, or "". Unfinished
+// lines are skipped: a whole record that was cut leaves a gap in the numbers.
 func (v *Verifier) verifyLine(text []byte) string {
 	if !json.Valid(text) {
 		v.PartialLines++
@@ -63,7 +63,7 @@ func (v *Verifier) verifyLine(text []byte) string {
 	}
 	l, ok := parseChained(text)
 	if !ok {
-		return "has no link of the chain: it was added, changed, or written without audit.chain"
+		return "is not part of the chain: it was added, changed, or written without audit.chain"
 	}
 	previous := v.chain
 	switch {
@@ -73,29 +73,29 @@ func (v *Verifier) verifyLine(text []byte) string {
 		}
 		v.FirstSeq = l.Seq
 	case l.Seq != previous.seq+1:
-		return fmt.Sprintf("is record %d, and record %d was expected", l.Seq, previous.seq+1)
+		return fmt.Sprintf("is record %d, expected record %d", l.Seq, previous.seq+1)
 	case l.Event == eventNames[logOpened] && l.Previous != hex.EncodeToString(previous.hash[:]):
-		return "names another record before it than there is"
+		return "does not follow the record before it"
 	}
 	if previous.sum(l.hashed) != l.hash {
-		return "does not have its hash: it, or the record before it, was changed"
+		return "has a wrong hash: it, or the record before it, was changed"
 	}
 	v.chain = chain{seq: l.Seq, hash: l.hash}
 	v.Records++
 	return ""
 }
 
-// verifyFirst gives the chain before the first record: one that opened its file names
-// the hash before it.
+// verifyFirst sets previous to the chain before the first record: a record that
+// opened its file names the hash before it.
 func (v *Verifier) verifyFirst(l chainedRecord, previous *chain) string {
 	if l.Event != eventNames[logOpened] {
-		return fmt.Sprintf("is record %d, amid a chain: the beginning of the file is missing", l.Seq)
+		return fmt.Sprintf("is record %d of a chain: the beginning of the file is missing", l.Seq)
 	}
 	if l.Previous == "" && l.Seq != 1 {
-		return "names no record before it"
+		return "does not name the record before it"
 	}
 	if n, err := hex.Decode(previous.hash[:], []byte(l.Previous)); err != nil || l.Previous != "" && n != len(previous.hash) {
-		return "names no hash before it"
+		return "does not name a valid hash before it"
 	}
 	return ""
 }

@@ -8,26 +8,28 @@ const (
 	lost    = "lost"
 )
 
-// AuditSinkStatus is how one sink of the audit log fares.
+// AuditSinkStatus is the state of one sink of the audit log.
 type AuditSinkStatus struct {
 	Name           string // from the configuration
-	WrittenRecords uint64 // records
-	LostRecords    uint64 // records
+	WrittenRecords uint64
+	LostRecords    uint64
 	Failing        bool
 }
 
-// auditSinkCollector is a prometheus.Collector that asks when it is scraped.
+// auditSinkCollector is a prometheus.Collector that queries the sinks at each
+// scrape.
 type auditSinkCollector struct {
 	reportAll func(report func(AuditSinkStatus)) // Set once.
 	records   *prometheus.Desc                   // Set once.
 	up        *prometheus.Desc                   // Set once.
 }
 
-// ObserveAuditSinks shows, at each scrape, how each sink of the audit log fares.
+// ObserveAuditSinks exports the state of each sink of the audit log. Each scrape
+// calls reportAll.
 func (m *Metrics) ObserveAuditSinks(reportAll func(report func(AuditSinkStatus))) {
 	m.registry.MustRegister(auditSinkCollector{
 		reportAll: reportAll,
-		records:   prometheus.NewDesc("imapgate_audit_records_total", "Audit records by what became of them.", []string{"sink", "result"}, nil),
+		records:   prometheus.NewDesc("imapgate_audit_records_total", "Audit records, by sink and result.", []string{"sink", "result"}, nil),
 		up:        prometheus.NewDesc("imapgate_audit_sink_up", "0 while a sink of the audit log cannot be written.", []string{"sink"}, nil),
 	})
 }

@@ -6,7 +6,7 @@ import (
 	"imapgate/internal/metrics"
 )
 
-func TestEverySinkOfTheAuditLogIsShown(t *testing.T) {
+func TestEverySinkOfTheAuditLogIsExported(t *testing.T) {
 	m := metrics.New("v")
 	m.ObserveAuditSinks(func(report func(metrics.AuditSinkStatus)) {
 		report(metrics.AuditSinkStatus{Name: "file", WrittenRecords: 7})

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// registrar makes instruments and registers them. A clash of names is our own
-// mistake and panics.
+// registrar creates instruments and registers them. A duplicate name is a
+// programming error and panics.
 type registrar struct{ *prometheus.Registry }
 
 func (r registrar) gauge(name, help string) prometheus.Gauge {
@@ -28,8 +28,8 @@ func (r registrar) counterVec(name, help string, labels ...string) *prometheus.C
 	return v
 }
 
-// countersByLabel resolves one counter for each value of a closed set and for Other,
-// so that every series exists, at 0, from the start.
+// countersByLabel creates one counter for each value of a closed set and for Other,
+// so that every series exists from the start, with the value 0.
 func (r registrar) countersByLabel(name, help, label string, values []string) map[string]prometheus.Counter {
 	vec := r.counterVec(name, help, label)
 	set := map[string]prometheus.Counter{Other: vec.WithLabelValues(Other)}
@@ -39,7 +39,7 @@ func (r registrar) countersByLabel(name, help, label string, values []string) ma
 	return set
 }
 
-// gaugesByLabel is counters for gauges.
+// gaugesByLabel is countersByLabel for gauges.
 func (r registrar) gaugesByLabel(name, help, label string, values []string) map[string]prometheus.Gauge {
 	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
 	r.MustRegister(vec)
@@ -56,7 +56,7 @@ func (r registrar) histogram(name, help string, buckets []float64) prometheus.Hi
 	return h
 }
 
-// instrumentFor is the instrument of value, or that of Other.
+// instrumentFor returns the instrument of value, or that of Other.
 func instrumentFor[I any](set map[string]I, value string) I {
 	if instrument, known := set[value]; known {
 		return instrument
@@ -64,14 +64,14 @@ func instrumentFor[I any](set map[string]I, value string) I {
 	return set[Other]
 }
 
-// Backend is the instruments of one configured backend.
+// Backend has the instruments of one configured backend.
 type Backend struct {
 	connects     map[string]prometheus.Counter // Set once.
 	spliced      prometheus.Gauge              // Set once.
 	splicedUsers prometheus.Gauge              // Set once.
 }
 
-// Backend resolves the instruments of a configured backend, once.
+// Backend returns the instruments of a configured backend. Call it once for each.
 func (m *Metrics) Backend(name string) *Backend {
 	b := &Backend{connects: make(map[string]prometheus.Counter), spliced: m.splicedBackends.WithLabelValues(name), splicedUsers: m.splicedUsers.WithLabelValues(name)}
 	for _, result := range append([]string{Other}, connectResults...) {
@@ -80,11 +80,11 @@ func (m *Metrics) Backend(name string) *Backend {
 	return b
 }
 
-// CountConnect counts an attempt to connect and log in.
+// CountConnect counts an attempt to connect and log in, by its result.
 func (b *Backend) CountConnect(result string) { instrumentFor(b.connects, result).Inc() }
 
-// SetSpliced shows whether new sessions are spliced whatever the mode, because the backend
-// broke what the other modes build on.
+// SetSpliced sets whether new sessions are spliced, whatever their mode, because the
+// backend violated the protocol.
 func (b *Backend) SetSpliced(spliced bool) {
 	b.spliced.Set(0)
 	if spliced {
@@ -92,26 +92,26 @@ func (b *Backend) SetSpliced(spliced bool) {
 	}
 }
 
-// SetSplicedUsers shows the number of users whose new sessions are, for what the backend
-// broke to them.
+// SetSplicedUsers sets the number of users whose new sessions are spliced because of
+// protocol violations.
 func (b *Backend) SetSplicedUsers(n int) { b.splicedUsers.Set(float64(n)) }
 
-// ObserveCertificates shows, at each scrape, when the certificates end. expiry
-// is called with a function to report each certificate file to.
+// ObserveCertificates exports the expiry of the certificates. Each scrape calls
+// reportAll, which calls report for each certificate file.
 func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, notAfter time.Time))) {
 	m.registry.MustRegister(certificateCollector{
 		reportAll: reportAll,
 		desc: prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
-			"When a certificate ends that is served, or shown to another server.", []string{"file"}, nil),
+			"When a certificate expires that is served, or presented to another server.", []string{"file"}, nil),
 	})
 }
 
-// ObserveAudit shows, at each scrape, how many audit records were lost and
-// whether new logins are blocked because records cannot be written.
+// ObserveAudit exports the number of lost audit records, and whether new logins are
+// blocked because records cannot be written.
 func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
 	m.registry.MustRegister(
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "imapgate_audit_lost_records_total", Help: "Audit records that could not be kept.",
+			Name: "imapgate_audit_lost_records_total", Help: "Audit records that were lost.",
 		}, func() float64 { return float64(lostRecords()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "imapgate_audit_ready", Help: "0 while new logins are blocked because the audit log cannot be written.",
@@ -123,8 +123,8 @@ func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
 		}))
 }
 
-// certificateCollector is a prometheus.Collector that asks when it is scraped, because
-// certificates change by themselves.
+// certificateCollector is a prometheus.Collector that queries the certificates at
+// each scrape, because their files may be reloaded.
 type certificateCollector struct {
 	reportAll func(report func(file string, notAfter time.Time)) // Set once.
 	desc      *prometheus.Desc                                   // Set once.
@@ -133,8 +133,8 @@ type certificateCollector struct {
 // Describe implements prometheus.Collector.
 func (c certificateCollector) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
 
-// Collect implements prometheus.Collector. A file named twice is shown once:
-// two equal series would fail the whole scrape.
+// Collect implements prometheus.Collector. It reports a file that is named twice
+// only once: duplicate series would fail the whole scrape.
 func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
 	seen := make(map[string]bool)
 	c.reportAll(func(file string, notAfter time.Time) {

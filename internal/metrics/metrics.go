@@ -10,23 +10,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// maxScrapes bounds the scrapes served at once: a stuck scraper must not pile up.
+// maxScrapes bounds concurrent scrapes, so that those of a stuck scraper do not
+// accumulate.
 const maxScrapes = 4
 
-// latencyBuckets reach from a cached route and a near backend to the limit of an
+// latencyBuckets range from a cached route with a near backend to the timeout of an
 // upstream login.
 var latencyBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
-// Metrics is every instrument of a gateway.
+// Metrics has every instrument of a gateway.
 type Metrics struct {
 	// Set once. All instruments are safe for concurrent use.
-	PreauthConnections         prometheus.Gauge   // connections that have not logged in yet
+	PreauthConnections         prometheus.Gauge   // connections that have not logged in
 	ParkedSessions             prometheus.Gauge   // sessions that hold no goroutine
 	BytesToClient              prometheus.Counter // relayed after the login
 	BytesToBackend             prometheus.Counter
-	IdentityViolations         prometheus.Counter // must stay 0: a session met another user's upstream
-	RouteInvalidationConnected prometheus.Gauge   // 1 while changes of routes are pushed to us
-	RoutesEmptied              prometheus.Gauge   // 1 while Redis lacks the records it held
+	IdentityViolations         prometheus.Counter // must stay 0: a session got another user's upstream
+	RouteInvalidationConnected prometheus.Gauge   // 1 while Redis announces route changes
+	RoutesEmptied              prometheus.Gauge   // 1 while Redis lacks known records
 	Mux                        *Mux               // of the modes reuse and resume
 	Limits                     *Limits            // of connections and failed logins
 
@@ -49,38 +50,38 @@ type Metrics struct {
 
 type loginKey struct{ result, mechanism string }
 
-// New makes the instruments, in a registry of their own.
+// New creates the instruments, in their own registry.
 func New(version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	r := registrar{m.registry}
-	m.PreauthConnections = r.gauge("imapgate_preauth_connections", "Connections that have not logged in yet.")
-	m.ParkedSessions = r.gauge("imapgate_parked_sessions", "Quiet sessions that hold no goroutine.")
+	m.PreauthConnections = r.gauge("imapgate_preauth_connections", "Connections that have not logged in.")
+	m.ParkedSessions = r.gauge("imapgate_parked_sessions", "Idle sessions that hold no goroutine.")
 	m.IdentityViolations = r.counter("imapgate_identity_violations_total",
-		"Sessions ended because the upstream was not the user's own. Anything but 0 is an emergency.")
+		"Sessions ended because the upstream belonged to another user. Any value but 0 is an emergency.")
 	m.RouteInvalidationConnected = r.gauge("imapgate_route_invalidation_connected",
-		"1 while changes of routes are pushed to this gateway; at 0 they are seen after the cache's ttl.")
+		"1 while Redis announces route changes to this gateway; at 0 they are noticed after the cache's ttl.")
 	m.RoutesEmptied = r.gauge("imapgate_routes_emptied",
-		"1 while most of the route records that Redis was seen to hold are gone, and nobody is taken for unknown.")
-	m.reloadSuccess = r.gauge("imapgate_config_reload_success", "1 when the last reload was taken over, 0 when it was refused.")
+		"1 while most of the known route records are missing from Redis; no user is then treated as unknown.")
+	m.reloadSuccess = r.gauge("imapgate_config_reload_success", "1 if the last reload succeeded, 0 if it was refused.")
 	m.reloadTime = r.gauge("imapgate_config_reload_timestamp_seconds", "When the configuration in use was loaded.")
 
 	bytes := r.countersByLabel("imapgate_bytes_total", "Bytes relayed after the login.", "direction", []string{toClient, toBackend})
 	m.BytesToClient, m.BytesToBackend = bytes[toClient], bytes[toBackend]
-	m.routes = r.countersByLabel("imapgate_route_lookups_total", "Lookups of users by where the answer came from.", "source", routeSources)
-	m.sessionEnds = r.countersByLabel("imapgate_session_ends_total", "Ended sessions by reason.", "reason", endReasons)
+	m.routes = r.countersByLabel("imapgate_route_lookups_total", "Lookups of users, by source of the answer.", "source", routeSources)
+	m.sessionEnds = r.countersByLabel("imapgate_session_ends_total", "Ended sessions, by reason.", "reason", endReasons)
 	m.handshakes = r.countersByLabel("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", handshakeResults)
 	m.reloads = r.countersByLabel("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
 
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
-	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended in good order without an attempt to log in, by what they did.", "listener", "kind")
-	m.upstreamConnects = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
+	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended cleanly without a login attempt, by activity.", "listener", "kind")
+	m.upstreamConnects = r.counterVec("imapgate_upstream_connects_total", "Connection and login attempts at backends, by result.", "backend", "result")
 	m.splicedBackends = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "imapgate_mux_backend_spliced",
-		Help: "1 while a backend's sessions are spliced because it broke what reuse and resume build on.",
+		Help: "1 while a backend's new sessions are spliced because it violated the protocol.",
 	}, []string{"backend"})
 	m.splicedUsers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "imapgate_mux_spliced_users",
-		Help: "Users whose new sessions are spliced because the backend broke what reuse and resume build on to them.",
+		Help: "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
 	}, []string{"backend"})
 	r.MustRegister(m.splicedBackends, m.splicedUsers)
 	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", modes)
@@ -109,7 +110,7 @@ func (m *Metrics) registerLogins(r registrar) {
 
 func (m *Metrics) registerProcess(version string) {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "imapgate_build_info", Help: "Always 1; the labels say what is running.",
+		Name: "imapgate_build_info", Help: "Always 1; the labels identify the build.",
 		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
 	})
 	build.Set(1)
@@ -122,12 +123,13 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
-// Connections is the counter of a configured listener, to be resolved once.
+// Connections returns the counter of a configured listener. Call it once for each.
 func (m *Metrics) Connections(listener string) prometheus.Counter {
 	return m.connections.WithLabelValues(listener)
 }
 
-// Probes are the counters of a configured listener by kind, to be resolved once.
+// Probes returns the counters of a configured listener by kind. Call it once for
+// each.
 func (m *Metrics) Probes(listener string) map[string]prometheus.Counter {
 	counters := make(map[string]prometheus.Counter, len(probeKinds))
 	for _, kind := range probeKinds {
@@ -136,16 +138,16 @@ func (m *Metrics) Probes(listener string) map[string]prometheus.Counter {
 	return counters
 }
 
-// BeginSession counts a session in. Each one ends with one EndSession.
+// BeginSession counts the begin of a session. Each needs one EndSession.
 func (m *Metrics) BeginSession(mode string) { instrumentFor(m.sessions, mode).Inc() }
 
-// EndSession counts a session out, with the audit log's reason.
+// EndSession counts the end of a session, with the audit log's reason.
 func (m *Metrics) EndSession(mode, reason string) {
 	instrumentFor(m.sessions, mode).Dec()
 	instrumentFor(m.sessionEnds, reason).Inc()
 }
 
-// CountLogin counts a login attempt and how long the client waited for the answer.
+// CountLogin counts a login attempt and the time until its answer.
 func (m *Metrics) CountLogin(result, mechanism string, duration time.Duration) {
 	key := loginKey{result, mechanism}
 	if _, known := m.loginSeconds[result]; !known {
@@ -158,13 +160,13 @@ func (m *Metrics) CountLogin(result, mechanism string, duration time.Duration) {
 	m.loginSeconds[key.result].Observe(duration.Seconds())
 }
 
-// CountRouteLookup counts where the answer for a user came from.
+// CountRouteLookup counts a route lookup, by source of the answer.
 func (m *Metrics) CountRouteLookup(source string) { instrumentFor(m.routes, source).Inc() }
 
-// CountHandshake counts a client's TLS handshake.
+// CountHandshake counts a client's TLS handshake, by result.
 func (m *Metrics) CountHandshake(result string) { instrumentFor(m.handshakes, result).Inc() }
 
-// CountReload records a reload; err is why it was refused, or nil.
+// CountReload counts a reload; err is why it was refused, or nil.
 func (m *Metrics) CountReload(err error) {
 	if err != nil {
 		m.reloads[Refused].Inc()

@@ -18,7 +18,7 @@ import (
 	"imapgate/routing"
 )
 
-// scrape gives the series as name{labels} → value.
+// scrape returns the series, by name{labels}.
 func scrape(t *testing.T, m *metrics.Metrics) map[string]string {
 	t.Helper()
 	answer := httptest.NewRecorder()
@@ -56,7 +56,7 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	m.CountReload(errors.New("no"))
 	m.ObserveCertificates(func(report func(string, time.Time)) {
 		report("/mail.pem", time.Unix(1e9, 0))
-		report("/mail.pem", time.Unix(2e9, 0)) // named twice: must not break the scrape
+		report("/mail.pem", time.Unix(2e9, 0)) // reported twice: must not break the scrape
 	})
 	ready := errors.New("full")
 	m.ObserveAudit(func() uint64 { return 9 }, func() error { return ready })
@@ -163,7 +163,7 @@ func TestScrapesMayRunDuringCounting(t *testing.T) {
 	}
 }
 
-// The rooms that are counted have words of their own; those must be in the sets.
+// The closed sets of other packages must be in the label sets.
 func TestLabelsOfOtherPackagesAreInTheSets(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")

@@ -88,7 +88,7 @@ func TestUnknownMuxValuesCountAsOther(t *testing.T) {
 	}
 	for _, labels := range []string{`reason="lost",result="other"`, `reason="other",result="ok"`, `reason="other",result="other"`} {
 		if n := got["imapgate_mux_reattaches_total{"+labels+"}"]; n != "1000" {
-			t.Errorf("attaches with %s: %s", labels, n)
+			t.Errorf("reattaches with %s: %s", labels, n)
 		}
 	}
 }
@@ -114,7 +114,7 @@ func TestMuxCountingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// The two logs of one event use the same words.
+// The audit log and the metrics of an event use the same words.
 func TestMuxLabelsOfTheAuditLogAreInTheSets(t *testing.T) {
 	m := metrics.New("v")
 	for _, why := range []audit.Why{audit.AfterLoss, audit.AfterHold, audit.AfterDetach} {
@@ -133,7 +133,7 @@ func TestMuxLabelsOfTheAuditLogAreInTheSets(t *testing.T) {
 		if strings.Contains(series, `"other"`) && n != "0" {
 			t.Errorf("%s is %s", series, n)
 		}
-		// The other way round: no word that the audit log would not write.
+		// Conversely, every label is a word of the audit log.
 		for _, name := range []string{"imapgate_mux_reattaches_total{", "imapgate_mux_pins_total{"} {
 			if strings.HasPrefix(series, name) && !strings.Contains(series, `"other"`) && n != "1" {
 				t.Errorf("the audit log has no word for %s", series)

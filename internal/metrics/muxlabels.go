@@ -1,41 +1,41 @@
 package metrics
 
-// Why an upstream connection is closed instead of kept or handed out.
+// Why an upstream connection is closed instead of kept or reused.
 const (
-	DiscardUnread      = "unread"      // it had said something nobody asked for
-	DiscardOutstanding = "outstanding" // a command or literal of its last session was not over
+	DiscardUnread      = "unread"      // it had sent unsolicited data
+	DiscardOutstanding = "outstanding" // a command or literal of its last session was unfinished
 	DiscardUnanswered  = "unanswered"  // no answer to our NOOP or UNSELECT
-	DiscardError       = "error"       // reset, TLS fault, or an answer that was no OK
-	DiscardClosed      = "closed"      // the backend said BYE or hung up
-	DiscardPinned      = "pinned"      // its last session left it in a state nobody knows
-	DiscardSelected    = "selected"    // the backend gave no way to leave its mailbox
-	DiscardTTL         = "ttl"         // nobody came
+	DiscardError       = "error"       // reset, TLS error, or an answer other than OK
+	DiscardClosed      = "closed"      // the backend sent BYE or closed the connection
+	DiscardPinned      = "pinned"      // its last session left it in an unknown state
+	DiscardSelected    = "selected"    // the backend has no command to leave its mailbox
+	DiscardTTL         = "ttl"         // no login within the idle timeout
 	DiscardAge         = "age"
-	DiscardLimit       = "limit"       // another needed the place
-	DiscardCredentials = "credentials" // the login it was made with is no longer good
+	DiscardLimit       = "limit"       // another connection needed its slot
+	DiscardCredentials = "credentials" // the login it was opened with is no longer valid
 	DiscardMoved       = "moved"       // the user's backend, or login name there, changed
-	DiscardKicked      = "kicked"      // by the operator
+	DiscardKicked      = "kicked"      // by an operator
 	DiscardShutdown    = "shutdown"
 	DiscardDescriptors = "descriptors" // its descriptor was needed
 )
 
-// Kinds of broken invariants.
+// Kinds of protocol violations.
 const (
 	ExistsShrank    = "exists_shrank"    // without EXPUNGE
-	ExpungeRange    = "expunge_range"    // of a message that is not there
-	ExpungeTime     = "expunge_time"     // where RFC 9051 §7.5.1 forbids one
-	CountMismatch   = "count_mismatch"   // fewer or more UIDs than EXISTS said
-	UIDUnknown      = "uid_unknown"      // a UID below the highest that was not there before
+	ExpungeRange    = "expunge_range"    // of a message that does not exist
+	ExpungeTime     = "expunge_time"     // when RFC 9051 §7.5.1 forbids it
+	CountMismatch   = "count_mismatch"   // fewer or more UIDs than EXISTS reported
+	UIDUnknown      = "uid_unknown"      // a new UID below the highest known one
 	UIDOrder        = "uid_order"        // UIDs do not ascend
-	UIDNextShrank   = "uidnext_shrank"   // though UIDVALIDITY is the same
-	ModseqShrank    = "modseq_shrank"    // though UIDVALIDITY is the same
-	TagUnknown      = "tag_unknown"      // an answer to a command nobody sent
-	ResponseSyntax  = "response_syntax"  // a response that could not be framed
+	UIDNextShrank   = "uidnext_shrank"   // with the same UIDVALIDITY
+	ModseqShrank    = "modseq_shrank"    // with the same UIDVALIDITY
+	TagUnknown      = "tag_unknown"      // a tagged response without a command
+	ResponseSyntax  = "response_syntax"  // a response that could not be parsed
 	ViewDifferent   = "view_different"   // found by consistency_check
-	EnabledMismatch = "enabled_mismatch" // ENABLED says another set than was asked for
+	EnabledMismatch = "enabled_mismatch" // ENABLE reported another set than requested
 )
 
-// The sets of Mux. Each is constant by agreement and read in newMux only.
+// The sets of values of Mux. They are constant and read in newMux only.
 var (
 	states        = []string{Unselected, Attached, Detached, Idle, Pinned}
 	verifyResults = []string{Same, Different, Skipped}
@@ -49,11 +49,11 @@ var (
 		"unavailable", "lost", "canceled"}
 	pinReasons = []string{"notify", "context", "saved_search", "language", "annotate", "unknown_command", "uidnotsticky",
 		"select_bad", "violation", "syntax", "response"}
-	// As in the audit log, those of a session that is told BYE.
+	// The reasons of the audit log with which a session gets BYE.
 	byeReasons = []string{"mailbox_gone", "mailbox_changed", "mailbox_too_large", "view_inconsistent", "upstream_lost", "backend_lost",
 		"upstream_unavailable", "login_revoked", "limit_reached", "backend_protocol", "client_protocol", "backend_closed", "idle",
 		"drained", "shutdown", "kicked", "moved", "token_expired", "overload", "identity_violation", "internal"}
-	// Commands whose repetition nobody can observe.
+	// Commands whose repetition has no visible effect.
 	retried = []string{"NOOP", "CHECK", "CONVERT", "UID CONVERT", "XAPPLEPUSHSERVICE", "SELECT", "EXAMINE", "UNSELECT", "FETCH", "UID FETCH", "STORE",
 		"UID STORE", "SEARCH", "UID SEARCH", "SORT", "UID SORT", "THREAD", "UID THREAD", "UID EXPUNGE", "UIDBATCHES", "ESEARCH",
 		"LIST", "LSUB", "XLIST", "RLIST", "RLSUB", "NAMESPACE", "STATUS", "SUBSCRIBE", "UNSUBSCRIBE", "GETACL", "SETACL",
