@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	// adminTimeout bounds a question to a running gateway, which asks Redis itself.
+	// adminTimeout bounds a request to a running gateway, which may query Redis itself.
 	adminTimeout = 3 * time.Second
-	// maxResponse bounds its answer: some thousand bans.
+	// maxResponse bounds its response: some thousand bans.
 	maxResponse = 4 << 20
-	// maxErrorText bounds what is shown of an answer that is none.
+	// maxErrorText bounds the part of an error response that is shown.
 	maxErrorText = 300
 )
 
@@ -36,7 +36,7 @@ type adminRequest struct {
 	body   any // nil: none
 }
 
-// do puts the question, and the answer into what is to hold it.
+// do sends the request and stores the decoded response in into.
 func (q adminRequest) do(ctx context.Context, admin config.Admin, into any) error {
 	if admin.Address == "" {
 		return errNoAdmin
@@ -47,19 +47,19 @@ func (q adminRequest) do(ctx context.Context, admin config.Admin, into any) erro
 	if err != nil {
 		return err
 	}
-	// Not the default transport: the token is not for a proxy of the environment.
+	// Not the default transport: a proxy of the environment must not see the token.
 	transport := &http.Transport{DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", r.URL.Host, err)
+		return fmt.Errorf("connect to %s: %w", r.URL.Host, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		message, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText)) // what there is of it
-		return fmt.Errorf("%s answers %s: %s", r.URL.Host, resp.Status, quoteUnsafe(strings.TrimSpace(string(message))))
+		message, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText)) // a partial text is enough
+		return fmt.Errorf("%s returned %s: %s", r.URL.Host, resp.Status, quoteUnsafe(strings.TrimSpace(string(message))))
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxResponse)).Decode(into); err != nil {
-		return fmt.Errorf("%s does not answer as a gateway: %w", r.URL.Host, err)
+		return fmt.Errorf("%s did not respond like a gateway: %w", r.URL.Host, err)
 	}
 	return nil
 }
@@ -87,7 +87,8 @@ func (q adminRequest) newHTTPRequest(ctx context.Context, admin config.Admin) (*
 	return r, nil
 }
 
-// dialableAddress is where to connect for an address that may be all of a machine's.
+// dialableAddress returns an address to connect to for a listening address that may
+// be a wildcard.
 func dialableAddress(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

@@ -23,13 +23,13 @@ import (
 func newAudit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "audit", Args: refuseArguments, RunE: showHelp,
-		Short: "Read the audit log, and check that it is whole",
+		Short: "Search and verify the audit log",
 	}
 	cmd.AddCommand(newAuditGrep(), newAuditVerify())
 	return cmd
 }
 
-// auditQuery is what audit grep looks for. Zero fields match everything.
+// auditQuery has the search criteria of audit grep. Zero fields match everything.
 type auditQuery struct {
 	User    string
 	Session string
@@ -45,27 +45,27 @@ func newAuditGrep() *cobra.Command {
 	var s auditQuery
 	cmd := &cobra.Command{
 		Use:   "grep [FILE...]",
-		Short: "Find records of the audit log",
-		Long: `Print the records that match all that is asked for, oldest file first. Files may be
-compressed with gzip; without any, or with -, standard input is read.
+		Short: "Search the audit log",
+		Long: `Print the records that match all criteria, oldest file first. Files may be compressed
+with gzip. Without any file, or with -, it reads standard input.
 
-Times are a duration before now (90m, 24h, 7d, 2w), a day (2026-05-01), or a moment
+A time is a duration before now (90m, 24h, 7d, 2w), a day (2026-05-01), or a date and time
 (2026-05-01T12:00:00Z, or 2026-05-01T12:00:00 in local time).
-The exit status is 1 when nothing was found.`,
+The exit status is 1 if nothing was found.`,
 		Example: `  imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
   imapgate audit grep --result refused,unavailable --address 192.0.2.0/24 audit.log
   redis-cli --raw XRANGE imapgate:audit - + | imapgate audit grep --event ban_added`,
 		RunE: func(cmd *cobra.Command, names []string) error { return auditGrep(cmd, s, names) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.User, "user", "", "of this user with its domain, or this name as it was given")
-	flags.StringVar(&s.Session, "session", "", "of this session")
-	flags.StringVar(&s.Address, "address", "", "of clients with this address or in this network, and bans of it")
-	flags.StringSliceVar(&s.Events, "event", nil, "only these: "+strings.Join(audit.Events(), ", "))
-	flags.StringSliceVar(&s.Results, "result", nil, "only with these results: "+strings.Join(audit.Results(), ", "))
-	flags.StringVar(&s.Since, "since", "", "not before this time")
+	flags.StringVar(&s.User, "user", "", "records of this user, with the domain, or of this name as the client sent it")
+	flags.StringVar(&s.Session, "session", "", "records of this session")
+	flags.StringVar(&s.Address, "address", "", "records of clients with this address or in this network, and of its bans")
+	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(audit.Events(), ", "))
+	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(audit.Results(), ", "))
+	flags.StringVar(&s.Since, "since", "", "at or after this time")
 	flags.StringVar(&s.Until, "until", "", "before this time")
-	flags.BoolVar(&s.JSON, "json", false, "print the records as they are")
+	flags.BoolVar(&s.JSON, "json", false, "print the records unchanged, as JSON")
 	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(audit.Events(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(audit.Results(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -78,7 +78,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 	}
 	if len(names) == 0 {
 		if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
-			return errors.New("which files? (- is standard input)")
+			return errors.New("no input: name at least one file, or - for standard input")
 		}
 		names = []string{"-"}
 	}
@@ -98,7 +98,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 		return err
 	}
 	if printer.malformed > 0 {
-		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s without a record\n", pluralize(printer.malformed, "line"), isOrAre(printer.malformed))
+		fmt.Fprintf(cmd.ErrOrStderr(), "skipped %s without a record\n", pluralize(printer.malformed, "line"))
 	}
 	if printer.matched == 0 {
 		return errReported
@@ -112,11 +112,11 @@ type matchPrinter struct {
 	format    recordFormat
 	out       *bufio.Writer
 	matched   int
-	malformed int // lines that are no records
+	malformed int // lines that are not records
 }
 
-// isStreamMarker says whether this is what redis-cli --raw prints of a stream around each
-// record: its place, and the name of the field.
+// isStreamMarker reports whether text is a line that redis-cli --raw prints before a
+// stream's record: the entry's id, or the name of its field.
 func isStreamMarker(text []byte) bool {
 	ms, n, _ := strings.Cut(string(text), "-")
 	_, err1 := strconv.ParseUint(ms, 10, 64)
@@ -124,7 +124,7 @@ func isStreamMarker(text []byte) bool {
 	return string(text) == "record" || err1 == nil && err2 == nil
 }
 
-// printMatch looks at one line.
+// printMatch prints one line if it is a record that matches.
 func (f *matchPrinter) printMatch(text []byte) error {
 	if isStreamMarker(text) {
 		return nil
@@ -146,7 +146,7 @@ func (f *matchPrinter) printMatch(text []byte) error {
 	return err
 }
 
-// matcher is a search whose words were understood.
+// matcher is a parsed auditQuery.
 type matcher struct {
 	auditQuery
 	network      netip.Prefix // invalid: any
@@ -179,7 +179,7 @@ func (s auditQuery) newMatcher(now time.Time) (*matcher, error) {
 	return m, nil
 }
 
-// parseNetwork takes an address for the network of one.
+// parseNetwork parses a network or an address, which is a network of one.
 func parseNetwork(s string) (netip.Prefix, bool) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		a = a.Unmap().WithZone("")
@@ -189,7 +189,7 @@ func parseNetwork(s string) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
-// parseTime understands a time on the command line; "" is none.
+// parseTime parses a time of the command line; "" is the zero time.
 func parseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -218,7 +218,7 @@ func (m *matcher) matches(l *auditRecord) bool {
 		(!m.network.IsValid() || m.concernsNetwork(l))
 }
 
-// concernsNetwork says whether the record is about somebody in the network.
+// concernsNetwork reports whether the record's client or subject is in the network.
 func (m *matcher) concernsNetwork(l *auditRecord) bool {
 	for _, addr := range []string{l.Client, l.Peer} {
 		if a, err := netip.ParseAddrPort(addr); err == nil && m.network.Contains(a.Addr()) {
@@ -233,13 +233,13 @@ func newAuditVerify() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Check that no record was changed, added or removed",
-		Long: `Check the chain of hashes of an audit log that is written with audit.chain: true, over all
-the files named, oldest first whatever their order here. They may be compressed with gzip. A line
-that a killed process left unfinished is passed over, and counted.
+		Long: `Verify the chain of hashes of an audit log written with audit.chain: true, over all named
+files, oldest first whatever their order here. They may be compressed with gzip. A line that a
+killed process left unfinished is skipped and counted.
 
-It cannot show that the newest records were cut off, nor that somebody who may write the
-files has made all of them anew: compare the last number and hash with a copy elsewhere.
-The exit status is 1 when the chain does not hold.`,
+The chain does not reveal that the newest records were removed, or that someone with write
+access rewrote all files: compare the last number and hash with a copy elsewhere.
+The exit status is 1 if the chain is broken.`,
 		Example: "  imapgate audit verify /var/log/imapgate/audit.log*",
 		RunE:    func(cmd *cobra.Command, names []string) error { return auditVerify(cmd, names) },
 	}
@@ -271,11 +271,11 @@ func auditVerify(cmd *cobra.Command, names []string) error {
 
 func printVerification(out io.Writer, v *audit.Verifier) error {
 	if v.Records == 0 {
-		fmt.Fprintln(out, "there are no chained records")
+		fmt.Fprintln(out, "no chained records found")
 		return errReported
 	}
 	if v.PartialLines > 0 {
-		fmt.Fprintf(out, "passed over: %s\n", pluralize(v.PartialLines, "unfinished line"))
+		fmt.Fprintf(out, "skipped: %s\n", pluralize(v.PartialLines, "unfinished line"))
 	}
 	last, hash := v.Last()
 	records := fmt.Sprintf("records %d to %d; the last", v.FirstSeq, last)

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// phrases are the parts of a sentence.
+// phrases are the parts of a description.
 type phrases []string
 
-// add adds one phrase, made of pieces; one that is empty is left out.
+// add joins the pieces to one phrase and adds it, unless it is empty.
 func (p *phrases) add(pieces ...string) {
 	if text := strings.TrimSpace(strings.Join(pieces, "")); text != "" {
 		*p = append(*p, text)
@@ -18,8 +18,8 @@ func (p *phrases) add(pieces ...string) {
 
 func (p *phrases) String() string { return strings.Join(*p, ", ") }
 
-// formatText puts a value where format has %s; "" for none. Text of a file that anybody may have
-// written is made printable.
+// formatText formats a value, which may come from an untrusted file, in printable
+// form; "" for an empty value.
 func formatText(format, value string) string {
 	if value == "" {
 		return ""
@@ -27,7 +27,7 @@ func formatText(format, value string) string {
 	return fmt.Sprintf(format, quoteUnprintable(value))
 }
 
-// formatCount is a number of things, as format has them behind it; "" where it is not known.
+// formatCount formats a number of things; "" if it is unknown.
 func formatCount(n *uint64, thing, format string) string {
 	if n == nil {
 		return ""
@@ -35,17 +35,21 @@ func formatCount(n *uint64, thing, format string) string {
 	return fmt.Sprintf(format, pluralize(*n, thing))
 }
 
-// formatDuration is a time in milliseconds, where format has %s; "" where it is not known.
+// formatDuration formats a number of milliseconds; "" if it is unknown. From 10 s on
+// it shows tenths of a second.
 func formatDuration(ms *uint64, format string) string {
 	if ms == nil {
 		return ""
 	}
-	return fmt.Sprintf(format, time.Duration(*ms)*time.Millisecond)
+	d := time.Duration(*ms) * time.Millisecond
+	if d >= 10*time.Second {
+		d = d.Round(100 * time.Millisecond)
+	}
+	return fmt.Sprintf(format, d)
 }
 
-// description is what the record says besides its time, event, subject and address, which
-// stand in columns: of each event in its own words, with those of docs/AUDIT.md as they
-// are.
+// description returns the part of the record after the columns of time, event,
+// subject and address, in words. Values of closed sets are those of docs/AUDIT.md.
 func (l *auditRecord) description() string {
 	var p phrases
 	switch l.Event {
@@ -69,7 +73,7 @@ func (l *auditRecord) description() string {
 	return p.String()
 }
 
-// addLogin is about an attempt to log in.
+// addLogin describes a login attempt.
 func (l *auditRecord) addLogin(p *phrases) {
 	if l.Event == "login_refused" {
 		p.add(formatText("reason %s", l.Reason))
@@ -83,12 +87,12 @@ func (l *auditRecord) addLogin(p *phrases) {
 	}
 	p.add(formatText("route from %s", l.RouteSource), formatDuration(l.RouteAge, " (%s old)"))
 	p.add(formatText("%s", l.TLS))
-	p.add(formatDuration(l.Delay, "%s of it waited on purpose"))
+	p.add(formatDuration(l.Delay, "%s of it deliberate delay"))
 	p.add(formatDuration(l.Duration, "took %s"))
 }
 
-// credentials says who has judged what the client has shown. With the method passthrough
-// that is the backend, if it came to it.
+// credentials describes who verified the client's credentials. With the method
+// passthrough that is the backend, if the login got that far.
 func (l *auditRecord) credentials() string {
 	switch {
 	case l.Method == "":
@@ -103,7 +107,7 @@ func (l *auditRecord) credentials() string {
 	return "credentials left to the backend"
 }
 
-// addEnd is about the end of a connection.
+// addEnd describes the end of a connection.
 func (l *auditRecord) addEnd(p *phrases) {
 	p.add(formatText("reason %s", l.Reason), formatText(" (%s)", l.Detail))
 	p.add(l.repeatCount())
@@ -115,10 +119,14 @@ func (l *auditRecord) addEnd(p *phrases) {
 	p.add(formatDuration(l.Duration, "after %s"))
 }
 
-// addLimit is about limits and bans.
+// addLimit describes a limit or a ban.
 func (l *auditRecord) addLimit(p *phrases) {
-	p.add(formatText("%s", l.Result), formatText(" by limit %s", l.Limit))
-	if l.Event != "ban_removed" { // there it is who did it
+	if l.Limit == "banned" {
+		p.add(formatText("%s by ban", l.Result))
+	} else {
+		p.add(formatText("%s", l.Result), formatText(" by limit %s", l.Limit))
+	}
+	if l.Event != "ban_removed" && (l.Reason != "operator" || l.Operator == "") { // "by" has the operator
 		p.add(formatText("reason %s", l.Reason))
 	}
 	p.add(l.repeatCount())
@@ -133,15 +141,15 @@ func (l *auditRecord) addLimit(p *phrases) {
 	p.add(formatText("note: %s", l.Detail))
 }
 
-// addUpstream is about a session's connection to its backend.
+// addUpstream describes an event of a session's connection to its backend.
 func (l *auditRecord) addUpstream(p *phrases) {
-	format := map[string]string{"upstream_lost": "connection to %s lost", "session_pinned": "kept to its connection to %s"}[l.Event]
+	format := map[string]string{"upstream_lost": "connection to %s lost", "session_pinned": "pinned to its connection to %s"}[l.Event]
 	switch {
 	case format != "":
 	case l.Result == "ok":
-		format = "connected to %s again"
+		format = "reattached to %s"
 	default:
-		format = "not connected to %s again"
+		format = "not reattached to %s"
 	}
 	p.add(formatText(format, l.Backend), formatText(" in %s", l.Mailbox))
 	if l.Result != "ok" {
@@ -149,27 +157,29 @@ func (l *auditRecord) addUpstream(p *phrases) {
 	}
 	p.add(formatText("reason %s", l.Reason))
 	if l.Result == "ok" {
-		p.add(formatCount(l.Expunged, "message", "%s gone"))
+		p.add(formatCount(l.Expunged, "message", "%s expunged"))
 		p.add(formatCount(l.Arrived, "message", "%s new"))
 	}
 	p.add(formatDuration(l.Duration, "after %s"))
 }
 
-// addGateway is about the gateway and its operators, and about events of a later release.
+// addGateway describes an event of the gateway or its operators, or an unknown event
+// of a later release.
 func (l *auditRecord) addGateway(p *phrases) {
 	p.add(formatText("version %s", l.Version))
 	p.add(formatText("%s ", l.Action), formatText("%s", l.Result), formatText(": %s", l.Detail))
-	p.add(formatText("read again: %s", l.Reread))
+	p.add(formatText("reloaded: %s", l.Reread))
 	p.add(formatText("reason %s", l.Reason))
 	p.add(formatText("by %s", l.Operator))
-	p.add(formatCount(l.Present, "record", "%s there"))
+	p.add(formatCount(l.Present, "record", "%s present"))
 	p.add(formatCount(l.Missing, "record", "%s missing"))
-	p.add(formatCount(l.Lost, "record", "%s could not be kept"))
-	p.add(formatText("behind the hash %s", l.Previous))
+	p.add(formatCount(l.Lost, "record", "%s lost"))
+	p.add(formatText("after the hash %s", l.Previous))
 	p.add(l.repeatCount())
 }
 
-// repeatCount is how many events a record stands for, when it is more than one.
+// repeatCount returns the number of events that the record stands for, if it is more
+// than one.
 func (l *auditRecord) repeatCount() string {
 	if l.Count == nil || *l.Count == 1 {
 		return ""

@@ -10,11 +10,11 @@ import (
 	"imapgate/internal/audit"
 )
 
-// sentences are members of records, by event, and what a reader is told of them.
+// sentences has members of records, by event, and their descriptions.
 func sentences() []struct{ event, members, want string } {
 	return []struct{ event, members, want string }{
 		{"login_accepted", `"user":"a","mechanism":"AUTH=PLAIN","method":"passthrough","backend":"east","upstream_user":"u17","route":"cache","route_age_ms":1500,"upstream":"ok","upstream_ms":9,"delay_ms":2000,"duration_ms":2012,"result":"accepted","tls":"TLS 1.3"`,
-			"at east as u17, by AUTH=PLAIN, credentials accepted by the backend, route from cache (1.5s old), TLS 1.3, 2s of it waited on purpose, took 2.012s"},
+			"at east as u17, by AUTH=PLAIN, credentials accepted by the backend, route from cache (1.5s old), TLS 1.3, 2s of it deliberate delay, took 2.012s"},
 		{"login_accepted", `"user":"a","mechanism":"LOGIN","method":"file","backend":"east","route":"redis","upstream":"ok","duration_ms":12,"result":"accepted"`,
 			"at east, by LOGIN, credentials accepted by file, route from redis, took 12ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","backend":"east","route":"redis","upstream":"denied","upstream_ms":9,"duration_ms":210,"result":"refused","reason":"bad_credentials"`,
@@ -36,40 +36,40 @@ func sentences() []struct{ event, members, want string } {
 		{"limit_hit", `"limit":"connection_rate","subject":"192.0.2.7/32","result":"refused","count":1`, "refused by limit connection_rate"},
 		{"limit_hit", `"limit":"commands","subject":"a","result":"slowed","count":12`, "slowed by limit commands, 12 times"},
 		{"ban_added", `"subject":"192.0.2.7/32","reason":"operator","until":"2026-05-01T12:10:00.000Z","by":"carol","detail":"complaint 17"`,
-			"reason operator, by carol, until @, note: complaint 17"},
+			"by carol, until @, note: complaint 17"},
 		{"ban_added", `"subject":"192.0.2.7/32","reason":"failures"`, "reason failures"},
 		{"ban_removed", `"subject":"192.0.2.7/32","reason":"operator","until":"2026-05-01T12:10:00.000Z","by":"carol","detail":"cleared"`,
 			"by carol, before its end at @, note: cleared"},
 		{"spray_suspected", `"subject":"198.51.100.0/24","users":120,"addresses":80,"window_ms":3600000`, "120 users tried from 80 addresses, within 1h0m0s"},
-		{"routes_emptied", `"present":0,"missing":64`, "0 records there, 64 records missing"},
-		{"routes_restored", `"present":64,"missing":1,"by":"carol"`, "by carol, 64 records there, 1 record missing"},
+		{"routes_emptied", `"present":0,"missing":64`, "0 records present, 64 records missing"},
+		{"routes_restored", `"present":64,"missing":1,"by":"carol"`, "by carol, 64 records present, 1 record missing"},
 		{"command", `"user":"a","backend":"east","command":"UID MOVE","mailbox":"INBOX","to":"Sent","messages":2,"result":"ok","code":"COPYUID","duration_ms":21`,
 			"UID MOVE in INBOX to Sent: ok [COPYUID], at east, 2 messages, took 21ms"},
 		{"command", `"user":"a","backend":"east","command":"APPEND","mailbox":"Sent","literals":[2310],"literal_bytes":2310,"result":"aborted","duration_ms":21`,
 			"APPEND in Sent: aborted, at east, 2310 bytes of literals, took 21ms"},
 		{"session_attached", `"user":"a","backend":"east","mailbox":"INBOX","reason":"lost","result":"ok","expunged":1,"arrived":3,"duration_ms":40`,
-			"connected to east again in INBOX, reason lost, 1 message gone, 3 messages new, after 40ms"},
+			"reattached to east in INBOX, reason lost, 1 message expunged, 3 messages new, after 40ms"},
 		{"session_attached", `"user":"a","backend":"east","mailbox":"INBOX","reason":"hold","result":"timeout","expunged":0,"arrived":0,"duration_ms":40`,
-			"not connected to east again in INBOX, result timeout, reason hold, after 40ms"},
+			"not reattached to east in INBOX, result timeout, reason hold, after 40ms"},
 		{"upstream_lost", `"user":"a","backend":"east","mailbox":"INBOX","reason":"bye","duration_ms":60000`, "connection to east lost in INBOX, reason bye, after 1m0s"},
-		{"session_pinned", `"user":"a","backend":"east","mailbox":"INBOX","reason":"notify"`, "kept to its connection to east in INBOX, reason notify"},
+		{"session_pinned", `"user":"a","backend":"east","mailbox":"INBOX","reason":"notify"`, "pinned to its connection to east in INBOX, reason notify"},
 		{"started", `"version":"v1.2.0"`, "version v1.2.0"},
 		{"stopped", `"reason":"shutdown"`, "reason shutdown"},
-		{"config_reloaded", `"result":"accepted","reread":"audit log, certificates, secrets"`, "accepted, read again: audit log, certificates, secrets"},
+		{"config_reloaded", `"result":"accepted","reread":"audit log, certificates, secrets"`, "accepted, reloaded: audit log, certificates, secrets"},
 		{"config_rejected", `"result":"refused","reread":"audit log","detail":"/f has changed, which needs a restart: log.level"`,
-			"refused: /f has changed, which needs a restart: log.level, read again: audit log"},
+			"refused: /f has changed, which needs a restart: log.level, reloaded: audit log"},
 		{"operator_action", `"action":"ban","by":"carol","subject":"192.0.2.7","result":"accepted"`, "ban accepted, by carol"},
 		{"operator_action", `"action":"ban","by":"carol","subject":"192.0.2.7","result":"refused","detail":"no such address"`, "ban refused: no such address, by carol"},
-		{"records_lost", `"lost":12`, "12 records could not be kept"},
+		{"records_lost", `"lost":12`, "12 records lost"},
 		{"log_opened", `"seq":1`, ""},
-		{"log_opened", `"previous":"c0ffee","seq":1`, "behind the hash c0ffee"},
+		{"log_opened", `"previous":"c0ffee","seq":1`, "after the hash c0ffee"},
 		{"of_a_later_release", `"reason":"new","result":"odd"`, "odd, reason new"},
 	}
 }
 
 func TestAuditGrepDescribesEveryEvent(t *testing.T) {
 	until := time.Date(2026, 5, 1, 12, 10, 0, 0, time.UTC).Local().Format(time.DateTime)
-	told := map[string]bool{}
+	described := map[string]bool{}
 	for _, x := range sentences() {
 		var l auditRecord
 		text := fmt.Sprintf(`{"v":1,"time":"2026-05-01T12:00:00.000Z","event":%q,%s}`, x.event, x.members)
@@ -79,11 +79,11 @@ func TestAuditGrepDescribesEveryEvent(t *testing.T) {
 		if got, want := l.description(), strings.ReplaceAll(x.want, "@", until); got != want {
 			t.Errorf("%s\nis  %q,\nnot %q", text, got, want)
 		}
-		told[x.event] = true
+		described[x.event] = true
 	}
 	for _, event := range audit.Events() {
-		if !told[event] {
-			t.Errorf("there is no sentence of %s", event)
+		if !described[event] {
+			t.Errorf("no sentence describes %s", event)
 		}
 	}
 }

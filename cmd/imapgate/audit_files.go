@@ -14,22 +14,22 @@ import (
 	"time"
 )
 
-// maxAuditLineBytes bounds a line; the gateway's are much shorter.
+// maxAuditLineBytes bounds a line, which the gateway never reaches.
 const maxAuditLineBytes = 64 << 10
 
 // auditFile is a file of the audit log, compressed or not.
 type auditFile struct {
 	name      string
-	firstTime time.Time // of its first record
-	firstSeq  uint64    // of that record in its chain; 0 without one
+	firstTime time.Time // time of its first record
+	firstSeq  uint64    // chain number of that record; 0 without one
 	r         *bufio.Reader
 	closer    io.Closer
 }
 
 func (f *auditFile) Close() error { return f.closer.Close() }
 
-// openAuditFiles opens files and puts them in the order of their first records:
-// a shell names the newest first.
+// openAuditFiles opens files and sorts them by their first records, because a shell
+// lists the newest first.
 func openAuditFiles(names []string, stdin io.Reader) ([]*auditFile, error) {
 	var files []*auditFile
 	for _, name := range names {
@@ -44,15 +44,14 @@ func openAuditFiles(names []string, stdin io.Reader) ([]*auditFile, error) {
 	return files, nil
 }
 
-// sortByChain puts files in the order of their chain, which no step of the clock
-// changes.
+// sortByChain sorts files by their chain numbers, which do not depend on the clock.
 func sortByChain(files []*auditFile) {
 	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.firstSeq, b.firstSeq) })
 }
 
 func closeAuditFiles(files []*auditFile) {
 	for _, f := range files {
-		_ = f.Close() // was read only
+		_ = f.Close() // it was only read
 	}
 }
 
@@ -79,13 +78,13 @@ func openAuditFile(name string, stdin io.Reader) (*auditFile, error) {
 	return f, nil
 }
 
-// recordOrder is when the first record was made, and its number.
+// recordOrder has the time and the number of a record.
 type recordOrder struct {
 	Time time.Time `json:"time"`
 	Seq  uint64    `json:"seq"`
 }
 
-// peekFirstRecord is the first record, or zero, read without taking it.
+// peekFirstRecord returns the first record, or zero, without consuming it.
 func peekFirstRecord(in *bufio.Reader) recordOrder {
 	_, _ = in.Peek(1) // fills the buffer
 	buffered, _ := in.Peek(in.Buffered())
@@ -98,12 +97,12 @@ func peekFirstRecord(in *bufio.Reader) recordOrder {
 	return recordOrder{}
 }
 
-// eachLine gives each line to take, without its end, until take fails.
+// eachLine calls visit with each line, without its newline, until visit fails.
 func (f *auditFile) eachLine(visit func([]byte) error) error {
 	for {
 		text, err := f.r.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
-			text, err = nil, f.skipLine() // as no record
+			text, err = nil, f.skipLine() // visited as an empty line, which is not a record
 		}
 		if err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -119,7 +118,7 @@ func (f *auditFile) eachLine(visit func([]byte) error) error {
 	}
 }
 
-// skipLine reads to the end of a line that is too long.
+// skipLine reads the rest of a line that is too long.
 func (f *auditFile) skipLine() error {
 	for {
 		if _, err := f.r.ReadSlice('\n'); !errors.Is(err, bufio.ErrBufferFull) {

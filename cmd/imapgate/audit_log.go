@@ -1,19 +1,17 @@
 package main
 
 import (
-	"go.uber.org/zap"
-
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/metrics"
 )
 
-// auditConfig is the audit log's part. Redis is left open.
+// auditConfig returns the settings of the audit log, without the Redis client.
 func auditConfig(cfg *config.Config, f *watchedFiles) audit.Config {
 	a := cfg.Audit
 	out := audit.Config{Path: a.Path, OnFailure: a.OnFailure, Commands: audit.CommandFilter(a.Commands), Chain: a.Chain, FirstPerMinute: a.FirstPerMinute}
 	if len(a.Sinks) > 0 {
-		out.Path = "" // there is the default only
+		out.Path = "" // it can only be the default
 	}
 	for i, s := range a.Sinks {
 		stream := s.Stream
@@ -28,8 +26,8 @@ func auditConfig(cfg *config.Config, f *watchedFiles) audit.Config {
 	return out
 }
 
-// openAudit opens the audit log. Of the rooms that read files it is the last:
-// opening it makes one.
+// openAudit opens the audit log, which creates a file. It runs after everything else
+// that reads files.
 func (g *gateway) openAudit() error {
 	cfg := auditConfig(g.cfg, g.files)
 	cfg.Redis = g.redis
@@ -42,16 +40,14 @@ func (g *gateway) openAudit() error {
 	return nil
 }
 
-// reportSinks tells the metrics how each sink fares.
+// reportSinks reports the state of each sink to the metrics.
 func (g *gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
 	for _, s := range g.audit.Sinks() {
 		report(metrics.AuditSinkStatus(s))
 	}
 }
 
-// recordSignal writes down what an operator asked for by a signal, and why it was not done.
+// recordSignal records an operator's signal, and err if it was not carried out.
 func (g *gateway) recordSignal(action audit.Action, err error) {
-	if recordErr := g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}); recordErr != nil {
-		g.log.Warn("an operator's signal is not in the audit log", zap.Error(recordErr))
-	}
+	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}))
 }

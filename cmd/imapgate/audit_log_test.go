@@ -93,6 +93,6 @@ func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
 	}
 	cfg.Audit.Sinks[2].CA = "/nonexistent/ca.pem"
 	if _, err := openFiles(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "audit.sinks[2].ca: ") {
-		t.Errorf("a CA that is not there: %v", err)
+		t.Errorf("a missing CA: %v", err)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// auditRecord is a record of the audit log as it is read again. docs/AUDIT.md says
-// what its fields mean.
+// auditRecord is a decoded record of the audit log. docs/AUDIT.md documents its
+// fields.
 type auditRecord struct {
 	Time          time.Time `json:"time"`
 	Event         string    `json:"event"`
@@ -65,7 +65,8 @@ type auditRecord struct {
 	Duration     *uint64 `json:"duration_ms"`
 }
 
-// address is where the client is, as far as those in front are believed.
+// address returns the client's own address if a trusted proxy named it, else the
+// peer's.
 func (l *auditRecord) address() string {
 	if l.Client != "" {
 		return l.Client
@@ -73,7 +74,7 @@ func (l *auditRecord) address() string {
 	return l.Peer
 }
 
-// subjectName is whom the record is about.
+// subjectName returns the user, or the subject of an event without one.
 func (l *auditRecord) subjectName() string {
 	if l.User != "" || l.ClaimedName != "" {
 		return l.User + l.ClaimedName
@@ -81,8 +82,8 @@ func (l *auditRecord) subjectName() string {
 	return l.Subject
 }
 
-// quoteUnprintable shows text from a file that anybody may have written: what could
-// play tricks with a terminal is quoted.
+// quoteUnprintable quotes text that could affect a terminal. The text may come from
+// an untrusted file.
 func quoteUnprintable(s string) string {
 	for _, r := range s {
 		if r == utf8.RuneError || !strconv.IsPrint(r) {
@@ -92,14 +93,14 @@ func quoteUnprintable(s string) string {
 	return s
 }
 
-// recordFormat is how records are shown: in columns, and on terminals in colours.
+// recordFormat formats records in columns, on terminals with colours.
 type recordFormat struct {
-	timeLayout string // form of the time
+	timeLayout string // layout of the time
 	useColour  bool
 }
 
-// supportsColour says whether to is a terminal whose owner has nothing against
-// colours (no-color.org).
+// supportsColour reports whether to is a terminal and colours are not disabled
+// (no-color.org).
 func supportsColour(to any) bool {
 	f, ok := to.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
@@ -115,7 +116,7 @@ const (
 	resetColour = "\x1b[0m"
 )
 
-// format is the record for a reader.
+// format returns a record as one line of text.
 func (p recordFormat) format(l *auditRecord) string {
 	event := padColumn(strings.ReplaceAll(l.Event, "_", " "), 18)
 	s := p.colourize(dim, l.Time.Local().Format(p.timeLayout)) + "  " + p.colourize(l.eventColour(), event) +
@@ -130,14 +131,14 @@ func (p recordFormat) colourize(colour, text string) string {
 	return colour + text + resetColour
 }
 
-// padColumn fills text up to a width; what is longer stays whole.
+// padColumn pads text to a width; longer text is unchanged.
 func padColumn(text string, width int) string {
 	text = quoteUnprintable(text)
 	return text + strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))
 }
 
-// eventColour is green for what went well, red for what was refused, yellow for
-// what an operator should look at.
+// eventColour returns green for success, red for a refusal, yellow for what needs an
+// operator's attention.
 func (l *auditRecord) eventColour() string {
 	switch l.Event {
 	case "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":

@@ -16,7 +16,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// runCommand runs a command and gives what it says and its status.
+// runCommand runs a command and returns its output and status.
 func runCommand(t *testing.T, stdin string, args ...string) (out, errs string, status int) {
 	t.Helper()
 	root := newRoot()
@@ -29,8 +29,8 @@ func runCommand(t *testing.T, stdin string, args ...string) (out, errs string, s
 	return stdout.String(), stderr.String(), status
 }
 
-// writeAuditLog is a chained audit log of some events in three files, newest first. The
-// oldest is compressed.
+// writeAuditLog writes a chained audit log of some events in three files and returns
+// them, newest first. The oldest is compressed.
 func writeAuditLog(t *testing.T) []string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit.log")
@@ -56,7 +56,7 @@ func writeAuditLog(t *testing.T) []string {
 	return []string{path, path + ".1", path + ".2.gz"}
 }
 
-// rotate moves a file away once the log has written all, as logrotate does.
+// rotate renames a file after the log has written everything, as logrotate does.
 func rotate(t *testing.T, l *audit.Log, path, to string) {
 	t.Helper()
 	before := l.Sinks()[0].WrittenRecords
@@ -82,7 +82,7 @@ func waitFor(t *testing.T, ok func() bool) {
 	defer tick.Stop()
 	for end := time.Now().Add(testTimeout); !ok(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatal("not within ", testTimeout)
+			t.Fatal("timeout after ", testTimeout)
 		}
 	}
 }
@@ -107,9 +107,9 @@ func compress(t *testing.T, path string) {
 	}
 }
 
-func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
+func TestAuditGrepFindsMatchingRecords(t *testing.T) {
 	files := writeAuditLog(t)
-	for asked, want := range map[string][]string{
+	for query, want := range map[string][]string{
 		"":                         {"log opened", "login refused", "log opened", "login accepted", "log opened", "session ended", "ban added"},
 		"--user alice@example.org": {"login accepted", "session ended"},
 		"--user=al\u0020ice":       {"login refused"},
@@ -124,36 +124,36 @@ func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
 		"--until 1d":                                      nil,
 	} {
 		args := append([]string{"audit", "grep"}, files...)
-		if user, ok := strings.CutPrefix(asked, "--user="); ok {
+		if user, ok := strings.CutPrefix(query, "--user="); ok {
 			args = append(args, "--user", user)
 		} else {
-			args = append(args, strings.Fields(asked)...)
+			args = append(args, strings.Fields(query)...)
 		}
 		out, errs, status := runCommand(t, "", args...)
 		got := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 		if want == nil {
 			if out != "" || status != 1 {
-				t.Errorf("%s: %d, %q", asked, status, out)
+				t.Errorf("%s: %d, %q", query, status, out)
 			}
 			continue
 		}
 		if status != 0 || errs != "" || len(got) != len(want) {
-			t.Errorf("%s: %d, %q, %q", asked, status, errs, out)
+			t.Errorf("%s: %d, %q, %q", query, status, errs, out)
 			continue
 		}
 		for i, l := range got {
 			if strings.Index(l, want[i]) != len("2006-01-02 15:04:05  ") {
-				t.Errorf("%s: line %d is %q, want %s", asked, i, l, want[i])
+				t.Errorf("%s: line %d is %q, want %s", query, i, l, want[i])
 			}
 		}
 	}
 }
 
-func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
+func TestAuditGrepReadsStandardInputAndPrintsRecordsUnchanged(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"login_refused","claimed":"a\u001b[2Jb","result":"refused","reason":"bad_name","new":1}`
 	in := "not a record\n" + strings.Repeat("x", 100_000) + "\n" + record + "\n" + record[:40]
 	out, errs, status := runCommand(t, in, "audit", "grep", "--json")
-	if status != 0 || out != record+"\n" || errs != "3 lines are without a record\n" {
+	if status != 0 || out != record+"\n" || errs != "skipped 3 lines without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 	out, _, _ = runCommand(t, in, "audit", "grep", "-")
@@ -165,7 +165,7 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 func TestAuditGrepReadsAStreamOfRedis(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"ban_added","subject":"192.0.2.1/32"}`
 	in := strings.Repeat("1777636800000-0\nrecord\n"+record+"\n", 3)
-	if out, errs, status := runCommand(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is without a record\n" {
+	if out, errs, status := runCommand(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "skipped 1 line without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 }
@@ -180,7 +180,7 @@ func TestAuditGrepReportsBadFlags(t *testing.T) {
 	}
 }
 
-func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
+func TestAuditVerifyReportsTheFirstBadLine(t *testing.T) {
 	files := writeAuditLog(t)
 	out, errs, status := runCommand(t, "", append([]string{"audit", "verify"}, files...)...)
 	if status != 0 || errs != "" || !strings.HasPrefix(out, "OK: records 1 to 7; the last has the hash ") {
@@ -196,18 +196,18 @@ func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
 	if err := os.WriteFile(files[0], bytes.Replace(text, []byte(`"bytes_in":1`), []byte(`"bytes_in":2`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, _, status := runCommand(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: does not have its hash") {
+	if out, _, status := runCommand(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: has a wrong hash") {
 		t.Errorf("%d, %q", status, out)
 	}
 	if _, errs, status := runCommand(t, "", "audit", "verify"); status != 1 || !strings.Contains(errs, "at least one file is needed: imapgate audit verify FILE...") {
 		t.Errorf("without a file: %d, %q", status, errs)
 	}
-	if out, _, status := runCommand(t, "torn", "audit", "verify", "-"); status != 1 || out != "there are no chained records\n" {
+	if out, _, status := runCommand(t, "torn", "audit", "verify", "-"); status != 1 || out != "no chained records found\n" {
 		t.Errorf("%d, %q", status, out)
 	}
 }
 
-func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
+func TestColumnsAreAlignedWithColoursToo(t *testing.T) {
 	l := &auditRecord{Time: time.Now(), Event: "login_accepted", User: "alice@example.org", Peer: "192.0.2.1:5", Backend: "east", Result: "accepted"}
 	plain, coloured := recordFormat{timeLayout: time.TimeOnly}.format(l), recordFormat{timeLayout: time.TimeOnly, useColour: true}.format(l)
 	for _, code := range []string{dim, green, resetColour} {
@@ -225,7 +225,7 @@ func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	if supportsColour(&bytes.Buffer{}) {
-		t.Error("a buffer is a terminal")
+		t.Error("a buffer counts as a terminal")
 	}
 }
 
@@ -238,9 +238,9 @@ func TestClockStepDoesNotReorderAChain(t *testing.T) {
 	}
 	defer closeAuditFiles(files)
 	if files[0].name != newer {
-		t.Errorf("%s is read first: records are shown by their time", files[0].name)
+		t.Errorf("%s is read first, although records are sorted by time", files[0].name)
 	}
 	if sortByChain(files); files[0].name != older {
-		t.Errorf("%s begins the chain", files[0].name)
+		t.Errorf("%s comes first in the chain", files[0].name)
 	}
 }

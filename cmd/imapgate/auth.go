@@ -34,13 +34,13 @@ func authConfig(cfg *config.Config) auth.Config {
 	return out
 }
 
-// authSources are those whom auth's methods ask, besides Redis.
+// authSources are the sources of auth's methods, besides Redis.
 type authSources struct {
 	authHTTP *authHTTPServers // nil without the method http
 	tokens   *oauth.Verifier  // nil without the method oauth
 }
 
-// openAuthSources connects to nobody.
+// openAuthSources creates the clients of the sources. It opens no connection.
 func openAuthSources(cfg *config.Config, f *watchedFiles, log *zap.Logger) (s authSources, err error) {
 	servers, serversErr := openAuthHTTPServers(cfg, f, log)
 	s.authHTTP = servers
@@ -58,7 +58,7 @@ func (s authSources) close() {
 	}
 }
 
-// toAuth are the judges in auth's words.
+// toAuth returns the sources in the form that package auth needs.
 func (s authSources) toAuth(redis auth.PasswordLookup) auth.Sources {
 	out := auth.Sources{Redis: redis}
 	if s.authHTTP != nil {
@@ -70,7 +70,7 @@ func (s authSources) toAuth(redis auth.PasswordLookup) auth.Sources {
 	return out
 }
 
-// verifyToken is auth.VerifyToken.
+// verifyToken implements auth.VerifyToken.
 func (s authSources) verifyToken(ctx context.Context, token secret) (string, time.Time, error) {
 	identity, err := s.tokens.Verify(ctx, token)
 	switch {
@@ -82,7 +82,7 @@ func (s authSources) verifyToken(ctx context.Context, token secret) (string, tim
 	return identity.Name, identity.Expires, err
 }
 
-// tokenRefusal is what clients are told whose token is refused.
+// tokenRefusal returns what clients get after a refused token.
 func (s authSources) tokenRefusal() auth.TokenRefusal {
 	if s.tokens == nil {
 		return auth.TokenRefusal{}
@@ -103,7 +103,7 @@ func (g *gateway) openAuth() error {
 	return withSettingKey(err)
 }
 
-// withSettingKey gives an error of auth.New its key.
+// withSettingKey adds the key to an error of auth.New.
 func withSettingKey(err error) error {
 	var settingErr *auth.SettingError
 	if errors.As(err, &settingErr) {

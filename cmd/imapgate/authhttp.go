@@ -13,11 +13,11 @@ import (
 	"imapgate/internal/config"
 )
 
-// authHTTPServers are asked for auth's method http. The two rooms do not know each
-// other, so what one says is put into the other's words here.
+// authHTTPServers adapts the client of the auth servers to auth's method http: the
+// two packages do not import each other.
 type authHTTPServers struct{ client *authhttp.Client }
 
-// openAuthHTTPServers is nil when no method asks them.
+// openAuthHTTPServers returns nil if no method uses the auth servers.
 func openAuthHTTPServers(cfg *config.Config, f *watchedFiles, log *zap.Logger) (*authHTTPServers, error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil, nil
@@ -32,7 +32,7 @@ func openAuthHTTPServers(cfg *config.Config, f *watchedFiles, log *zap.Logger) (
 	return &authHTTPServers{client}, nil
 }
 
-// verifyLogin is auth.VerifyLogin.
+// verifyLogin implements auth.VerifyLogin.
 func (s *authHTTPServers) verifyLogin(ctx context.Context, l auth.Login) (auth.ServerResponse, error) {
 	answer, err := s.client.Authenticate(ctx, newAuthHTTPRequest(l))
 	var denial *authhttp.Denial

@@ -25,7 +25,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// fakeAuthServer is an auth server of HTTP; it keeps what it was asked.
+// fakeAuthServer is an auth server that keeps the headers of its requests.
 type fakeAuthServer struct {
 	*httptest.Server
 
@@ -49,19 +49,19 @@ func startFakeAuthServer(t *testing.T, answer map[string]string) *fakeAuthServer
 	return p
 }
 
-// lastRequest is the latest question.
+// lastRequest returns the headers of the last request.
 func (p *fakeAuthServer) lastRequest(t *testing.T) http.Header {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.requests) == 0 {
-		t.Fatal("it was not asked")
+		t.Fatal("no request was sent")
 	}
 	return p.requests[len(p.requests)-1]
 }
 
-// connectOver is connect over a connection that is there, on which something may
-// have to be said first.
+// connectOver is connect over an existing connection, on which it first writes
+// first.
 func connectOver(t *testing.T, nc net.Conn, first ...string) *testClient {
 	t.Helper()
 	t.Cleanup(func() { _ = nc.Close() })
@@ -124,7 +124,7 @@ admin: {address: "127.0.0.1:0"}
 	}
 
 	imaps := s.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
-	conf := &tls.Config{InsecureSkipVerify: true} // it is our own, on loopback
+	conf := &tls.Config{InsecureSkipVerify: true} // the test's own certificate, on loopback
 	if nc, err = tls.Dial("tcp", imaps, conf); err != nil {
 		t.Fatal(err)
 	}
@@ -187,15 +187,15 @@ func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
 	}
 }
 
-func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
+func TestARenewedCertificateIsPresentedToTheAuthServer(t *testing.T) {
 	ca := testbed.NewCA(t)
 	served, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := make(chan string, 2)
+	presented := make(chan string, 2)
 	page := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		shown <- r.TLS.PeerCertificates[0].Subject.CommonName
+		presented <- r.TLS.PeerCertificates[0].Subject.CommonName
 		w.Header().Set("Auth-Status", "OK")
 		w.Header().Set("Connection", "close")
 	}))
@@ -216,8 +216,8 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 		if _, err := s.verifyLogin(t.Context(), auth.Login{}); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-shown; got != want {
-			t.Errorf("it has shown %s, not %s", got, want)
+		if got := <-presented; got != want {
+			t.Errorf("presented %s, want %s", got, want)
 		}
 		newCert, newKey := ca.Issue(t, "new")
 		for from, to := range map[string]string{newCert: cert, newKey: key} {

@@ -19,12 +19,12 @@ import (
 
 const backendsPath = "/v1/backends"
 
-// backendList is what a gateway answers about its backends.
+// backendList is a gateway's response about its backends.
 type backendList struct {
 	Backends []proxy.BackendState `json:"backends"`
 }
 
-// listBackends is the admin address's view of all backends.
+// listBackends returns the response of the admin address about all backends.
 func (g *gateway) listBackends() any { return backendList{g.proxy.Backends()} }
 
 func newBackends() *cobra.Command {
@@ -32,15 +32,16 @@ func newBackends() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "backends", Args: cobra.NoArgs,
-		Short: "Show the backends of the running gateway, their sessions, and whether their promises hold",
+		Short: "Show the backends of the running gateway, their sessions and protocol violations",
 		Long: `Show the backends of the gateway that runs on this machine: the mode of each, its live
-sessions, and whether sessions in the modes reuse and resume are followed.
+sessions, and whether new sessions are multiplexed, as the modes reuse and resume do.
 
-A backend that has broken the promises of IMAP to five users within an hour, and to one
-for every hundred sessions there, has its new sessions spliced, for an hour at first. So
-has, for an hour, a user to whom it broke them in two sessions. The log says which.
+If a backend violates the IMAP protocol for five users within an hour, and for one user in
+every hundred sessions there, its new sessions are spliced, for an hour at first. If it
+violates the protocol in two sessions of one user, that user's new sessions are spliced for
+an hour. The log has the details.
 
-The gateway is asked through its admin address.`,
+The command asks the gateway through its admin address.`,
 		Example: `  imapgate backends
   imapgate backends --json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,15 +66,15 @@ The gateway is asked through its admin address.`,
 
 func (s backendList) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tFOLLOWED") // Flush has the error
+	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tMULTIPLEXED") // Flush has the error
 	for _, b := range s.Backends {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", quoteUnsafe(b.Name), quoteUnsafe(b.Mode), formatSessions(b), formatFollowed(b))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", quoteUnsafe(b.Name), quoteUnsafe(b.Mode), formatSessions(b), formatMultiplexed(b))
 	}
 	return w.Flush()
 }
 
-// formatSessions is "7", or "7 (2 in splice)" where they are not all in the backend's own
-// mode.
+// formatSessions returns "7", or "7 (2 in splice)" if some are not in the backend's
+// own mode.
 func formatSessions(b proxy.BackendState) string {
 	total := 0
 	var other []string
@@ -89,18 +90,18 @@ func formatSessions(b proxy.BackendState) string {
 	return fmt.Sprintf("%d (%s)", total, strings.Join(other, ", "))
 }
 
-// formatFollowed says whether commands of new sessions are read.
-func formatFollowed(b proxy.BackendState) string {
+// formatMultiplexed describes whether new sessions are multiplexed.
+func formatMultiplexed(b proxy.BackendState) string {
 	users := pluralize(b.AffectedUsers, "user")
 	switch {
 	case b.Spliced:
-		return "no, spliced until " + b.SplicedUntil.Format(time.RFC3339) + ": it broke promises of IMAP"
+		return "no, spliced until " + b.SplicedUntil.Format(time.RFC3339) + " after protocol violations"
 	case b.SplicedUsers > 0 && b.SplicedUsers == b.AffectedUsers:
-		return fmt.Sprintf("yes, but for the %s to whom it broke promises of IMAP in the last hour", users)
+		return fmt.Sprintf("yes, except for %s with protocol violations in the last hour", users)
 	case b.SplicedUsers > 0:
-		return fmt.Sprintf("yes, but for %d of the %s to whom it broke promises of IMAP in the last hour", b.SplicedUsers, users)
+		return fmt.Sprintf("yes, except for %d of the %s with protocol violations in the last hour", b.SplicedUsers, users)
 	case b.AffectedUsers > 0:
-		return fmt.Sprintf("yes; it broke promises of IMAP to %s in the last hour", users)
+		return fmt.Sprintf("yes; %s had protocol violations in the last hour", users)
 	case b.Mode == "splice":
 		return "no"
 	}

@@ -14,7 +14,7 @@ import (
 	"imapgate/proxy/mux"
 )
 
-func TestTheBackendsOfTheRunningGatewayAreShown(t *testing.T) {
+func TestBackendsOfTheRunningGatewayArePrinted(t *testing.T) {
 	t.Parallel()
 	file, _ := gatewayConfig(t, noExemptNetworks)
 	s := startServe(t, file)
@@ -42,11 +42,11 @@ func TestProtocolViolationsAreDescribed(t *testing.T) {
 	if err := states.print(&b); err != nil {
 		t.Fatal(err)
 	}
-	want := `BACKEND  MODE    SESSIONS         FOLLOWED
-east     resume  9 (2 in splice)  yes, but for 1 of the 3 users to whom it broke promises of IMAP in the last hour
+	want := `BACKEND  MODE    SESSIONS         MULTIPLEXED
+east     resume  9 (2 in splice)  yes, except for 1 of the 3 users with protocol violations in the last hour
 north    splice  4                no
-south    reuse   0                yes; it broke promises of IMAP to 1 user in the last hour
-west     resume  0                no, spliced until 2026-01-02T12:00:00Z: it broke promises of IMAP
+south    reuse   0                yes; 1 user had protocol violations in the last hour
+west     resume  0                no, spliced until 2026-01-02T12:00:00Z after protocol violations
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)

@@ -2,5 +2,5 @@
 
 package main
 
-// allowBackground does nothing where there is no job control.
+// allowBackground does nothing on systems without job control.
 func allowBackground() {}

@@ -7,6 +7,6 @@ import (
 	"syscall"
 )
 
-// allowBackground lets a process that reads its terminal run in the background, where
-// the read is an error then and does not stop the process.
+// allowBackground lets a process that reads its terminal run in the background: the
+// read then returns an error instead of stopping the process.
 func allowBackground() { signal.Ignore(syscall.SIGTTIN) }

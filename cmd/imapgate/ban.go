@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,8 @@ import (
 	"imapgate/internal/limit"
 )
 
-// limitAdmin is where an operator's orders go: the desk of Redis, or a running gateway.
+// limitAdmin executes an operator's commands: directly in Redis, or through a
+// running gateway.
 type limitAdmin interface {
 	listBans(ctx context.Context) ([]banEntry, error)
 	addBan(ctx context.Context, o admin.BanRequest) (banEntry, error)
@@ -30,7 +32,7 @@ type limitAdmin interface {
 	resetLimits(ctx context.Context, who string) (limitsReset, error)
 }
 
-// remoteAdmin is a running gateway as an office, through its admin address.
+// remoteAdmin is the limitAdmin of a running gateway, through its admin address.
 type remoteAdmin struct{ cfg config.Admin }
 
 const (
@@ -61,7 +63,7 @@ func (a remoteAdmin) resetLimits(ctx context.Context, subject string) (done limi
 func (a remoteAdmin) do(ctx context.Context, r adminRequest, into any) error {
 	err := r.do(ctx, a.cfg, into)
 	if errors.Is(err, errNoAdmin) {
-		return errors.New("without redis in the configuration the running gateway must be asked, and it has no admin address: set admin.address")
+		return errors.New("without redis in the configuration this command needs the running gateway, which has no admin address: set admin.address")
 	}
 	const hint = "changes need a token: set admin.token_file"
 	if err != nil && r.method != http.MethodGet && a.cfg.Token.IsZero() && !strings.Contains(err.Error(), hint) {
@@ -82,8 +84,8 @@ func (o *limitOptions) flags(cmd *cobra.Command) {
 	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml") // the flag was just made
 }
 
-// run opens the office for one call: that of Redis, which all gateways heed, or
-// without Redis the running gateway.
+// run calls call with the limitAdmin of Redis, whose changes all gateways apply, or
+// without Redis with that of the running gateway.
 func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, limitAdmin) error) error {
 	cfg, err := config.Load(o.file)
 	if err != nil {
@@ -107,7 +109,7 @@ func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, limitA
 	return call(ctx, newLocalAdmin(cfg, gate))
 }
 
-// printResult prints what was done, or as JSON what came of it.
+// printResult prints text, or result as JSON.
 func (o *limitOptions) printResult(to io.Writer, result any, text string) error {
 	if o.asJSON {
 		return json.NewEncoder(to).Encode(result)
@@ -119,13 +121,13 @@ func (o *limitOptions) printResult(to io.Writer, result any, text string) error 
 func newBan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ban", Args: refuseArguments, RunE: showHelp,
-		Short: "See and change which addresses are banned",
-		Long: `See and change which addresses and networks are banned. With redis in the configuration
-a change takes effect in every running gateway within a second; without it the running
-gateway is asked through its admin address, for which admin.token_file must be set.
+		Short: "Show and change bans of addresses",
+		Long: `Show and change bans of addresses and networks. With redis in the configuration a change
+takes effect in every running gateway within a second. Without it the command uses the admin
+address of the running gateway, which requires admin.token_file.
 
-Connections from a banned address are refused. Sessions that are open stay open. Who has
-logged in from there of late still may, unless the ban is an operator's.`,
+Connections from a banned address are refused. Open sessions continue. Users who recently
+logged in from there are still let in, unless an operator placed the ban.`,
 	}
 	var o limitOptions
 	o.flags(cmd)
@@ -133,7 +135,7 @@ logged in from there of late still may, unless the ban is an operator's.`,
 	return cmd
 }
 
-// requireAddress is what add and del take.
+// requireAddress requires one argument, the address or network.
 func requireAddress(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("one address or network is needed: %s", cmd.UseLine())
@@ -143,7 +145,7 @@ func requireAddress(cmd *cobra.Command, args []string) error {
 
 func newBanList(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "Show the bans, those that end soonest first", Args: cobra.NoArgs,
+		Use: "list", Short: "List bans, soonest to expire first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				all, err := a.listBans(ctx)
@@ -161,26 +163,26 @@ func newBanList(o *limitOptions) *cobra.Command {
 
 func printBans(to io.Writer, bans []banEntry) error {
 	if len(bans) == 0 {
-		_, err := fmt.Fprintln(to, "nobody is banned")
+		_, err := fmt.Fprintln(to, "no active bans")
 		return err
 	}
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NETWORK\tENDS IN\tWHY\tTIMES\tNOTE")
+	fmt.Fprintln(w, "NETWORK\tEXPIRES IN\tREASON\tCOUNT\tNOTE")
 	for _, b := range bans {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", quoteUnsafe(b.Network), timeLeft(b.Until), quoteUnsafe(b.Reason), b.Count, quoteUnsafe(b.Note))
 	}
 	return w.Flush()
 }
 
-// timeLeft is how long until then, to the second.
+// timeLeft returns the time until until, in whole seconds.
 func timeLeft(until time.Time) time.Duration { return max(0, time.Until(until)).Round(time.Second) }
 
 func newBanAdd(o *limitOptions) *cobra.Command {
 	var request admin.BanRequest
 	cmd := &cobra.Command{
 		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireAddress,
-		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. A ban that
-is under way gets the new end.`,
+		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. An existing
+ban gets the new end.`,
 		Example: `  imapgate ban add 192.0.2.7
   imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -196,23 +198,23 @@ is under way gets the new end.`,
 	}
 	request.Duration = 24 * time.Hour
 	cmd.Flags().Var((*durationFlag)(&request.Duration), "for", "how long, as 90m, 24h, 7d or 2w")
-	cmd.Flags().StringVar(&request.Note, "why", "", "a note for whoever lists the bans")
+	cmd.Flags().StringVar(&request.Note, "why", "", "a note for other operators, shown in the list of bans")
 	return cmd
 }
 
 func newBanDel(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "del ADDRESS|NETWORK", Short: "End bans, and forget the failures behind them", Args: requireAddress,
-		Long: `End every ban that covers the address or something of the network, and forget the failed
-logins behind it, so that the next wrong password does not ban it again.`,
+		Use: "del ADDRESS|NETWORK", Short: "Remove bans, and reset the failed logins that caused them", Args: requireAddress,
+		Long: `Remove every ban that covers the address or a part of the network, and reset the failed
+logins that caused it, so that the next wrong password does not cause a new ban.`,
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				l, err := a.removeBans(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("end the ban of %s: %w", quoteUnsafe(args[0]), err)
+					return fmt.Errorf("remove the ban of %s: %w", quoteUnsafe(args[0]), err)
 				}
-				text := quoteUnsafe(args[0]) + " was not banned; its failed logins are forgotten"
+				text := quoteUnsafe(args[0]) + " was not banned; its failed logins were reset"
 				if len(l.Networks) > 0 {
 					text = "no longer banned: " + quoteUnsafe(strings.Join(l.Networks, ", "))
 				}
@@ -235,9 +237,9 @@ func newLimits() *cobra.Command {
 
 func newLimitsReset(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "reset USER", Short: "Forget the failed logins of a user",
-		Long: `Forget the failed logins of a user, so that they can log in again immediately from networks
-where they are not known. Bans of addresses stay: see imapgate ban del.`,
+		Use: "reset USER", Short: "Reset the failed logins of a user",
+		Long: `Reset the failed logins of a user, so that they can log in again immediately from networks
+where they are not known. Bans of addresses remain: see imapgate ban del.`,
 		Example: "  imapgate limits reset alice@example.org",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -251,7 +253,7 @@ where they are not known. Bans of addresses stay: see imapgate ban del.`,
 				if err != nil {
 					return fmt.Errorf("reset the limits of %s: %w", quoteUnsafe(args[0]), err)
 				}
-				return o.printResult(cmd.OutOrStdout(), done, "failed logins are forgotten: "+quoteUnsafe(done.User))
+				return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+quoteUnsafe(done.User))
 			})
 		},
 	}
@@ -260,8 +262,8 @@ where they are not known. Bans of addresses stay: see imapgate ban del.`,
 func newLimitsShow(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "show USER|ADDRESS", Short: "Show sessions, failed logins, delay and ban of a user or an address",
-		Long: `Show sessions, failed logins, delay and ban of a user or an address: with redis in the
-configuration those of all gateways together, without it those of the running gateway.`,
+		Long: `Show sessions, failed logins, delay and ban of a user or an address. With redis in the
+configuration the numbers cover all gateways, without it the running gateway.`,
 		Example: `  imapgate limits show alice@example.org
   imapgate limits show 192.0.2.7`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -285,26 +287,30 @@ configuration those of all gateways together, without it those of the running ga
 	}
 }
 
-// print prints it as a table.
+// print prints the status as a table.
 func (s limitStatus) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
 	row("limits of", "%s", quoteUnsafe(s.Subject))
 	if s.Exempt {
-		row("exempt", "its address is not counted, delayed or banned")
+		row("exempt", "the address is not counted, delayed or banned")
 	}
 	row("sessions", "%d", s.Sessions)
 	if s.Ban != nil {
-		row("banned", "for %v: %s %s", timeLeft(s.Ban.Until), quoteUnsafe(s.Ban.Reason), quoteUnsafe(s.Ban.Note))
+		row("banned", "%v left (%s)", timeLeft(s.Ban.Until), s.Ban.describeReason())
 	}
 	for _, f := range s.Failures {
 		bound := "no limit"
 		if f.Limit > 0 {
-			bound = "of " + strconv.Itoa(f.Limit)
+			bound = strconv.Itoa(f.Limit)
 		}
-		row("failed logins", "%d in %s, %s, %s", f.Count, withArticle(quoteUnsafe(f.Window)), bound, quoteUnsafe(f.Subject))
+		subject := ""
+		if f.Subject != s.Subject {
+			subject = " from " + quoteUnsafe(f.Subject)
+		}
+		row("failed logins (1 "+quoteUnsafe(f.Window)+")", "%d / %s%s", f.Count, bound, subject)
 	}
-	row("next login waits", "%v", s.Delay)
+	row("delay of the next login", "%v", s.Delay)
 	if s.KnownNetworksOnly {
 		row("may log in from", "known networks only")
 	}
@@ -316,7 +322,20 @@ func (s limitStatus) print(to io.Writer) error {
 		row("uploaded today", "%s (UTC)", bytes)
 	}
 	for _, k := range s.KnownNetworks {
-		row("known network", "%s, last login %s, %d failed in an hour", quoteUnsafe(k.Network), k.Last.Format(time.RFC3339), k.Failures)
+		row("known network", "%s, last login %s, %d failed in the last hour", quoteUnsafe(k.Network), k.Last.Format(time.RFC3339), k.Failures)
 	}
 	return w.Flush()
+}
+
+// describeReason describes the ban's reason and its note.
+func (b banEntry) describeReason() string {
+	texts := map[string]string{
+		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",
+		"merged": "merged with other bans", "operator": "by an operator",
+	}
+	text := cmp.Or(texts[b.Reason], quoteUnsafe(b.Reason))
+	if b.Note != "" {
+		text += ": " + quoteUnsafe(b.Note)
+	}
+	return text
 }

@@ -22,7 +22,7 @@ routing: {source: static, static: {default: east}}
 limits: {exempt_networks: [], connections: {new_per_minute: 0}, user_quota: {append_bytes_per_day: 1000}}
 `
 
-// readGreeting is what a gateway says to a new client.
+// readGreeting returns the greeting of a gateway.
 func readGreeting(t testing.TB, address string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
@@ -30,12 +30,12 @@ func readGreeting(t testing.TB, address string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(testTimeout)) // of a new connection
+	_ = c.SetDeadline(time.Now().Add(testTimeout)) // cannot fail for a new connection
 	line, _ := bufio.NewReader(c).ReadString('\n')
 	return line
 }
 
-// awaitGreeting waits until every gateway greets so.
+// awaitGreeting waits until the greeting of every gateway contains words.
 func awaitGreeting(t testing.TB, words string, gateways ...*gatewayProcess) {
 	t.Helper()
 	for _, g := range gateways {
@@ -43,7 +43,7 @@ func awaitGreeting(t testing.TB, words string, gateways ...*gatewayProcess) {
 	}
 }
 
-// runSteps runs commands and looks for words in what they print.
+// runSteps runs commands and checks that their output contains words.
 func runSteps(t testing.TB, config string, steps [][2]string) {
 	t.Helper()
 	for _, step := range steps {
@@ -63,18 +63,18 @@ func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 	awaitGreeting(t, "* OK", one, two)
 	live := connect(t, two.plain)
 	runSteps(t, oneFile, [][2]string{
-		{"ban list", "nobody is banned"},
+		{"ban list", "no active bans"},
 		{"ban add 127.0.0.1 --for 1h --why ticket-4711", "127.0.0.1/32 is banned for 1h0m0s"},
 	})
 	awaitGreeting(t, "* BYE [UNAVAILABLE] Too many connections.", one, two)
 	live.writeLine(t, "a NOOP")
-	live.readMatch(t, "^a OK") // a ban ends no connection
+	live.readMatch(t, "^a OK") // a ban ends no session
 	runSteps(t, twoFile, [][2]string{
 		{"ban list", "operator  1      ticket-4711"},
-		{"limits show 127.0.0.1", "operator ticket-4711"},
+		{"limits show 127.0.0.1", "by an operator: ticket-4711"},
 		{"limits show alice", "alice@example.org"},
 		{"limits show alice", "0 of 1000 bytes (UTC)"},
-		{"limits reset Alice", "failed logins are forgotten: alice@example.org"},
+		{"limits reset Alice", "failed logins were reset: alice@example.org"},
 		{"ban del 127.0.0.0/24", "no longer banned: 127.0.0.1/32"},
 		{"ban del 127.0.0.1", "was not banned"},
 	})
@@ -82,12 +82,12 @@ func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 	for _, file := range []string{oneAudit, twoAudit} {
 		var text string
 		eventually(t, func() bool {
-			read, _ := os.ReadFile(file) // what there is
+			read, _ := os.ReadFile(file) // an error counts as an empty file
 			text = string(read)
 			return strings.Contains(text, `"event":"ban_removed"`)
 		}, func() string { return text })
 		if n := strings.Count(text, `"event":"ban_added"`); n != 1 || !strings.Contains(text, "ticket-4711") {
-			t.Errorf("%d bans are on record:\n%s", n, text)
+			t.Errorf("%d bans are recorded:\n%s", n, text)
 		}
 	}
 }
@@ -108,7 +108,7 @@ func TestBansArePrintedAsJSON(t *testing.T) {
 	}
 }
 
-func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
+func TestWithoutRedisTheRunningGatewayIsUsed(t *testing.T) {
 	t.Parallel()
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte("a-token-of-thirty-two-characters"), 0o600); err != nil {
@@ -125,9 +125,9 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 	at := func(admin string) string {
 		return write(t, "there.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, admin, 1))
 	}
-	knows := at(fmt.Sprintf("admin: {address: %q, token_file: %q}", s.admin, token))
-	runSteps(t, knows, [][2]string{
-		{"ban list", "nobody is banned"},
+	withToken := at(fmt.Sprintf("admin: {address: %q, token_file: %q}", s.admin, token))
+	runSteps(t, withToken, [][2]string{
+		{"ban list", "no active bans"},
 		{"limits reset alice --json", `"user":"alice@example.org"`},
 		{"ban add 127.0.0.1", "127.0.0.1/32 is banned for 24h0m0s"},
 		{"ban list", "127.0.0.1/32"},
@@ -137,15 +137,15 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 	for args, config := range map[string]string{
 		"ban del 127.0.0.1":          at(fmt.Sprintf("admin: {address: %q}", s.admin)),
 		"ban list":                   at(`admin: {address: ""}`),
-		"ban add nobody":             knows,
-		"ban add":                    knows,
-		"ban add 127.0.0.1 --for 0s": knows,
-		"limits show a|b":            knows,
-		"limits show":                knows,
+		"ban add nobody":             withToken,
+		"ban add":                    withToken,
+		"ban add 127.0.0.1 --for 0s": withToken,
+		"limits show a|b":            withToken,
+		"limits show":                withToken,
 	} {
 		want := map[string]string{
 			"ban del 127.0.0.1": "set admin.token_file", "ban list": "set admin.address", "ban add nobody": "neither an address nor a network",
-			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "a ban lasts more than nothing", "limits show a|b": "neither an address nor a name",
+			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "a ban lasts more than nothing", "limits show a|b": "neither an address nor a valid user name",
 			"limits show": "one user or address is needed",
 		}[args]
 		got := imapgate(t, "", append(strings.Fields(args), "--config", config)...)
@@ -153,13 +153,13 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 			t.Errorf("%s: %+v, want %q once", args, got, want)
 		}
 	}
-	runSteps(t, knows, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})
+	runSteps(t, withToken, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})
 	awaitGreeting(t, "* OK", s)
 	for _, want := range []string{`"event":"operator_action"`, `"action":"ban"`, `"action":"unban"`} {
 		var done []byte
 		eventually(t, func() bool {
-			done, _ = os.ReadFile(audit) // what there is
+			done, _ = os.ReadFile(audit) // an error counts as an empty file
 			return strings.Contains(string(done), want)
-		}, func() string { return want + " is not on record:\n" + string(done) })
+		}, func() string { return want + " is not recorded:\n" + string(done) })
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"imapgate/routing"
 )
 
-// problem is one thing wrong with a configuration or a file it names.
+// problem is one problem of a configuration or of a file it names.
 type problem struct {
 	File   string `json:"file"`
 	Line   int    `json:"line,omitempty"`
@@ -25,8 +25,8 @@ type problem struct {
 	Text   string `json:"text"`
 }
 
-// String is file:line:column: key: text, as compilers write it and editors
-// read it.
+// String returns file:line:column: key: text, the form of compilers, which editors
+// can parse.
 func (f problem) String() string {
 	s := f.File
 	if f.Line > 0 {
@@ -46,14 +46,14 @@ func newCheck() *cobra.Command {
 		Use:   "check [FILE]",
 		Short: "Validate the configuration and the files it names",
 		Long: `Read the configuration as serve does, open the certificates, keys, CA files and the
-passwd-file it names, ask whether the audit log could be written, and print everything that
-is wrong, with file, line and column. Nothing is connected to, and nothing is written.
+passwd-file it names, check whether the audit log could be written, and print every problem
+with file, line and column. It opens no connection and writes nothing.
 
-The exit status is 1 when something is wrong: serve would not start. A warning leaves it 0:
-serve starts with a certificate that has expired, that is not valid yet, or whose chain lacks
-its intermediate, but clients may refuse it.
+The exit status is 1 if serve would not start. Warnings leave it 0: serve starts with a
+certificate that has expired, that is not valid yet, or whose chain lacks its intermediate,
+but clients may refuse it.
 
-root may read what the gateway's user may not. --user checks with the rights of that user.`,
+root can read files that the gateway's user cannot. --user checks with that user's rights.`,
 		Example: "  imapgate check /etc/imapgate.yaml\n  imapgate check --config new.yaml --json\n  sudo imapgate check --user imapgw",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := dropToUser(user); err != nil {
@@ -86,7 +86,7 @@ root may read what the gateway's user may not. --user checks with the rights of 
 	}
 	configArgument(cmd, &file)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().StringVar(&user, "user", "", "check as this user, the service's User=; for root")
+	cmd.Flags().StringVar(&user, "user", "", "check with the rights of this user, the service's User=; only for root")
 	return cmd
 }
 
@@ -102,8 +102,8 @@ func printJSON(to io.Writer, problems, warnings []problem) error {
 	}{len(problems) == 0, append([]problem{}, problems...), texts})
 }
 
-// checkConfig finds everything wrong with a configuration and the files it names, and
-// what could be meant so but seldom is.
+// checkConfig finds all problems of a configuration and the files it names, and
+// settings that are valid but probably unintended.
 func checkConfig(file string) (problems, warnings []problem) {
 	cfg, err := config.Load(file)
 	if err != nil {
@@ -127,7 +127,8 @@ func checkConfig(file string) (problems, warnings []problem) {
 	return toProblems(file, cfg.Locate(errors.Join(errs...))), toProblems(file, cfg.Locate(warned))
 }
 
-// toProblems is what an error of the configuration has to say, with its places; none of nil.
+// toProblems returns the problems of an error of the configuration, with their
+// positions; of nil, none.
 func toProblems(file string, err error) []problem {
 	invalid := new(config.InvalidError)
 	switch {
@@ -143,5 +144,5 @@ func toProblems(file string, err error) []problem {
 	return problems
 }
 
-// lookupNoPassword stands in for Redis where nobody logs in.
+// lookupNoPassword replaces Redis where no user logs in.
 func lookupNoPassword(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }

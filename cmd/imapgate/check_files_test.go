@@ -31,8 +31,8 @@ type testCert struct {
 	private *ecdsa.PrivateKey
 }
 
-// issueCert makes a certificate that is valid for two days around at, by another or,
-// without one, by itself.
+// issueCert issues a certificate that is valid for two days around at. It is signed
+// by by, or self-signed without one.
 func issueCert(t testing.TB, name string, at time.Time, by *testCert) *testCert {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -71,8 +71,8 @@ func (i *testCert) key(t testing.TB) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// checkCert is what check says of a certificate and its key in a process of its own, where
-// roots are the CAs that the system trusts.
+// checkCert returns the output of check for a certificate and its key, in its own
+// process. roots are the CAs that the system trusts.
 func checkCert(t testing.TB, cert, key, roots string) (commandResult, string) {
 	t.Helper()
 	file := write(t, "imapgate.yaml", fmt.Sprintf(`
@@ -128,13 +128,13 @@ func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 	} {
 		got, file := checkCert(t, c.holder.pem()+c.chain, c.holder.key(t), trusted)
 		if name == "older than its CA" && strings.Count(got.err, "warning: ") != 1 {
-			t.Errorf("%s: one fault told twice: %s", name, got.err)
+			t.Errorf("%s: one problem reported twice: %s", name, got.err)
 		}
 		if c.want == "" && got.err != "" || !strings.Contains(got.err, c.want) || got.status != 0 {
 			t.Errorf("%s: %+v, want %q", name, got, c.want)
 		}
 		if c.want != "" && !regexp.MustCompile("^warning: "+file+`:5:13: tls\.certificates\[0\]\.cert: /[^ ]*/cert\.pem: the c`).MatchString(got.err) {
-			t.Errorf("%s: without its place: %s", name, got.err)
+			t.Errorf("%s: without its position: %s", name, got.err)
 		}
 	}
 	if got, _ := checkCert(t, leaf.pem(), leaf.key(t), write(t, "none", "")); got.err != "" {
@@ -180,7 +180,7 @@ func TestMismatchedKeyPairIsExplained(t *testing.T) {
 			t.Errorf("%s: %+v, want %q %q", name, got, c.at, c.want)
 		}
 		if strings.Contains(got.err, "PRIVATE KEY-----\nM") {
-			t.Errorf("%s: it shows the key: %s", name, got.err)
+			t.Errorf("%s: the output contains the key: %s", name, got.err)
 		}
 	}
 }
@@ -199,11 +199,11 @@ backends: {east: {address: "127.0.0.1:993", ca: %s}}
 		t.Errorf("%+v", got)
 	}
 	if got := imapgate(t, "", "check", "--config", config(old.pem()+issueCert(t, "new CA", time.Now(), nil).pem())); got.status != 0 || got.err != "" {
-		t.Errorf("one that has a successor: %+v", got)
+		t.Errorf("a CA with a successor: %+v", got)
 	}
 }
 
-// plainConfig needs no files; more is put behind it.
+// plainConfig writes a configuration that needs no files, with more appended.
 func plainConfig(t testing.TB, more string) string {
 	t.Helper()
 	return write(t, "imapgate.yaml", `
@@ -228,7 +228,7 @@ func TestUnwritableAuditLogIsFoundWithoutWriting(t *testing.T) {
 		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+		t.Errorf("files remain: %v, %v", left, err)
 	}
 }
 
@@ -247,7 +247,7 @@ func TestCheckLeavesARunningAuditLogAlone(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if after, _ := os.ReadFile(path); string(after) != string(before) {
-		t.Errorf("it was written:\n%s", after)
+		t.Errorf("the audit log was written:\n%s", after)
 	}
 }
 
@@ -259,7 +259,7 @@ routing: {snapshot: /none/routes}
 backends: {east: {address: "127.0.0.1:143", tls: none}}
 `)
 	got := imapgate(t, "", "check", "--config", file)
-	if got.status != 0 || !strings.HasPrefix(got.err, "warning: "+file+":4:21: routing.snapshot: no snapshot will be kept: directory /none does not exist") {
+	if got.status != 0 || !strings.HasPrefix(got.err, "warning: "+file+":4:21: routing.snapshot: no snapshot will be written: directory /none does not exist") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -326,7 +326,7 @@ func TestCheckHasTheRightsOfTheServicesUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "imapgate") // where every user may go
+	dir, err := os.MkdirTemp("", "imapgate") // accessible to every user
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,17 +29,17 @@ func TestAValidConfigurationPasses(t *testing.T) {
 	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || got.out != file+" is valid\n" || got.err != "" {
 		t.Errorf("%+v", got)
 	}
-	var says struct {
+	var output struct {
 		Valid    bool
 		Problems []problem
 	}
 	got := imapgate(t, "", "check", "--json", "-c", file)
-	if json.Unmarshal([]byte(got.out), &says) != nil || !says.Valid || says.Problems == nil {
+	if json.Unmarshal([]byte(got.out), &output) != nil || !output.Valid || output.Problems == nil {
 		t.Errorf("%+v", got)
 	}
 }
 
-func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
+func TestEveryProblemIsPrintedWithItsPosition(t *testing.T) {
 	file := write(t, "bad.yaml", "listeners:\n  - {address: nowhere, tls: maybe}\nbackends: {east: {}}\nlimits: {drain_timeout: soon}\n")
 	got := imapgate(t, "", "check", "--config", file)
 	if got.status != 1 || got.out != "" {
@@ -50,9 +50,9 @@ func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, got.err)
 		}
 	}
-	var says struct{ Problems []problem }
+	var output struct{ Problems []problem }
 	got = imapgate(t, "", "check", "--json", "--config", file)
-	if err := json.Unmarshal([]byte(got.out), &says); err != nil || got.status != 1 || len(says.Problems) < 4 || says.Problems[0].Line == 0 {
+	if err := json.Unmarshal([]byte(got.out), &output); err != nil || got.status != 1 || len(output.Problems) < 4 || output.Problems[0].Line == 0 {
 		t.Errorf("%+v: %v", got, err)
 	}
 }
@@ -101,14 +101,14 @@ routing: {source: static, static: {default: east}}
 backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user: m, password_file: %[3]q}}}
 `, users, mechanisms, secret, login))
 	}
-	const warning = ":5:12: backends.east: login: passthrough cannot be used for clients that log in with SCRAM-SHA-256, who"
+	const warning = ":5:12: backends.east: login: passthrough does not work for clients that log in with SCRAM-SHA-256, which"
 	file := config("SCRAM-SHA-256, PLAIN", "passthrough")
 	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || !strings.HasPrefix(got.err, "warning: "+file+warning) {
 		t.Errorf("%+v", got)
 	}
-	var says struct{ Warnings []string }
+	var output struct{ Warnings []string }
 	got := imapgate(t, "", "check", "--json", "--config", config("SCRAM-SHA-256", "passthrough"))
-	if json.Unmarshal([]byte(got.out), &says) != nil || len(says.Warnings) != 1 {
+	if json.Unmarshal([]byte(got.out), &output) != nil || len(output.Warnings) != 1 {
 		t.Errorf("%+v", got)
 	}
 	for _, fine := range []string{config("SCRAM-SHA-256", "master"), config("PLAIN", "passthrough")} {
@@ -118,7 +118,7 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user:
 	}
 }
 
-// checkWarnings is what check warns of in a valid configuration.
+// checkWarnings returns the warnings of check for a valid configuration.
 func checkWarnings(t *testing.T, auth, backend string) string {
 	t.Helper()
 	file := write(t, "imapgate.yaml", fmt.Sprintf(`
@@ -134,16 +134,16 @@ backends: {east: {address: "127.0.0.1:143", tls: none, %s}}
 	return strings.TrimPrefix(got.err, "warning: "+file)
 }
 
-func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
+func TestModeReuseWithoutEffectIsAWarning(t *testing.T) {
 	users := write(t, "users", "alice:{PLAIN}x\n")
 	const tokens = "mechanisms: [OAUTHBEARER, PLAIN]"
 	file := fmt.Sprintf("file: {path: %q}", users)
 	for _, c := range []struct{ auth, backend, want string }{
-		{"methods: [passthrough]", "mode: reuse", "or passwords that the gateway can check: nothing will be reused for clients with passwords\n"},
-		{"methods: [passthrough], " + tokens, "mode: reuse", "or passwords and tokens that the gateway can check"},
-		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "needs tokens that the gateway can check"},
-		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "needs tokens that the gateway can check"},
-		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {credential_cache: true}", "needs tokens that the gateway can check"},
+		{"methods: [passthrough]", "mode: reuse", "or passwords that the gateway can verify: no connection will be reused for clients with passwords\n"},
+		{"methods: [passthrough], " + tokens, "mode: reuse", "or passwords and tokens that the gateway can verify"},
+		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "needs tokens that the gateway can verify"},
+		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "needs tokens that the gateway can verify"},
+		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {credential_cache: true}", "needs tokens that the gateway can verify"},
 		{"methods: [passthrough]", "mode: reuse, mux: {credential_cache: true}", ""},
 		{"methods: [file], " + file, "mode: reuse", ""},
 		{"methods: [passthrough], " + tokens, "mode: splice", ""},
@@ -166,7 +166,7 @@ func TestAPasswordSentInTheClearIsAWarning(t *testing.T) {
 		}
 	}
 	if got := checkWarnings(t, `methods: [passthrough], http: {urls: ["http://auth.internal/auth"]}`, "mode: splice"); got != "" {
-		t.Errorf("a server that nobody asks: %q", got)
+		t.Errorf("an unused server: %q", got)
 	}
 }
 

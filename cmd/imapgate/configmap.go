@@ -19,13 +19,13 @@ import (
 	"imapgate/tlsconf"
 )
 
-// The two words of internal/identity that the wiring mentions.
+// The types of internal/identity that this package uses.
 type (
 	user   = identity.User
 	secret = identity.Secret
 )
 
-// Each function here gives one room its part of the configuration.
+// The functions below convert the configuration to the settings of each package.
 
 func needsTLS(cfg *config.Config) bool {
 	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != string(proxy.NoTLS) })
@@ -81,8 +81,8 @@ func routingConfig(cfg *config.Config) routing.Config {
 	return out
 }
 
-// dialRedis makes the client of the configured Redis, or none, with TLS where secured
-// is not nil.
+// dialRedis creates the client of the configured Redis, with TLS unless tlsConfig is
+// nil. Without Redis it returns nil.
 func dialRedis(r *config.Redis, tlsConfig func() *tls.Config) (redis.UniversalClient, error) {
 	if r == nil {
 		return nil, nil
@@ -102,8 +102,8 @@ func dialRedis(r *config.Redis, tlsConfig func() *tls.Config) (redis.UniversalCl
 	return client, config.WithKey("redis", err)
 }
 
-// dialRedisOnce is dialRedis for one command, which does not follow files. Its errors
-// have their places.
+// dialRedisOnce is dialRedis for a single command, which does not watch files. Its
+// errors have their positions in the configuration.
 func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
 	var tlsConfig func() *tls.Config
 	for _, c := range clientBlocks(cfg) {
@@ -120,7 +120,8 @@ func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
 	return rdb, cfg.Locate(err)
 }
 
-// upstreamConfig is one backend. Instance is left open; secured is for one with TLS.
+// upstreamConfig returns the settings of one backend, without SessionPrefix and
+// Sockets. tlsConfig is for a backend with TLS.
 func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConfig func() *tls.Config) upstream.Config {
 	out := upstream.Config{
 		Name:    name,
@@ -145,9 +146,10 @@ func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConf
 	return out
 }
 
-// reportExpiry tells the metrics when each certificate ends that is served or shown.
+// reportExpiry reports the expiry of each certificate that the gateway serves or
+// presents.
 func (g *gateway) reportExpiry(report func(file string, notAfter time.Time)) {
-	seen := make(map[string]bool) // one certificate may be shown to several
+	seen := make(map[string]bool) // several servers may get the same certificate
 	for _, c := range g.files.certificates() {
 		if !seen[c.File] {
 			seen[c.File] = true

@@ -22,12 +22,12 @@ import (
 
 const loopback = "127.0.0.1"
 
-// demoPorts are where the demo would like to listen. 0, or a port that is taken,
-// becomes one that the kernel chooses.
+// demoPorts are the preferred ports of the demo. For 0, or a port in use, the kernel
+// chooses one.
 type demoPorts struct{ IMAPS, IMAP, Admin, Redis int }
 
-// demo is everything around the gateway of `imapgate demo`. The gateway itself
-// is the real one, run by a real configuration file.
+// demo is the environment of the gateway of `imapgate demo`. The gateway itself is
+// the real one, with a real configuration file.
 type demo struct {
 	// Set once, by newDemo.
 	Dir      string // cert.pem, key.pem, imapgate.yaml, audit.log
@@ -35,8 +35,8 @@ type demo struct {
 	East     *demoBackend
 	West     *demoBackend
 	redis    *miniredis.Miniredis
-	Command  string // how this program is called on this machine
-	Folder   string // where that is typed; "" for anywhere
+	Command  string // the command line of this program on this machine
+	Folder   string // the working directory for Command; "" for any
 	Password string
 }
 
@@ -44,12 +44,12 @@ func newDemo() *cobra.Command {
 	ports := demoPorts{IMAPS: 1993, IMAP: 1143, Admin: 9143, Redis: 16379}
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run everything in one process: backends, Redis, certificate, gateway",
+		Short: "Run a demonstration in one process: backends, Redis, certificate, gateway",
 		Long: `Run a gateway with two mail servers, a Redis and a certificate, all in this process
-and on loopback, and print what to try. Nothing needs to be installed, and nothing is
-left when it ends.
+and on loopback, and print what to try. It needs no installation and leaves nothing behind
+when it ends.
 
-The mail servers and Redis are small ones for a demonstration; the gateway is the real one.`,
+The mail servers and Redis are small ones for the demonstration; the gateway is the real one.`,
 		Example: "  imapgate demo\n  imapgate demo --imaps-port 0   # a free port",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,16 +60,16 @@ The mail servers and Redis are small ones for a demonstration; the gateway is th
 		},
 	}
 	flags := cmd.Flags()
-	flags.IntVar(&ports.IMAPS, "imaps-port", ports.IMAPS, "port for IMAP over TLS; when it is taken, a free one")
+	flags.IntVar(&ports.IMAPS, "imaps-port", ports.IMAPS, "port for IMAP over TLS; a free one if it is in use")
 	flags.IntVar(&ports.IMAP, "imap-port", ports.IMAP, "port for IMAP with STARTTLS")
 	flags.IntVar(&ports.Admin, "admin-port", ports.Admin, "port of the admin address")
 	flags.IntVar(&ports.Redis, "redis-port", ports.Redis, "port of Redis")
 	return cmd
 }
 
-// console is where a demo is watched.
+// console has the input and output of a demo.
 type console struct {
-	in         io.Reader // a line of it shows the modes resume and reuse
+	in         io.Reader // each line starts the demonstration of the modes resume and reuse
 	out, logTo io.Writer
 }
 
@@ -99,7 +99,7 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	var auditTail *auditTailer
 	defer func() {
 		g.close()
-		if auditTail != nil { // after the log has its last line
+		if auditTail != nil { // after the log has its last record
 			auditTail.stop()
 		}
 	}()
@@ -118,7 +118,7 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	return g.runUntilSignal(ctx, signals)
 }
 
-// startDemo starts what the gateway needs around it.
+// startDemo starts everything that the gateway needs.
 func startDemo(wanted demoPorts) (_ *demo, err error) {
 	d := &demo{Password: "demo", redis: miniredis.NewMiniRedis()}
 	d.Command, d.Folder = ownCommand()
@@ -146,7 +146,7 @@ func startDemo(wanted demoPorts) (_ *demo, err error) {
 	return d, errors.Join(d.writeCertificate(), d.writeConfig())
 }
 
-// stop ends what startDemo started; it may be called on a half-started demo.
+// stop stops what startDemo started; it may be called on a partly started demo.
 func (d *demo) stop() error {
 	var errs []error
 	for _, b := range []*demoBackend{d.East, d.West} {
@@ -163,8 +163,9 @@ func (d *demo) stop() error {
 
 func (d *demo) filePath(name string) string { return filepath.Join(d.Dir, name) }
 
-// choosePorts takes the wanted ports where they are free. A port is let go again
-// before it is used; that somebody takes it in between is an error, not a danger.
+// choosePorts chooses the wanted ports if they are free. It closes them again before
+// they are used; if another process takes one in between, the demo fails with an
+// error.
 func (d *demo) choosePorts(wanted demoPorts) error {
 	var listeners []net.Listener
 	defer func() {
@@ -187,7 +188,7 @@ func (d *demo) choosePorts(wanted demoPorts) error {
 		reserve(wanted.Admin, &d.Ports.Admin), reserve(wanted.Redis, &d.Ports.Redis))
 }
 
-// writeRoutes puts into Redis what an operator would.
+// writeRoutes writes the route records to Redis.
 func (d *demo) writeRoutes() {
 	for _, record := range [][]string{
 		{"imapgate:user:alice@example.org", "backend", "east"},
@@ -206,9 +207,9 @@ func (d *demo) writeCertificate() error {
 	return errors.Join(os.WriteFile(d.filePath("cert.pem"), cert, 0o600), os.WriteFile(d.filePath("key.pem"), key, 0o600))
 }
 
-// writeConfig writes the file a gateway would be run by. The in-memory Redis
-// cannot say when a record changes, so a changed record is noticed by a short ttl.
-// The backends are on loopback in this process, and speak no ID.
+// writeConfig writes the gateway's configuration. The in-memory Redis does not
+// announce changes, so a short ttl makes the gateway notice them. The backends are
+// on loopback in this process, and do not support ID.
 func (d *demo) writeConfig() error {
 	text := fmt.Sprintf(`# Made by imapgate demo.
 listeners:
@@ -230,11 +231,11 @@ admin: {address: "%[7]s"}
 	return os.WriteFile(d.filePath("imapgate.yaml"), []byte(text), 0o600)
 }
 
-// loopbackAddress is a port on loopback.
+// loopbackAddress returns the address of a port on loopback.
 func loopbackAddress(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
-// ownCommand is what a user types to run this very program, and in which folder; "" for
-// any.
+// ownCommand returns the command line of this program and the folder in which it
+// works; "" for any.
 func ownCommand() (command, folder string) {
 	path, err := os.Executable()
 	workDir, workDirErr := os.Getwd()
@@ -244,19 +245,19 @@ func ownCommand() (command, folder string) {
 	return resolveCommand(path, os.Args[0], workDir)
 }
 
-// resolveCommand is ownCommand for a program that was started as typed in the folder here.
-// What go run has made is deleted when it ends, so it is made again.
+// resolveCommand is ownCommand for a program that was started as typed in workDir.
+// go run deletes its binary when it ends, so the command is go run again.
 func resolveCommand(path, typed, workDir string) (command, folder string) {
 	switch {
 	case strings.Contains(filepath.ToSlash(path), "/go-build"):
 		return "go run ./cmd/imapgate", moduleRoot(workDir)
-	case filepath.Base(typed) == typed, filepath.IsAbs(typed): // the former is found in PATH
+	case filepath.Base(typed) == typed, filepath.IsAbs(typed): // the former is in PATH
 		return quoteShellWord(typed), ""
 	}
 	return quoteShellWord(filepath.Join(workDir, typed)), ""
 }
 
-// quoteShellWord quotes what a POSIX shell would not take for one plain word.
+// quoteShellWord quotes s unless a POSIX shell reads it as one plain word.
 func quoteShellWord(s string) string {
 	special := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:@%=", r))
@@ -267,7 +268,8 @@ func quoteShellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// moduleRoot is the folder of the Go module that a folder is in, or that folder.
+// moduleRoot returns the root of the Go module that contains folder, or folder
+// itself.
 func moduleRoot(folder string) string {
 	for dir := folder; ; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {

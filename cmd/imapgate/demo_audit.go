@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// tailInterval is how often the audit log is looked at: soon enough for a person.
+// tailInterval is how often the audit log is read, short enough for a person.
 const tailInterval = 100 * time.Millisecond
 
-// auditTailer shows the lines of the audit log as they are written.
+// auditTailer prints the records of the audit log as they are written.
 type auditTailer struct {
 	// Set once.
 	path string
@@ -21,32 +21,33 @@ type auditTailer struct {
 	done chan struct{}
 }
 
-// startAuditTailer starts a tail of a file that may not exist yet.
+// startAuditTailer starts to print the records of a file.
 func startAuditTailer(path string, to io.Writer) *auditTailer {
 	t := &auditTailer{path: path, to: to, quit: make(chan struct{}), done: make(chan struct{})}
 	go t.run()
 	return t
 }
 
-// stop shows what is still unread and ends the tail. The log is closed before.
+// stop prints the remaining records and ends the tailer. The log must be closed
+// before.
 func (t *auditTailer) stop() {
 	close(t.quit)
 	<-t.done
 }
 
-// run is a goroutine's; it ends when stop is called.
+// run is the tailer's goroutine; it ends after stop.
 func (t *auditTailer) run() {
 	defer close(t.done)
 	ticker := time.NewTicker(tailInterval)
 	defer ticker.Stop()
 	f, err := os.Open(t.path)
 	if err != nil {
-		fmt.Fprintln(t.to, "the audit log cannot be shown:", err)
+		fmt.Fprintln(t.to, "cannot read the audit log:", err)
 		return
 	}
 	defer f.Close()
 	in := bufio.NewReader(f)
-	var partial string // of a line whose end is not there yet
+	var partial string // beginning of an incomplete line
 	for last := false; ; {
 		chunk, err := in.ReadString('\n')
 		partial += chunk

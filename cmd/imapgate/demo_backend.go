@@ -15,26 +15,26 @@ import (
 	"github.com/emersion/go-imap/v2/imapserver/imapmemserver"
 )
 
-// demoUsers exist at both backends, as they would during a migration.
+// demoUsers exist on both backends, as during a migration.
 const demoUsers = "alice bob carol"
 
-// demoBackend is a mail server in memory. Only the gateway talks to it, over
-// loopback; what its library cannot do (STARTTLS in good order, ID, long lines)
-// is therefore not met. Its mail is kept while it is stopped.
+// demoBackend is a mail server in memory. Only the gateway connects to it, over
+// loopback, so the gaps of its library (STARTTLS, ID, long lines) do not matter. It
+// keeps its mail while it is stopped.
 type demoBackend struct {
 	// Set once.
 	name          string
 	store         *imapmemserver.Server
 	users         map[string]*imapmemserver.User
-	listenAddress string       // where it listens
-	connections   atomic.Int64 // connections
+	listenAddress string
+	connections   atomic.Int64
 
-	// Of the goroutine that starts and stops it.
+	// Owned by the goroutine that starts and stops it.
 	server *imapserver.Server // nil while it is stopped
 	served chan error
 }
 
-// startBackend starts a mail server whose mail says its name.
+// startBackend starts a mail server whose messages contain its name.
 func startBackend(name, password string) (*demoBackend, error) {
 	b := &demoBackend{name: name, store: imapmemserver.New(), users: make(map[string]*imapmemserver.User), listenAddress: loopbackAddress(0)}
 	for _, user := range strings.Fields(demoUsers) {
@@ -48,7 +48,7 @@ func startBackend(name, password string) (*demoBackend, error) {
 	return b, b.start()
 }
 
-// start listens, the second time where it did before.
+// start listens; after a restart, on the same address.
 func (b *demoBackend) start() error {
 	l, err := net.Listen("tcp", b.listenAddress)
 	if err != nil {
@@ -68,12 +68,12 @@ func (b *demoBackend) start() error {
 	return nil
 }
 
-// serveBackend is run as a goroutine; it ends when the server is closed.
+// serveBackend runs as a goroutine; it ends when the server is closed.
 func serveBackend(s *imapserver.Server, l net.Listener, served chan<- error) { served <- s.Serve(l) }
 
 func (b *demoBackend) address() string { return b.listenAddress }
 
-// stop stops it, as a crash would: connections are cut.
+// stop stops the server like a crash: its connections are aborted.
 func (b *demoBackend) stop() error {
 	if b.server == nil {
 		return nil
@@ -86,7 +86,7 @@ func (b *demoBackend) stop() error {
 	return <-b.served
 }
 
-// deliver puts a mail into a user's INBOX, also while the server is stopped.
+// deliver adds a message to a user's INBOX, also while the server is stopped.
 func (b *demoBackend) deliver(user, subject string) error {
 	now := time.Now()
 	text := formatMessage(user+"@example.org", b.name, subject, now)
@@ -94,13 +94,12 @@ func (b *demoBackend) deliver(user, subject string) error {
 	return err
 }
 
-// newMailAccount makes an account with some mail.
+// newMailAccount creates an account with some messages.
 func newMailAccount(user, backend, password string) (*imapmemserver.User, error) {
 	u := imapmemserver.NewUser(user, password)
 	if backend == "west" {
-		// Another UIDVALIDITY than at the other backend: the mail is not the
-		// same, and a client that was moved must not believe its cache
-		// (RFC 9051 §2.3.1.1).
+		// Its UIDVALIDITY differs from the other backend's: the messages are different, and
+		// a client whose user was moved must not use its cache (RFC 9051 §2.3.1.1).
 		if err := u.Create("Moved", nil); err != nil {
 			return nil, err
 		}
@@ -126,7 +125,7 @@ func newMailAccount(user, backend, password string) (*imapmemserver.User, error)
 	return u, nil
 }
 
-// formatMessage is a mail as RFC 5322 has it.
+// formatMessage returns a message of RFC 5322.
 func formatMessage(to, backend, subject string, when time.Time) []byte {
 	return fmt.Appendf(nil, "From: %[2]s <postmaster@%[2]s.example.org>\r\nTo: %[1]s\r\nSubject: %[3]s\r\nDate: %[4]s\r\n"+
 		"Message-ID: <%[5]d@%[2]s.example.org>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"+

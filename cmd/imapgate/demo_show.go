@@ -14,15 +14,16 @@ import (
 )
 
 const (
-	// showTimeout bounds one conversation of the demo with its own gateway.
+	// showTimeout bounds one session of the demo with its own gateway.
 	showTimeout = 30 * time.Second
-	// outageDuration is how long the backend is gone: long enough to be seen by a person.
+	// outageDuration is how long the backend is down: long enough for a person to
+	// notice.
 	outageDuration = time.Second
 )
 
-// signalLines passes on lines until the input ends. It is run as a goroutine that is not
-// waited for, because a read of a terminal cannot be interrupted: it ends with its input
-// or with the process.
+// signalLines sends a signal for each line until the input ends. Its goroutine is
+// not waited for, because a read of a terminal cannot be interrupted: it ends with
+// its input or with the process.
 func signalLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
 	for read := bufio.NewReaderSize(in, 16); ; {
 		if _, err := read.ReadSlice('\n'); errors.Is(err, bufio.ErrBufferFull) {
@@ -38,8 +39,8 @@ func signalLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
 	}
 }
 
-// showOnEnter shows the modes resume and reuse each time that a line is read, until ctx
-// ends.
+// showOnEnter demonstrates the modes resume and reuse for each line of input, until
+// ctx ends.
 func (d *demo) showOnEnter(ctx context.Context, in io.Reader, out io.Writer) {
 	lines := make(chan struct{})
 	go signalLines(in, lines, ctx.Done())
@@ -50,14 +51,15 @@ func (d *demo) showOnEnter(ctx context.Context, in io.Reader, out io.Writer) {
 		case <-lines:
 		}
 		if err := errors.Join(d.showResume(ctx, out), d.showReuse(ctx, out)); err != nil && ctx.Err() == nil {
-			fmt.Fprintln(out, "that did not work:", err)
+			fmt.Fprintln(out, "the demonstration failed:", err)
 		}
 	}
 }
 
-// showResume restarts west while bob idles, who is told of the mail that came meanwhile.
+// showResume restarts west while bob's client is in IDLE. The client then receives
+// the message that arrived during the restart.
 func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
-	fmt.Fprint(out, "\nMode resume: bob's client idles while his backend, west, is restarted.\n")
+	fmt.Fprint(out, "\nMode resume: bob's client is in IDLE while his backend, west, restarts.\n")
 	c, err := d.dialClient(ctx, out)
 	if err != nil {
 		return err
@@ -70,11 +72,11 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	if c.err != nil {
 		return c.err
 	}
-	c.printNote("west is stopped: its connections are cut and its port is closed; a mail arrives there")
+	c.printNote("west is stopped: its connections are aborted and its port is closed; a message arrives there")
 	if err := d.West.stop(); err != nil {
 		return err
 	}
-	if err := d.West.deliver("bob", "Came while west was down"); err != nil {
+	if err := d.West.deliver("bob", "Arrived while west was down"); err != nil {
 		return err
 	}
 	select {
@@ -84,7 +86,7 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	if err := d.West.start(); err != nil {
 		return err
 	}
-	c.printNote("west is started again; the client has not noticed, and hears of the mail:")
+	c.printNote("west is running again; the client is still connected, and receives the new message:")
 	c.readUntil("* ", " EXISTS")
 	c.send("DONE")
 	c.readUntil("c ")
@@ -93,7 +95,8 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	return c.err
 }
 
-// showReuse logs carol in some times and says what the backends have seen of it.
+// showReuse logs carol in several times and prints the number of connections to the
+// backends.
 func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 	const logins = 3
 	fmt.Fprintf(out, "\nMode reuse: carol's webmail logs in and out %d times.\n", logins)
@@ -111,11 +114,11 @@ func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 		}
 	}
 	connections := d.East.connections.Load() + d.West.connections.Load() - before
-	_, err := fmt.Fprintf(out, "     OK %d times; her backend has seen %s.\n\n", logins, pluralize(connections, "new connection"))
+	_, err := fmt.Fprintf(out, "     OK %d times; her backend got %s.\n\n", logins, pluralize(connections, "new connection"))
 	return err
 }
 
-// demoClient is a client of the gateway whose lines are shown. After an error its
+// demoClient is a client of the gateway that prints its dialogue. After an error its
 // methods do nothing.
 type demoClient struct {
 	*tls.Conn
@@ -158,7 +161,7 @@ func (c *demoClient) send(line string) {
 	}
 }
 
-// readUntil reads and shows lines until one begins, and ends, so.
+// readUntil reads and prints lines up to one with this prefix and suffix.
 func (c *demoClient) readUntil(prefix string, suffix ...string) {
 	for c.err == nil {
 		var line string

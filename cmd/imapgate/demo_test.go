@@ -19,10 +19,10 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// demoProcess is a demo and what its introduction says.
+// demoProcess is a demo with the addresses of its introduction.
 type demoProcess struct {
 	outputBuffer
-	stdin                          io.Writer // of the person who watches
+	stdin                          io.Writer // of the person at the console
 	imaps, imap, admin, redis, dir string
 }
 
@@ -41,7 +41,7 @@ func (d *demoProcess) start(t testing.TB) {
 			t.Errorf("demo: %v", err)
 		}
 	})
-	d.awaitMatch(t, "Ctrl-C ends it")
+	d.awaitMatch(t, "Ctrl-C ends the demo")
 	d.imaps = d.awaitMatch(t, `IMAP over TLS +(\S+)`)[1]
 	d.imap = d.awaitMatch(t, `IMAP, STARTTLS +(\S+)`)[1]
 	d.admin = d.awaitMatch(t, `admin +(http://[^/]+)`)[1]
@@ -49,7 +49,7 @@ func (d *demoProcess) start(t testing.TB) {
 	d.dir = d.awaitMatch(t, `files +(\S+) `)[1]
 }
 
-// loadRoots is a TLS configuration that believes a self-signed certificate.
+// loadRoots returns a TLS configuration that trusts a self-signed certificate.
 func loadRoots(t testing.TB, file string) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(file)
@@ -63,7 +63,7 @@ func loadRoots(t testing.TB, file string) *tls.Config {
 	return &tls.Config{RootCAs: roots, ServerName: loopback}
 }
 
-// subjects logs in and lists the subjects of the mail in INBOX.
+// subjects logs in and returns the subjects of the messages in INBOX.
 func subjects(t testing.TB, c *imapclient.Client, user string) []string {
 	t.Helper()
 	if err := c.Login(user, "demo").Wait(); err != nil {
@@ -72,7 +72,7 @@ func subjects(t testing.TB, c *imapclient.Client, user string) []string {
 	return inbox(t, c)
 }
 
-// inbox reads the subjects of a client that is logged in, which logs out.
+// inbox returns the subjects of an authenticated client's INBOX, and logs out.
 func inbox(t testing.TB, c *imapclient.Client) []string {
 	t.Helper()
 	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
@@ -125,7 +125,7 @@ func TestDemoFollowsARouteChange(t *testing.T) {
 	eventually(t, func() bool {
 		c := d.dial(t)
 		defer c.Close()
-		if err := c.Login("alice", "demo").Wait(); err != nil { // under way when the record changed
+		if err := c.Login("alice", "demo").Wait(); err != nil { // possibly in progress when the record changed
 			got = err.Error()
 			return false
 		}
@@ -137,9 +137,9 @@ func TestDemoFollowsARouteChange(t *testing.T) {
 	d.awaitMatch(t, `session ended +alice@example\.org .* at west`)
 }
 
-// Whoever presses Enter sees a backend restart under an idling client, and so does
-// every other client of it.
-func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
+// A line of input restarts a backend during the IDLE of the demo's own client, and
+// of every other client.
+func TestDemoRestartsABackendDuringIDLE(t *testing.T) {
 	var d demoProcess
 	d.start(t)
 	mail := make(chan uint32, 16)
@@ -165,11 +165,11 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := uint32(4); n < 6; n++ { // it can be seen again
+	for n := uint32(4); n < 6; n++ { // the demonstration can be repeated
 		if _, err := io.WriteString(d.stdin, "\n"); err != nil {
 			t.Fatal(err)
 		}
-		testbed.Eventually(t, testbed.Timeout, "the idling client to hear of the mail", func() bool {
+		testbed.Eventually(t, testbed.Timeout, "the new message to reach the client in IDLE", func() bool {
 			select {
 			case got := <-mail:
 				return got == n
@@ -177,7 +177,7 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 				return false
 			}
 		})
-		d.awaitMatch(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*her backend has seen`, n))
+		d.awaitMatch(t, fmt.Sprintf(`(?s)west is stopped.*west is running again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Arrived while west was down.*her backend got`, n))
 	}
 	if err := idle.Close(); err != nil {
 		t.Error(err)
@@ -185,14 +185,14 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 	if err := c.Logout().Wait(); err != nil {
 		t.Error(err)
 	}
-	d.awaitMatch(t, `OK 3 times; her backend has seen 1 new connection\.`)
-	d.awaitMatch(t, `her backend has seen 0 new connections\.`) // the second time it was there
-	if said := d.String(); strings.Contains(said, "did not work") {
-		t.Error(said)
+	d.awaitMatch(t, `OK 3 times; her backend got 1 new connection\.`)
+	d.awaitMatch(t, `her backend got 0 new connections\.`) // the second time the connection exists
+	if text := d.String(); strings.Contains(text, "the demonstration failed") {
+		t.Error(text)
 	}
 }
 
-func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
+func TestDemoSupportsSTARTTLS(t *testing.T) {
 	var d demoProcess
 	d.start(t)
 	c, err := imapclient.DialStartTLS(d.imap, &imapclient.Options{TLSConfig: loadRoots(t, d.dir+"/cert.pem")})
@@ -205,12 +205,12 @@ func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
 	}
 }
 
-func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
+func TestDemoRouteIsExplainedThroughTheAdminAddress(t *testing.T) {
 	var d demoProcess
 	d.start(t)
 	conf := d.dir + "/imapgate.yaml"
 	got := imapgate(t, "", "route", "explain", "alice", "--config", conf)
-	if got.status != 0 || !strings.Contains(got.out, "Asked the running gateway") || !strings.Contains(got.out, "east") {
+	if got.status != 0 || !strings.Contains(got.out, "Answer of the running gateway") || !strings.Contains(got.out, "east") {
 		t.Errorf("%+v", got)
 	}
 	if got := imapgate(t, "", "route", "set", "alice", "backend=west", "--config", conf); got.status != 0 {
@@ -254,7 +254,7 @@ func TestDemoPrintsCommandsThatWork(t *testing.T) {
 	}
 }
 
-func TestAPortThatIsTakenBecomesAnother(t *testing.T) {
+func TestDemoReplacesAPortInUse(t *testing.T) {
 	taken, err := net.Listen("tcp", loopbackAddress(0))
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func TestAPortThatIsTakenBecomesAnother(t *testing.T) {
 	}
 }
 
-func TestTheSameMailboxHasAnotherUIDValidityElsewhere(t *testing.T) {
+func TestUIDValidityDiffersBetweenDemoBackends(t *testing.T) {
 	validity := func(backend string) uint32 {
 		u, err := newMailAccount("alice@example.org", backend, "demo")
 		if err != nil {
@@ -283,6 +283,6 @@ func TestTheSameMailboxHasAnotherUIDValidityElsewhere(t *testing.T) {
 		return got.UIDValidity
 	}
 	if east, west := validity("east"), validity("west"); east == west {
-		t.Errorf("both have %d", east)
+		t.Errorf("both have UIDVALIDITY %d", east)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"imapgate/internal/duration"
 )
 
-// durationFlag is a duration on the command line, with days and weeks.
+// durationFlag is a duration flag that accepts days and weeks.
 type durationFlag time.Duration
 
 // Set implements pflag.Value.

@@ -14,7 +14,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// tryLogin logs in and wants an answer that has words in it.
+// tryLogin logs in and expects an answer that contains words.
 func (s *gatewayProcess) tryLogin(t testing.TB, user, password, words string) {
 	t.Helper()
 	k := connect(t, s.plain)
@@ -23,7 +23,7 @@ func (s *gatewayProcess) tryLogin(t testing.TB, user, password, words string) {
 	k.readMatch(t, `^a.*`+words)
 }
 
-// writeAdminConfig is the configuration with the admin address that the gateway has got.
+// writeAdminConfig writes the configuration with the gateway's actual admin address.
 func (s *gatewayProcess) writeAdminConfig(t testing.TB, file string) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -33,7 +33,7 @@ func (s *gatewayProcess) writeAdminConfig(t testing.TB, file string) string {
 	return write(t, "asking.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", s.admin), 1))
 }
 
-// fetchPage is what the admin address answers.
+// fetchPage returns the response of the admin address.
 func fetchPage(t testing.TB, admin, path string) string {
 	t.Helper()
 	got, err := http.Get("http://" + admin + path)
@@ -48,7 +48,7 @@ func fetchPage(t testing.TB, admin, path string) string {
 	return string(text)
 }
 
-// A Redis that was flushed denies nobody until an operator says that it is meant.
+// After a flush of Redis no user is denied until an operator accepts it.
 func TestFlushedRedisIsAFaultUntilAccepted(t *testing.T) {
 	t.Parallel()
 	for name, method := range map[string]string{"passthrough": "passthrough", "hashes in Redis": "redis"} {
@@ -75,11 +75,11 @@ limits: {exempt_networks: []}
 			eventually(t, func() bool { return strings.Contains(fetchPage(t, s.admin, "/metrics"), "imapgate_routes_emptied 1") }, s.String)
 			s.awaitMatch(t, "lost the route records")
 			explained := imapgate(t, "", "route", "explain", "bob", "-c", s.writeAdminConfig(t, file))
-			if !strings.Contains(explained.out, "of 1 that Redis was seen to have is missing") {
+			if !strings.Contains(explained.out, "of 1 known records is missing") {
 				t.Errorf("explained as %+v", explained)
 			}
 			shown := imapgate(t, "", "limits", "show", "bob@example.org", "-c", s.writeAdminConfig(t, file))
-			if regexp.MustCompile(`failed logins +[1-9]`).MatchString(shown.out) || !strings.Contains(shown.out, "failed logins") {
+			if regexp.MustCompile(`failed logins \(.*\) +[1-9]`).MatchString(shown.out) || !strings.Contains(shown.out, "failed logins (1 hour)") {
 				t.Errorf("logins that found no record count as guesses: %+v", shown)
 			}
 			if done := imapgate(t, "", "route", "accept-empty", "-c", file); done.status != 0 || !strings.Contains(done.out, "accepted") {
@@ -98,7 +98,7 @@ limits: {exempt_networks: []}
 				}
 			}
 			if n := strings.Count(s.String(), "lost the route records"); n != 1 {
-				t.Errorf("the log says it %d times", n)
+				t.Errorf("it is logged %d times", n)
 			}
 		})
 	}

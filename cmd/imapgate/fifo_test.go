@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Whatever waits for a writer must not keep a gateway from starting.
-func TestAFIFOInThePlaceOfAFileIsAnErrorAtOnce(t *testing.T) {
+// A FIFO without a writer must not block the start of a gateway.
+func TestAFIFOInsteadOfAFileIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
 	_, files := validConfig(t)
 	for name := range files {

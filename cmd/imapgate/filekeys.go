@@ -10,10 +10,11 @@ import (
 	"imapgate/tlsconf"
 )
 
-// fileKeys are the keys that name files.
+// fileKeys has the configuration key of each file.
 type fileKeys map[string]string
 
-// addKeys gives errors about these files their keys, and others that of the block.
+// addKeys adds to errors about these files their keys, and to others the key of the
+// block.
 func (k fileKeys) addKeys(block string, err error) error {
 	var keyed []error
 	for _, part := range config.SplitErrors(err) {
@@ -35,10 +36,10 @@ func (k fileKeys) addKeys(block string, err error) error {
 	return errors.Join(keyed...)
 }
 
-// certificateFileKeys are those of what listeners show and trust.
+// certificateFileKeys returns the keys of the certificates and CAs of listeners.
 func certificateFileKeys(cfg *config.Config) fileKeys {
 	keys := fileKeys{cfg.TLS.ClientCA: "tls.client_ca"}
-	for i, c := range slices.Backward(cfg.TLS.Certificates) { // one file may be named twice: the first counts
+	for i, c := range slices.Backward(cfg.TLS.Certificates) { // the first key of a file that is named twice
 		key := config.ItemKey("tls.certificates", i)
 		keys[c.Key] = key + ".key"
 		keys[c.Cert] = key + ".cert"
@@ -48,7 +49,7 @@ func certificateFileKeys(cfg *config.Config) fileKeys {
 
 const directoryKey = "tls.certificate_dir"
 
-// certificateBlockKey is that of certificates that have none of their own.
+// certificateBlockKey returns the key for errors about certificates without a file.
 func certificateBlockKey(cfg *config.Config) string {
 	if cfg.TLS.CertificateDir != "" {
 		return directoryKey
@@ -56,7 +57,7 @@ func certificateBlockKey(cfg *config.Config) string {
 	return "tls"
 }
 
-// auditFileKeys are those of the files that records go to.
+// auditFileKeys returns the keys of the audit log's files.
 func auditFileKeys(cfg *config.Config) fileKeys {
 	keys := make(fileKeys)
 	for i, s := range slices.Backward(cfg.Audit.Sinks) {
@@ -68,8 +69,8 @@ func auditFileKeys(cfg *config.Config) fileKeys {
 	return keys
 }
 
-// checkAuditFiles says which files of the audit log could not be written. It opens none,
-// and a gateway that writes there notices nothing.
+// checkAuditFiles reports which files of the audit log cannot be written. It opens
+// none, so a running gateway is not affected.
 func checkAuditFiles(cfg *config.Config) error {
 	var errs []error
 	for path, key := range auditFileKeys(cfg) {

@@ -27,11 +27,11 @@ var (
 	errStarting = errors.New("starting or draining")
 )
 
-// gateway is every room of one process, wired by one configuration.
+// gateway has all parts of one process, built from one configuration.
 type gateway struct {
 	// Set once, by open.
 	cfg         *config.Config
-	file        string // that cfg is of; by serve
+	file        string // path of cfg; set by startGateway
 	log         *zap.Logger
 	audit       *audit.Log
 	metrics     *metrics.Metrics
@@ -44,13 +44,13 @@ type gateway struct {
 	limits      *limit.Limiter
 	descriptors *descriptors.Counter
 	proxy       *proxy.Server
-	admin       *admin.Server // nil when it is switched off
+	admin       *admin.Server // nil if disabled
 
-	isAccepting atomic.Bool // from listening to the beginning of the drain
+	isAccepting atomic.Bool // true from listening until the drain begins
 }
 
-// openGateway makes every room. Files are read and the audit log is opened; nothing
-// listens and nothing is dialed yet.
+// openGateway creates all parts. It reads files and opens the audit log, but does
+// not listen or connect yet.
 func openGateway(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(readBuildInfo().Version), descriptors: descriptors.New(descriptors.Limit())}
 	instance := proxy.NewInstance()
@@ -87,11 +87,11 @@ func openGateway(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	return g, nil
 }
 
-// close gives back what open took. It may be called on a half-made gateway.
+// close closes what openGateway opened. It may be called on a partly opened gateway.
 func (g *gateway) close() {
 	var errs []error
 	if g.audit != nil {
-		errs = append(errs, g.audit.Close()) // before Redis, where it may have a sink
+		errs = append(errs, g.audit.Close()) // before Redis, which a sink may use
 	}
 	if g.redis != nil {
 		errs = append(errs, g.redis.Close())
@@ -102,8 +102,8 @@ func (g *gateway) close() {
 	}
 }
 
-// openRoutes makes the Redis client, which connects when it is first used, and
-// the router on top of it.
+// openRoutes creates the Redis client, which connects on first use, and the router
+// on top of it.
 func (g *gateway) openRoutes() error {
 	var err error
 	if g.redis, err = dialRedis(g.cfg.Redis, g.files.clientTLS(redisKey)); err != nil {
@@ -115,7 +115,7 @@ func (g *gateway) openRoutes() error {
 	return config.WithKey("routing", err)
 }
 
-// setInvalidationState shows whether changes of routes are seen as they happen.
+// setInvalidationState sets the metric for route changes that Redis announces.
 func (g *gateway) setInvalidationState(connected bool) {
 	g.metrics.RouteInvalidationConnected.Set(0)
 	if connected {
@@ -123,22 +123,23 @@ func (g *gateway) setInvalidationState(connected bool) {
 	}
 }
 
-// recordStoreState shows whether Redis has the route records it held, and puts it on record.
+// recordStoreState records whether Redis has lost route records, in the metrics and
+// the audit log.
 func (g *gateway) recordStoreState(s routing.StoreStatus) {
 	record := audit.RouteStore{Node: s.Node, Present: s.Present, Missing: s.Missing, Operator: s.AcceptedBy}
 	if s.State == routing.StoreEmptied {
 		g.metrics.RoutesEmptied.Set(1)
-		g.logLostRecord(g.audit.RoutesEmptied(&record))
+		g.logLostRecord("routes_emptied", g.audit.RoutesEmptied(&record))
 		return
 	}
 	g.metrics.RoutesEmptied.Set(0)
-	g.logLostRecord(g.audit.RoutesRestored(&record))
+	g.logLostRecord("routes_restored", g.audit.RoutesRestored(&record))
 }
 
-// lookupPassword is where auth's method redis finds a hash. The two rooms do not know
-// each other, so the words that both need are translated here: without them a
-// user who has no password in Redis could not be asked of the next method, and one
-// who is blocked would be told so by SCRAM before a proof.
+// lookupPassword looks up a hash for auth's method redis. The two packages do not
+// import each other, so it translates their errors. Otherwise a user without a
+// password in Redis would not reach the next method, and SCRAM would reveal a
+// blocked user before the proof.
 func (g *gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 	hash, err := g.routes.Password(ctx, u)
 	if errors.Is(err, routing.ErrNoUser) {
@@ -160,8 +161,8 @@ func (g *gateway) openBackends(instance string) {
 	}
 }
 
-// recordLoginWait puts on record that a limit of the backend made a login wait, or refused
-// it. Not before the audit log is open are there logins.
+// recordLoginWait returns the hook that records a login delayed or refused by a
+// limit of the backend. The audit log is open before the first login.
 func (g *gateway) recordLoginWait(backend string) func(upstream.Wait) {
 	return func(w upstream.Wait) {
 		result := audit.Delayed
@@ -175,7 +176,7 @@ func (g *gateway) recordLoginWait(backend string) func(upstream.Wait) {
 	}
 }
 
-// listen opens every address, so that a port in use is an error of the start.
+// listen opens every address, so that a port in use is an error at start.
 func (g *gateway) listen() error {
 	if err := g.proxy.Listen(); err != nil {
 		return withListenerKey(g.cfg, err)
@@ -186,7 +187,7 @@ func (g *gateway) listen() error {
 	return nil
 }
 
-// withListenerKey gives an error of the front door the key of its listener.
+// withListenerKey adds the key of its listener to an error of the proxy.
 func withListenerKey(cfg *config.Config, err error) error {
 	var listenErr *proxy.ListenError
 	key := "listeners"
@@ -198,9 +199,9 @@ func withListenerKey(cfg *config.Config, err error) error {
 	return config.WithKey(key, err)
 }
 
-// run serves until ctx is done and the sessions have drained. The admin address
-// and the watchers stay to the end: a drain is when an operator looks, and
-// sessions still lean on the certificates and routes.
+// run serves until ctx is done and the sessions have drained. The admin address and
+// the watchers run until the end: operators need them during a drain, and sessions
+// still use certificates and routes.
 func (g *gateway) run(ctx context.Context) error {
 	watchCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -212,7 +213,7 @@ func (g *gateway) run(ctx context.Context) error {
 		return nil
 	})
 	watch(g.routes.Run)
-	watchers.Go(func() error { g.routes.SaveSnapshots(ctx); return nil }) // to the drain: then it is the next process's
+	watchers.Go(func() error { g.routes.SaveSnapshots(ctx); return nil }) // until the drain; then the next process writes them
 	watch(g.auth.Run)
 	watch(g.limits.Run)
 	watch(g.files.Run)
@@ -221,19 +222,15 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 
 	g.isAccepting.Store(true)
-	g.metrics.CountReload(nil) // the configuration in use was loaded now
-	if err := g.audit.GatewayStarted(readBuildInfo().Version); err != nil {
-		g.log.Warn("the start is not in the audit log", zap.Error(err))
-	}
+	g.metrics.CountReload(nil) // the configuration was just loaded
+	g.logLostRecord("started", g.audit.GatewayStarted(readBuildInfo().Version))
 	serveErr := g.proxy.Serve(ctx)
-	if err := g.audit.GatewayStopped(audit.GatewayStopping); err != nil {
-		g.log.Warn("the end is not in the audit log", zap.Error(err))
-	}
+	g.logLostRecord("stopped", g.audit.GatewayStopped(audit.GatewayStopping))
 	stop()
 	return errors.Join(serveErr, watchers.Wait())
 }
 
-// beginDrain makes room for a gateway that takes our place.
+// beginDrain lets another gateway take over the admin address.
 func (g *gateway) beginDrain(ctx context.Context) {
 	g.isAccepting.Store(false)
 	if g.admin != nil {
@@ -241,7 +238,7 @@ func (g *gateway) beginDrain(ctx context.Context) {
 	}
 }
 
-// checkReady is nil while new clients can be let in.
+// checkReady returns nil while new clients are accepted.
 func (g *gateway) checkReady() error {
 	if !g.isAccepting.Load() {
 		return errStarting
@@ -249,7 +246,7 @@ func (g *gateway) checkReady() error {
 	return g.audit.Ready()
 }
 
-// explainRoute is the admin address's view of one user's route.
+// explainRoute returns the response of the admin address about one user's route.
 func (g *gateway) explainRoute(ctx context.Context, name string) (any, error) {
 	u, err := g.auth.Canonicalize(name)
 	if err != nil {
@@ -258,7 +255,8 @@ func (g *gateway) explainRoute(ctx context.Context, name string) (any, error) {
 	return g.routes.Explain(ctx, u), nil
 }
 
-// listSessions is the admin address's view of one user's live sessions.
+// listSessions returns the response of the admin address about one user's live
+// sessions.
 func (g *gateway) listSessions(_ context.Context, name string) (any, error) {
 	u, err := g.auth.Canonicalize(name)
 	if err != nil {

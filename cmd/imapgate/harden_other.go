@@ -2,6 +2,5 @@
 
 package main
 
-// hardenProcess has nothing to do where core dumps are not limited by the
-// process itself.
+// hardenProcess does nothing on systems other than Linux.
 func hardenProcess() error { return nil }

@@ -18,7 +18,7 @@ import (
 	"imapgate/proxy"
 )
 
-// limitConfig is the part of the configuration that says who may come in.
+// limitConfig returns the settings of package limit.
 func limitConfig(cfg *config.Config) limit.Config {
 	l := cfg.Limits
 	f := l.Failures
@@ -41,10 +41,10 @@ func limitConfig(cfg *config.Config) limit.Config {
 	return out
 }
 
-// listenerLimits are the limits of a listener.
+// listenerLimits returns the limits of a listener.
 func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
 	c, f, b := l.Connections.ForListener(listener), l.Failures.ForListener(listener), l.UserQuota.ForListener(listener)
-	// The answer must come before the time for a login is over.
+	// The answer must come before the login times out.
 	maxDelay := min(f.MaxDelay, l.PreauthTimeout/4)
 	out := limit.Listener{
 		Settings: limit.Settings{
@@ -60,60 +60,62 @@ func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
 		},
 	}
 	if f.PerUserNetworkHour == 0 {
-		out.Failures.PerUserNetworkHour = math.MaxInt // there, 0 is the default
+		out.Failures.PerUserNetworkHour = math.MaxInt // 0 is the default in package limit
 	}
 	return out
 }
 
-// openLimits comes behind openRoutes, which makes the Redis client, and openAudit.
+// openLimits runs after openRoutes, which creates the Redis client, and openAudit.
 func (g *gateway) openLimits() (err error) {
 	hooks := limit.Hooks{OnBan: g.recordBan, OnBanRequest: g.recordOperatorBan, OnSpray: g.recordSpray, OnRedis: g.setClusterConnected}
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return config.WithKey("limits", err)
 	}
-	g.setClusterConnected(false) // until Redis has taken something
+	g.setClusterConnected(false) // until a command to Redis succeeds
 	g.metrics.ObserveBans(g.limits.BanCount)
 	return nil
 }
 
-// recordBan puts a ban on record.
+// recordBan records an automatic ban.
 func (g *gateway) recordBan(b limit.Ban) {
 	g.log.Info("banned", zap.Stringer("network", b.Net), zap.String("why", string(b.Reason)), zap.Duration("for", b.Remaining))
-	g.logLostRecord(g.audit.BanAdded(&audit.Ban{
+	g.logLostRecord("ban_added", g.audit.BanAdded(&audit.Ban{
 		Subject: b.Net.String(), Reason: audit.Cause(b.Reason), Until: time.Now().Add(b.Remaining), Note: b.Note,
 	}))
 }
 
-// recordOperatorBan puts on record what an operator has changed, from wherever: every gateway
-// has it in its own log.
+// recordOperatorBan records a change by an operator. Every gateway records it,
+// wherever the operator made it.
 func (g *gateway) recordOperatorBan(o limit.BanRequest) {
 	ban := audit.Ban{Subject: o.Net.String(), Reason: audit.CauseOperator, Operator: "operator", Note: o.Note}
 	if o.Duration == 0 {
-		g.log.Info("ban lifted by an operator", zap.Stringer("network", o.Net))
-		g.logLostRecord(g.audit.BanRemoved(&ban))
+		g.log.Info("ban removed by an operator", zap.Stringer("network", o.Net))
+		g.logLostRecord("ban_removed", g.audit.BanRemoved(&ban))
 		return
 	}
 	ban.Until = time.Now().Add(o.Duration)
 	g.log.Info("banned by an operator", zap.Stringer("network", o.Net), zap.Duration("for", o.Duration))
-	g.logLostRecord(g.audit.BanAdded(&ban))
+	g.logLostRecord("ban_added", g.audit.BanAdded(&ban))
 }
 
-// recordSpray puts the suspicion on record that few passwords are tried for many users.
+// recordSpray records the suspicion that a few passwords are being tried for many
+// users.
 func (g *gateway) recordSpray(s limit.Spray) {
 	if !s.Suspected {
-		g.log.Info("password spraying is suspected no longer")
+		g.log.Info("password spraying no longer suspected")
 		return
 	}
 	g.metrics.Limits.SprayDetections.Inc()
-	g.log.Warn("password spraying is suspected: logins from networks where nobody is known are delayed", zap.Int("users", s.Users))
+	g.log.Warn("password spraying suspected: logins from networks without known users are delayed", zap.Int("users", s.Users))
 	subject := ""
 	if s.Net.IsValid() {
 		subject = s.Net.String()
 	}
-	g.logLostRecord(g.audit.SpraySuspected(&audit.Spray{Users: s.Users, Subject: subject, Window: time.Minute}))
+	g.logLostRecord("spray_suspected", g.audit.SpraySuspected(&audit.Spray{Users: s.Users, Subject: subject, Window: time.Minute}))
 }
 
-// setClusterConnected shows whether limits are counted together with other gateways.
+// setClusterConnected sets the metric for limits that are counted together with
+// other gateways.
 func (g *gateway) setClusterConnected(connected bool) {
 	g.metrics.Limits.ClusterConnected.Set(0)
 	if connected {
@@ -121,14 +123,14 @@ func (g *gateway) setClusterConnected(connected bool) {
 	}
 }
 
-// logLostRecord says that a record was lost which nobody waits for.
-func (g *gateway) logLostRecord(err error) {
+// logLostRecord logs that the record of an event could not be written.
+func (g *gateway) logLostRecord(event string, err error) {
 	if err != nil {
-		g.log.Warn("this is not in the audit log", zap.Error(err))
+		g.log.Warn("audit record lost", zap.String("event", event), zap.Error(err))
 	}
 }
 
-// newAdminLimits is what the admin address shows and changes of limits.
+// newAdminLimits returns the functions of the admin address for limits and bans.
 func (g *gateway) newAdminLimits() admin.Limits {
 	a := newLocalAdmin(g.cfg, g.limits)
 	return admin.Limits{
@@ -152,13 +154,14 @@ func (g *gateway) newAdminLimits() admin.Limits {
 	}
 }
 
-// recordAdminAction puts on record what an operator did through the admin address.
+// recordAdminAction records an operator's command that came through the admin
+// address.
 func (g *gateway) recordAdminAction(action audit.Action, subject string, err error) {
-	g.logLostRecord(g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
+	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
 }
 
-// localAdmin answers an operator's questions about limits, and changes bans: in a running
-// gateway, or for a command that speaks to Redis.
+// localAdmin shows limits and changes bans, in a running gateway or for a command
+// that uses Redis directly.
 type localAdmin struct {
 	// Set once.
 	gate      *limit.Limiter
@@ -170,12 +173,12 @@ func newLocalAdmin(cfg *config.Config, gate *limit.Limiter) *localAdmin {
 	return &localAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures}
 }
 
-// banEntry is a ban as it is shown.
+// banEntry is the JSON form of a ban.
 type banEntry struct {
 	Network string    `json:"network"`
 	Reason  string    `json:"why"`
 	Until   time.Time `json:"until"`
-	Count   int       `json:"count"` // which ban of this network it is, from 1
+	Count   int       `json:"count"` // ordinal of this ban of the network, from 1
 	Note    string    `json:"note,omitempty"`
 }
 
@@ -205,7 +208,7 @@ func (l *localAdmin) addBan(ctx context.Context, o admin.BanRequest) (banEntry, 
 	return newBanEntry(limit.Ban{Net: net, Reason: limit.ByOperator, Remaining: o.Duration, Count: 1, Note: o.Note}), nil
 }
 
-// removedBans is what an order to end a ban has ended.
+// removedBans is the result of removing bans.
 type removedBans struct {
 	Networks []string `json:"networks"`
 }
@@ -223,41 +226,42 @@ func (l *localAdmin) removeBans(ctx context.Context, subject string) (removedBan
 	return done, err
 }
 
-// limitStatus is what is counted of a user or an address.
+// limitStatus is the status of a user or an address.
 type limitStatus struct {
 	Subject           string         `json:"subject"`
 	Exempt            bool           `json:"exempt,omitempty"`
 	Sessions          int            `json:"sessions"`
-	Delay             time.Duration  `json:"delay_ns"` // of the next login; of a user: from where it is not known
+	Delay             time.Duration  `json:"delay_ns"` // of the next login; for a user, from an unknown network
 	Ban               *banEntry      `json:"ban,omitempty"`
 	Failures          []failureCount `json:"failures"`
-	KnownNetworksOnly bool           `json:"known_networks_only,omitempty"` // too many failures of the user
+	KnownNetworksOnly bool           `json:"known_networks_only,omitempty"` // because of the user's failures
 	KnownNetworks     []knownNetwork `json:"known_networks,omitempty"`
-	Uploads           *uploadCount   `json:"uploads,omitempty"` // of a user, where there is a bound
+	Uploads           *uploadCount   `json:"uploads,omitempty"` // of a user, if there is a bound
 }
 
-// uploadCount are bytes of messages, of a day in UTC.
+// uploadCount is the upload quota of a user, in bytes of messages per UTC day.
 type uploadCount struct {
 	Today int64 `json:"today"`
-	Limit int64 `json:"most"` // 0: any number
+	Limit int64 `json:"most"` // 0: no bound
 }
 
-// failureCount is how many logins have failed in a while, and how many may.
+// failureCount is the number of failed logins in a window.
 type failureCount struct {
 	Subject string `json:"of"`
 	Window  string `json:"in"`
 	Count   int    `json:"count"`
-	Limit   int    `json:"most,omitempty"` // 0: any number
+	Limit   int    `json:"most,omitempty"` // 0: no bound
 }
 
-// knownNetwork is from where a user has logged in of late.
+// knownNetwork is a network from which a user has logged in recently.
 type knownNetwork struct {
 	Network  string    `json:"network"`
 	Last     time.Time `json:"last"`
 	Failures int       `json:"failures_in_an_hour"`
 }
 
-// showLimits takes an address for one, and everything else for a user.
+// showLimits returns the status of an address, or of a user if subject is not an
+// address.
 func (l *localAdmin) showLimits(ctx context.Context, subject string) (limitStatus, error) {
 	if a, err := netip.ParseAddr(subject); err == nil {
 		return l.showAddressLimits(ctx, a)
@@ -286,12 +290,12 @@ func (l *localAdmin) showLimits(ctx context.Context, subject string) (limitStatu
 func (l *localAdmin) parseUser(name string) (user, error) {
 	u, err := l.nameRules.Canonicalize(name)
 	if err != nil {
-		return u, fmt.Errorf("%w: this is neither an address nor a name that an account can have", admin.ErrBadRequest)
+		return u, fmt.Errorf("%w: neither an address nor a valid user name", admin.ErrBadRequest)
 	}
 	return u, nil
 }
 
-// limitsReset answers a reset: whose failed logins were forgotten.
+// limitsReset is the result of a reset.
 type limitsReset struct {
 	User string `json:"user"`
 }

@@ -40,10 +40,10 @@ limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: 
 		t.Errorf("failures: %+v", f)
 	}
 	if got.Quotas != (limit.Quotas{Commands: 50, Upload: 1000}) {
-		t.Errorf("budget: %+v", got.Quotas)
+		t.Errorf("quotas: %+v", got.Quotas)
 	}
 	if made.Failures.BanAfter != 10 || made.Quotas != (limit.Quotas{Commands: 50}) || made.Bans.Duration != time.Minute {
-		t.Errorf("of the others: %+v", made)
+		t.Errorf("other listeners: %+v", made)
 	}
 }
 

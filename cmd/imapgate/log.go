@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/config"
 )
 
-// newLog makes the ordinary log. It is not sampled: the lines are one per
-// session, and an operator who looks for a session must find it.
+// newLog creates the ordinary log. It is not sampled: each session has one line,
+// which an operator must be able to find.
 func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
 	if err != nil {
@@ -33,8 +33,8 @@ func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
 	return zap.New(core, zap.AddStacktrace(zapcore.DPanicLevel)), nil
 }
 
-// redisLogger is where go-redis's own messages go. They are details of a pool;
-// what they mean for routes is said by routing, so they show at debug only.
+// redisLogger receives go-redis's own messages. They are details of its pool and are
+// logged at debug level; package routing logs their effects.
 type redisLogger struct{ log *zap.Logger }
 
 // Printf implements the interface of redis.SetLogger.
@@ -44,7 +44,6 @@ func (l redisLogger) Printf(_ context.Context, format string, v ...any) {
 	}
 }
 
-// setRedisLogger points go-redis's global logger, which prints to standard error,
-// at ours. The library has one for the process, so it is set where the process
-// is owned.
+// setRedisLogger redirects go-redis's global logger, which prints to standard error,
+// to the ordinary log.
 func setRedisLogger(log *zap.Logger) { redis.SetLogger(redisLogger{log}) }

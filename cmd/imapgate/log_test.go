@@ -32,8 +32,8 @@ func TestLogTimesHaveMilliseconds(t *testing.T) {
 	}
 }
 
-// What keeps a gateway from starting is in the format that the log has.
-func TestAnErrorOfTheStartIsALineOfTheLog(t *testing.T) {
+// Errors at the start are logged in the configured format.
+func TestStartErrorsAreLogged(t *testing.T) {
 	taken, err := net.Listen("tcp", loopbackAddress(0))
 	if err != nil {
 		t.Fatal(err)
@@ -45,9 +45,9 @@ func TestAnErrorOfTheStartIsALineOfTheLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, wrong := range map[string]string{
-		"a port that is taken":    strings.Replace(string(text), `{name: plain, address: "127.0.0.1:0"`, `{name: plain, address: "`+taken.Addr().String()+`"`, 1),
-		"an audit log nobody may": strings.Replace(string(text), `audit.log"`, `nowhere/audit.log"`, 1),
-		"a certificate's file":    strings.Replace(string(text), `cert.pem"`, `gone.pem"`, 1),
+		"a port in use":                       strings.Replace(string(text), `{name: plain, address: "127.0.0.1:0"`, `{name: plain, address: "`+taken.Addr().String()+`"`, 1),
+		"an audit log that cannot be created": strings.Replace(string(text), `audit.log"`, `nowhere/audit.log"`, 1),
+		"a certificate's file":                strings.Replace(string(text), `cert.pem"`, `gone.pem"`, 1),
 	} {
 		broken := write(t, "broken.yaml", wrong)
 		got := imapgate(t, "", "serve", broken, "--allow-root")
@@ -62,6 +62,6 @@ func TestAnErrorOfTheStartIsALineOfTheLog(t *testing.T) {
 		}
 	}
 	if got := imapgate(t, "", "serve", write(t, "wrong.yaml", "colour: red\n")); got.status != 1 || !strings.HasPrefix(got.err, "imapgate: ") {
-		t.Errorf("a configuration that cannot be read: %+v", got)
+		t.Errorf("an unreadable configuration: %+v", got)
 	}
 }

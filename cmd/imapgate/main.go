@@ -1,10 +1,8 @@
-// Command imapgate is an IMAP proxy: the front door of a mail cluster.
+// Command imapgate is an IMAP proxy, the front end of a mail cluster.
 //
-// This package knows every room and does nothing itself: it reads the command
-// line, loads the configuration, hands each room its part, and turns signals
-// into the calls that end or refresh them. What a client, a route or a backend
-// is, the rooms know. The process (its limits, its signals, standard input and
-// output) is owned here and nowhere else.
+// This package connects the others: it reads the command line, loads the
+// configuration, passes each package its settings, and turns signals into calls.
+// It owns the process: its limits, signals, standard input and output.
 package main
 
 import (
@@ -16,17 +14,17 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// defaultConfig is where the packaged unit file expects the configuration.
+// defaultConfig is the path that the packaged systemd unit uses.
 const defaultConfig = "/etc/imapgate.yaml"
 
-// errReported ends a command that has already told the user what is wrong.
-var errReported = errors.New("said already")
+// errReported ends a command that has already printed its error.
+var errReported = errors.New("already reported")
 
 func main() {
 	os.Exit(run(context.Background(), newRoot()))
 }
 
-// run executes a command and gives the exit status.
+// run executes a command and returns the exit status.
 func run(ctx context.Context, root *cobra.Command) int {
 	err := root.ExecuteContext(ctx)
 	switch {
@@ -41,13 +39,13 @@ func run(ctx context.Context, root *cobra.Command) int {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "imapgate",
-		Short: "An IMAP proxy: the front door of a mail cluster",
+		Short: "An IMAP proxy, the front end of a mail cluster",
 		Long: `imapgate accepts mail clients, authenticates them, looks up each user's backend
 in Redis, logs in there on the user's behalf and relays.
 
 Start with:  imapgate demo`,
 		Version:       readBuildInfo().String(),
-		SilenceUsage:  true, // a wrong password file is no reason to print all flags
+		SilenceUsage:  true, // most errors are not about flags
 		SilenceErrors: true, // run prints them
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
@@ -55,8 +53,8 @@ Start with:  imapgate demo`,
 	return root
 }
 
-// refuseArguments refuses what a group of commands does not have: printing help for a
-// typing error would look like success to a script.
+// refuseArguments refuses an unknown subcommand: printing help for a typing error
+// would look like success to a script.
 func refuseArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
@@ -72,19 +70,19 @@ func configFlag(cmd *cobra.Command, file *string) {
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // the flag was just made
 }
 
-// configArgument has a command take the configuration file as its argument, too. Both
-// ways may name one file, and no other.
+// configArgument lets a command also take the configuration file as its argument. If
+// both are given, they must name the same file.
 func configArgument(cmd *cobra.Command, file *string) {
 	configFlag(cmd, file)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
-			return fmt.Errorf("one configuration file is enough: %s", cmd.UseLine())
+			return fmt.Errorf("only one configuration file is allowed: %s", cmd.UseLine())
 		}
 		if len(args) == 0 {
 			return nil
 		}
 		if cmd.Flags().Changed("config") && *file != args[0] {
-			return fmt.Errorf("which file, %s or %s? An argument and --config say the same", args[0], *file)
+			return fmt.Errorf("the argument and --config name different files: %s and %s", args[0], *file)
 		}
 		*file = args[0]
 		return nil

@@ -15,8 +15,8 @@ import (
 	"imapgate/tlsconf"
 )
 
-// runMainVariable in the environment makes the test program be imapgate, so that tests
-// can send signals to a process of its own.
+// runMainVariable in the environment makes the test binary behave as imapgate, so
+// that tests can send signals to another process.
 const runMainVariable = "IMAPGATE_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
@@ -26,10 +26,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// testTimeout bounds the wait for something a process does; race builds are slow.
+// testTimeout bounds the wait for the effects of a process; race builds are slow.
 const testTimeout = 30 * time.Second
 
-// outputBuffer is where a command prints while a test looks on.
+// outputBuffer receives the output of a command while a test reads it.
 type outputBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer // Guarded by mu.
@@ -47,7 +47,7 @@ func (s *outputBuffer) String() string {
 	return s.text.String()
 }
 
-// awaitMatch gives the groups of the first match of a pattern that appears.
+// awaitMatch waits for a match of a pattern and returns its groups.
 func (s *outputBuffer) awaitMatch(t testing.TB, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
@@ -59,7 +59,7 @@ func (s *outputBuffer) awaitMatch(t testing.TB, pattern string) []string {
 	return found
 }
 
-// eventually polls until ok, or fails with what why says.
+// eventually polls ok, and fails with the text of why after a timeout.
 func eventually(t testing.TB, ok func() bool, why func() string) {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); !ok(); <-time.After(5 * time.Millisecond) {
@@ -69,7 +69,7 @@ func eventually(t testing.TB, ok func() bool, why func() string) {
 	}
 }
 
-// commandResult is what a command did.
+// commandResult is the result of a command.
 type commandResult struct {
 	status   int
 	out, err string
@@ -87,7 +87,7 @@ func imapgate(t testing.TB, stdin string, args ...string) commandResult {
 	return commandResult{run(t.Context(), root), out.String(), errs.String()}
 }
 
-// write makes a file in a folder of the test's own.
+// write writes a file to a new directory of the test.
 func write(t testing.TB, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -97,7 +97,7 @@ func write(t testing.TB, name, text string) string {
 	return path
 }
 
-// certificate gives the files of a certificate for loopback.
+// certificate returns the files of a certificate for loopback.
 func certificate(t testing.TB) (cert, key string) {
 	t.Helper()
 	c, k, err := tlsconf.SelfSignedPEM("localhost", loopback)
@@ -107,13 +107,13 @@ func certificate(t testing.TB) (cert, key string) {
 	return write(t, "cert.pem", string(c)), write(t, "key.pem", string(k))
 }
 
-func TestVersionSaysWhatIsRunning(t *testing.T) {
+func TestVersionIdentifiesTheBuild(t *testing.T) {
 	if got := imapgate(t, "", "version"); got.status != 0 || !strings.HasPrefix(got.out, "imapgate ") {
 		t.Errorf("%+v", got)
 	}
 	version, flag := imapgate(t, "", "version"), imapgate(t, "", "--version")
 	if version != flag {
-		t.Errorf("%+v, and --version says %+v", version, flag)
+		t.Errorf("%+v, but --version prints %+v", version, flag)
 	}
 	var b buildInfo
 	if got := imapgate(t, "", "version", "--json"); json.Unmarshal([]byte(got.out), &b) != nil || b.Version == "" || b.Go == "" {
@@ -155,7 +155,7 @@ backends: {east: {address: "127.0.0.1:1", tls: none}}
 	}
 	for _, command := range []string{"check", "serve"} {
 		for want, args := range map[string][]string{
-			"which file": {file, "--config", file + ".old"}, "one configuration file": {file, file}, "none.yaml": {"none.yaml"},
+			"name different files": {file, "--config", file + ".old"}, "one configuration file": {file, file}, "none.yaml": {"none.yaml"},
 		} {
 			if got := imapgate(t, "", append([]string{command}, args...)...); got.status != 1 || !strings.Contains(got.err, want) {
 				t.Errorf("%s %q: %+v", command, args, got)
@@ -173,7 +173,7 @@ func TestCommandGroupRefusesUnknownCommands(t *testing.T) {
 			t.Errorf("%s: %+v", group, got)
 		}
 		if got := imapgate(t, "", group); got.status != 0 || !strings.Contains(got.out, "Available Commands") {
-			t.Errorf("%s alone: %+v", group, got)
+			t.Errorf("%s without arguments: %+v", group, got)
 		}
 	}
 }
@@ -198,6 +198,6 @@ func TestRunningCommandEndsWithItsContext(t *testing.T) {
 	}
 	dir := out.awaitMatch(t, `files +(\S+) `)[1]
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("%s is still there: %v", dir, err)
+		t.Errorf("%s still exists: %v", dir, err)
 	}
 }

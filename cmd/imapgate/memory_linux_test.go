@@ -12,9 +12,9 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// controlGroup makes a control group with a memory limit in bytes, and one inside
-// that has none of its own: where systemd's MemoryMax= puts a service of a slice.
-// It returns the inner one's folder.
+// controlGroup creates a control group with a memory limit in bytes, and an inner
+// one without its own limit, as systemd's MemoryMax= does for a service of a slice.
+// It returns the inner group's directory.
 func controlGroup(t *testing.T, limit int64) string {
 	t.Helper()
 	outer, file := "/sys/fs/cgroup", "memory.max"
@@ -28,7 +28,7 @@ func controlGroup(t *testing.T, limit int64) string {
 		}
 	}
 	if file == "memory.max" {
-		_ = os.WriteFile(filepath.Join(outer, "cgroup.subtree_control"), []byte("+memory"), 0) // the limit says whether it could be
+		_ = os.WriteFile(filepath.Join(outer, "cgroup.subtree_control"), []byte("+memory"), 0) // an error shows in the limit
 	}
 	outer = filepath.Join(outer, fmt.Sprintf("imapgate-test-%d", os.Getpid()))
 	inner := filepath.Join(outer, "service")
@@ -42,8 +42,8 @@ func controlGroup(t *testing.T, limit int64) string {
 	return inner
 }
 
-// startAndReadLog is what serve logs of its memory limit, "" for nothing. The shell is told
-// what to do first.
+// startAndReadLog runs serve after the shell commands in first, and returns its log
+// line about the memory limit, or "".
 func startAndReadLog(t *testing.T, first string, env ...string) string {
 	t.Helper()
 	config, _ := gatewayConfig(t, staticEast)
@@ -63,7 +63,7 @@ func startAndReadLog(t *testing.T, first string, env ...string) string {
 	return ""
 }
 
-func TestTheLimitOfAControlGroupAboveIsRespected(t *testing.T) {
+func TestTheLimitOfAParentControlGroupIsRespected(t *testing.T) {
 	enter := fmt.Sprintf("echo $$ >%s/cgroup.procs", controlGroup(t, 1<<30))
 	if got := startAndReadLog(t, enter); got != `"memory limit","bytes":858993459}` {
 		t.Errorf("logged %s", got)

@@ -21,18 +21,18 @@ import (
 // maxPasswordBytes bounds a password read from standard input.
 const maxPasswordBytes = 4 << 10
 
-var errMismatch = errors.New("the two passwords are not the same")
+var errMismatch = errors.New("the two passwords differ")
 
 func newPasswd() *cobra.Command {
 	var scheme, name, file string
 	cmd := &cobra.Command{
 		Use:   "passwd",
 		Short: "Hash a password",
-		Long: `Read a password and print what to store for it: a line of a passwd-file with
---user, the bare hash otherwise (for the field password in Redis).
+		Long: `Read a password and print its hash: as a line of a passwd-file with --user, otherwise
+bare, for the field password in Redis.
 
-A terminal is asked twice, without echo. When standard input is no terminal, its
-first line is the password.`,
+On a terminal it prompts twice, without echo. Otherwise the first line of standard input is
+the password.`,
 		Example: `  imapgate passwd --user alice@example.org >> /etc/imapgate/users
   redis-cli HSET imapgate:user:alice@example.org password "$(imapgate passwd)"`,
 		Args: cobra.NoArgs,
@@ -40,14 +40,14 @@ first line is the password.`,
 	}
 	cmd.Flags().StringVar(&scheme, "scheme", auth.Schemes()[0], "one of "+strings.Join(auth.Schemes(), ", "))
 	cmd.Flags().StringVar(&name, "user", "", "print a passwd-file line for this user")
-	cmd.Flags().StringVarP(&file, "config", "c", "", "read the name as this configuration has it (auth.names, auth.default_domain)")
+	cmd.Flags().StringVarP(&file, "config", "c", "", "apply auth.names and auth.default_domain of this configuration to the name")
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // the flag was just made
 	_ = cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(auth.Schemes(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// loadNameRules is how user names are read: as the configuration has it, or without one
-// in the default alphabet.
+// loadNameRules returns the rules for user names of the configuration, or the
+// default rules without one.
 func loadNameRules(file string) (identity.Names, error) {
 	if file == "" {
 		return identity.Names{}, nil
@@ -87,7 +87,7 @@ func printHash(cmd *cobra.Command, scheme, name, file string) error {
 	return err
 }
 
-// readPassword asks a terminal twice, or takes a line of anything else.
+// readPassword prompts twice on a terminal, or reads the first line of other input.
 func readPassword(cmd *cobra.Command) (identity.Secret, error) {
 	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return promptPassword(f, cmd.ErrOrStderr())

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal gives both ends of a pseudo terminal.
+// openTerminal returns both ends of a pseudo terminal.
 func openTerminal(t testing.TB) (ptmx, tty *os.File) {
 	t.Helper()
 	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -33,7 +33,7 @@ func openTerminal(t testing.TB) (ptmx, tty *os.File) {
 	return ptmx, tty
 }
 
-func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
+func TestPasswdPromptsTwiceWithoutEcho(t *testing.T) {
 	for name, test := range map[string]struct {
 		typed  string
 		status int
@@ -52,7 +52,7 @@ func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
 			ended := make(chan int, 1)
 			go func() { ended <- run(t.Context(), root) }()
 
-			// Typed only after the prompt: the echo is off by then.
+			// Typed only after the prompt, when the echo is off.
 			first, second, _ := strings.Cut(test.typed, "\n")
 			prompts.awaitMatch(t, "Password: ")
 			awaitNoEcho(t, tty)
@@ -74,7 +74,7 @@ func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
 	}
 }
 
-// awaitNoEcho waits until what is typed is not shown.
+// awaitNoEcho waits until the terminal's echo is off.
 func awaitNoEcho(t testing.TB, tty *os.File) {
 	t.Helper()
 	eventually(t, func() bool {

@@ -10,7 +10,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// verifiesPassword says whether a passwd-file lets alice in with a password.
+// verifiesPassword reports whether alice can log in with a password and this
+// passwd-file.
 func verifiesPassword(t testing.TB, line, password string) bool {
 	t.Helper()
 	a, err := auth.New(auth.Config{Methods: []string{auth.File}, PasswdFile: write(t, "users", line)}, auth.Sources{}, zap.NewNop())

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// pluralize is a number of things whose plural ends in s: "1 user", "2 users".
+// pluralize formats a number of things whose plural ends in s: "1 user", "2 users".
 func pluralize[N int | int64 | uint64](n N, noun string) string {
 	switch {
 	case n == 1:
@@ -17,18 +17,10 @@ func pluralize[N int | int64 | uint64](n N, noun string) string {
 	return fmt.Sprintf("%d %s", n, noun)
 }
 
-// isOrAre is the verb of so many things.
+// isOrAre returns the verb for a number of things.
 func isOrAre(n int) string {
 	if n == 1 {
 		return "is"
 	}
 	return "are"
-}
-
-// withArticle is "a minute", "an hour", "a day".
-func withArticle(unit string) string {
-	if unit == "hour" {
-		return "an hour"
-	}
-	return "a " + unit
 }

@@ -8,25 +8,25 @@ import (
 	"imapgate/proxy/mux"
 )
 
-func TestNumbersAreFollowedByTheRightWords(t *testing.T) {
+func TestNumbersHaveSingularAndPlural(t *testing.T) {
 	for got, want := range map[string]string{
 		pluralize(1, "user"): "1 user", pluralize(0, "user"): "0 users", pluralize(2, "user"): "2 users", pluralize(2, "address"): "2 addresses",
-		withArticle("hour"): "an hour", withArticle("day"): "a day", withArticle("minute"): "a minute", isOrAre(1): "is", isOrAre(2): "are",
-		formatFollowed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1, SplicedUsers: 1}}): "yes, but for the 1 user to whom it broke promises of IMAP in the last hour",
-		formatFollowed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}}):                  "yes; it broke promises of IMAP to 1 user in the last hour",
+		isOrAre(1): "is", isOrAre(2): "are",
+		formatMultiplexed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1, SplicedUsers: 1}}): "yes, except for 1 user with protocol violations in the last hour",
+		formatMultiplexed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}}):                  "yes; 1 user had protocol violations in the last hour",
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
 	var table strings.Builder
-	s := limitStatus{Failures: []failureCount{{Subject: "alice", Window: "hour", Count: 1}}, Uploads: &uploadCount{Today: 1}}
-	if err := s.print(&table); err != nil || !strings.Contains(table.String(), "1 in an hour, no limit, alice") || !strings.Contains(table.String(), "1 byte (UTC)") {
+	s := limitStatus{Failures: []failureCount{{Subject: "192.0.2.0/24", Window: "hour", Count: 1}}, Uploads: &uploadCount{Today: 1}}
+	if err := s.print(&table); err != nil || !strings.Contains(table.String(), "failed logins (1 hour)   1 / no limit from 192.0.2.0/24") || !strings.Contains(table.String(), "1 byte (UTC)") {
 		t.Errorf("%v:\n%s", err, table.String())
 	}
 	one := uint64(1)
 	l := auditRecord{Event: "session_ended", Count: &one, Commands: &one, BytesIn: &one, BytesOut: &one}
-	if said := l.description(); !strings.Contains(said, "1 command, 1 byte in, 1 byte out") {
-		t.Error(said)
+	if text := l.description(); !strings.Contains(text, "1 command, 1 byte in, 1 byte out") {
+		t.Error(text)
 	}
 }

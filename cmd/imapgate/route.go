@@ -32,7 +32,7 @@ type routeOptions struct {
 	file   string
 	asJSON bool
 
-	// Of get, set and del: which record, where it is not a user's.
+	// Of get, set and del: the record, if it is not a user's.
 	domain    string
 	isDefault bool
 }
@@ -40,14 +40,14 @@ type routeOptions struct {
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "route", Args: refuseArguments, RunE: showHelp,
-		Short: "See and change where users go",
-		Long: `Read and write the records in Redis that say on which backend a user's mail is: a user's
-own, that of a domain (--domain) for its users without one, and the default (--default) for
-all others. A change decides every running gateway's next logins within a second. Live sessions stay
-where they are until they end, in every mode: "Moving a user" in docs/OPERATIONS.md says how
-to move a user's mail.
+		Short: "Show and change user routing",
+		Long: `Read and write the route records in Redis, which name the backend of a user's mail: the
+user's own record, that of a domain (--domain) for its users without one, and the default
+(--default) for all others. A change applies to the next logins at every running gateway
+within a second. Live sessions stay on their backend until they end, in every mode: "Moving a
+user" in docs/OPERATIONS.md describes how to move a user's mail.
 
-redis-cli does as well; this command also refuses a record that no gateway would follow.`,
+redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	var o routeOptions
 	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
@@ -57,7 +57,7 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	return cmd
 }
 
-// requireUser is what explain takes.
+// requireUser requires one argument, the user.
 func requireUser(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
@@ -100,13 +100,14 @@ func newRouteGet(o *routeOptions) *cobra.Command {
 func newRouteSet(o *routeOptions) *cobra.Command {
 	return o.targetFlags(&cobra.Command{
 		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: o.requireRecordAndFields,
-		Long: `Change fields of a record: of a user backend, login, mode, state (active, paused or
-blocked) and password (a hash, see imapgate passwd), of a domain backend, mode and state, of
-the default backend and mode. An empty value removes a field. Fields that are not named stay
-as they are. All are changed, or, with an error that says so, none.
+		Long: `Change fields of a record. A user's record has backend, login, mode, state (active, paused
+or blocked) and password (a hash, see imapgate passwd); a domain's has backend, mode and
+state; the default has backend and mode. An empty value removes a field. Other fields do not
+change. Either all changes are made or, with an error, none.
 
-A record decides where the next login goes, and ends no session. How many live sessions the
-gateway on this machine has of the user, and how many of them are elsewhere, is printed.`,
+A record applies to the next login and ends no session. The command prints how many live
+sessions of the user the gateway on this machine has, and how many of them are elsewhere: on
+another backend, or there with another login name.`,
 		Example: `  imapgate route set alice@example.org backend=west
   imapgate route set alice@example.org state=paused
   imapgate route set alice@example.org state=
@@ -134,8 +135,8 @@ gateway on this machine has of the user, and how many of them are elsewhere, is 
 func newRouteDel(o *routeOptions) *cobra.Command {
 	return o.targetFlags(&cobra.Command{
 		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: o.requireRecord,
-		Long: `Remove a record, so that the next one decides: after a user's own that of the domain, and
-then the default. Users for whom there is none left are denied.`,
+		Long: `Remove a record. The next one then applies: after a user's own that of the domain, and
+then the default. Users without any record are refused.`,
 		Example: `  imapgate route del alice@example.org
   imapgate route del --domain example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -155,14 +156,14 @@ then the default. Users for whom there is none left are denied.`,
 
 func newRouteAcceptEmpty(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "accept-empty", Short: "Say that records which are missing from Redis are meant to be", Args: cobra.NoArgs,
-		Long: `Say that records which are missing from Redis are meant to be.
+		Use: "accept-empty", Short: "Confirm that records missing from Redis were removed on purpose", Args: cobra.NoArgs,
+		Long: `Confirm that records missing from Redis were removed on purpose.
 
-When Redis has lost most of the records it was seen to have (FLUSHALL, an empty volume,
-another database or prefix), gateways take nobody for unknown: known users are served from
-the last good answer, all others get UNAVAILABLE, until the records are back. After this
-command every gateway believes Redis again within seconds, and denies users without a
-record. Restore the records first, where they are not meant to be gone.`,
+If Redis has lost most of the known records (FLUSHALL, an empty volume, another database or
+prefix), gateways treat no user as unknown: known users are served from the last good answer,
+all others get UNAVAILABLE, until the records are back. After this command every gateway
+trusts Redis again within seconds, and refuses users without a record. If the records were
+not removed on purpose, restore them instead.`,
 		Example: "  imapgate route accept-empty",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(o.file)
@@ -176,14 +177,15 @@ record. Restore the records first, where they are not meant to be gone.`,
 				if o.asJSON {
 					return json.NewEncoder(t.out).Encode(map[string]string{"result": "accepted"})
 				}
-				_, err := fmt.Fprintln(t.out, "accepted: gateways believe within seconds that missing records are meant to be missing")
+				_, err := fmt.Fprintln(t.out, "accepted: within seconds gateways trust Redis again and refuse users without a record")
 				return err
 			})
 		},
 	}
 }
 
-// operatorName is who runs this command, for the audit log of gateways.
+// operatorName returns the name of the user who runs this command, for the gateways'
+// audit logs.
 func operatorName() string {
 	if u, err := osuser.Current(); err == nil {
 		return u.Username
@@ -191,16 +193,17 @@ func operatorName() string {
 	return "operator"
 }
 
-// routeCommand is one open router and the record it is asked about.
+// routeCommand is an open router and the record of the command.
 type routeCommand struct {
 	cfg    *config.Config
 	router *routing.Router
 	target routing.Target
-	user   identity.User // of the target; zero where it is not a user's
+	user   identity.User // of the target; zero if it is not a user's
 	out    io.Writer
 }
 
-// runWithTarget opens a router for one call about the record that the arguments name.
+// runWithTarget opens a router and calls call with the record that the arguments
+// name.
 func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call func(context.Context, *routeCommand) error) error {
 	cfg, err := config.Load(o.file)
 	if err != nil {
@@ -216,7 +219,7 @@ func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call fun
 	})
 }
 
-// withRouter opens a router for one call that is about no user.
+// withRouter opens a router for one call without a record.
 func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routeCommand) error) error {
 	setRedisLogger(zap.NewNop())
 	rdb, err := dialRedisOnce(cfg)
@@ -239,7 +242,7 @@ func closeRedis(rdb redis.UniversalClient) {
 	}
 }
 
-// printResult reports what was done, and which live sessions go on as before.
+// printResult prints the result and the live sessions, which continue unchanged.
 func (o *routeOptions) printResult(ctx context.Context, t *routeCommand, result string) error {
 	if t.user.IsZero() {
 		if o.asJSON {
@@ -248,7 +251,7 @@ func (o *routeOptions) printResult(ctx context.Context, t *routeCommand, result 
 				Result string `json:"result"`
 			}{recordNameOf(t.target), result})
 		}
-		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay where they are until they end\n", t.target, result)
+		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay on their backend until they end\n", t.target, result)
 		return err
 	}
 	p := fetchSessionReport(ctx, t, t.router.Explain(ctx, t.user))
@@ -265,9 +268,9 @@ func (o *routeOptions) printResult(ctx context.Context, t *routeCommand, result 
 	return p.print(t.out)
 }
 
-// parseAssignments reads FIELD=VALUE arguments. Which fields and values are allowed is for
-// routing to say: Redis may hold others, for other programs, but here one is a slip of
-// the pen.
+// parseAssignments parses FIELD=VALUE arguments. Package routing checks the fields
+// and values: Redis may hold others for other programs, but here they are typing
+// errors.
 func parseAssignments(args []string) (map[string]string, error) {
 	fields := make(map[string]string, len(args))
 	for _, arg := range args {
@@ -276,15 +279,15 @@ func parseAssignments(args []string) (map[string]string, error) {
 			return nil, fmt.Errorf("%q is not FIELD=VALUE, such as backend=west", arg)
 		}
 		if _, duplicate := fields[name]; duplicate {
-			return nil, errors.New(name + " is there twice")
+			return nil, errors.New("duplicate field " + name)
 		}
 		fields[name] = value
 	}
 	return fields, nil
 }
 
-// printFields prints fields in two columns. Values are quoted where they could play
-// tricks on a terminal: anybody with access to Redis may have written them.
+// printFields prints fields in two columns. Values that could affect a terminal are
+// quoted, because any Redis client may have written them.
 func printFields(to io.Writer, fields map[string]string) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
@@ -293,8 +296,8 @@ func printFields(to io.Writer, fields map[string]string) error {
 	return w.Flush()
 }
 
-// quoteUnsafe is s when it is visible ASCII and letters of other scripts, and quoted
-// otherwise.
+// quoteUnsafe returns s unchanged if it has only visible ASCII and letters of other
+// scripts, and quoted otherwise.
 func quoteUnsafe(s string) string {
 	isUnsafe := func(r rune) bool {
 		return r < ' ' || r > '~' && !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) || r == utf8.RuneError

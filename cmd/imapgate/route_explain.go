@@ -20,16 +20,17 @@ import (
 
 func newRouteExplain(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "explain USER", Short: "Say where a user would go, and why", Args: requireUser,
-		Long: `Say where a login of USER would go at this moment, which record decides, and how old
-the answer is.
+		Use: "explain USER", Short: "Show a user's route and the reason", Args: requireUser,
+		Long: `Show the backend that a login of USER would get now, the record that decides, and the age
+of the answer.
 
-The running gateway is asked first, through its admin address, because it may hold an
-older answer in its cache. When it does not answer, the records are read from here, and
-the output says so.
+The command asks the running gateway first, through its admin address, because its cache may
+hold an older answer. If that fails, the command reads the records itself, and the output
+reports it.
 
-It also says how many live sessions of USER this gateway has, and how many of them are at
-another backend. They stay there, and write there, until they end.`,
+It also shows how many live sessions of USER this gateway has, and how many of them are
+elsewhere: on another backend, or there with another login name. Those stay there, and write
+there, until they end.`,
 		Example: "  imapgate route explain alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
@@ -48,30 +49,31 @@ another backend. They stay there, and write there, until they end.`,
 					}{source, x, p})
 				}
 				if err != nil {
-					fmt.Fprintf(t.out, "The running gateway was not asked: %v.\nThis is what the records say; its cache may know an older answer.\n\n", err)
+					fmt.Fprintf(t.out, "The running gateway could not be queried: %v.\nThis is the content of the records; the gateway's cache may hold an older answer.\n\n", err)
 				} else {
-					fmt.Fprintf(t.out, "Asked the running gateway at %s.\n\n", t.cfg.Admin.Address)
+					fmt.Fprintf(t.out, "Answer of the running gateway at %s.\n\n", t.cfg.Admin.Address)
 				}
-				return errors.Join(printExplanation(t.out, x), p.print(t.out))
+				return errors.Join(printExplanation(t.out, x, cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown")), p.print(t.out))
 			})
 		},
 	}
 }
 
-// fetchExplanation asks a running gateway on this machine.
+// fetchExplanation requests the explanation of a running gateway on this machine.
 func fetchExplanation(ctx context.Context, admin config.Admin, user string) (x routing.Explanation, err error) {
 	q := adminRequest{http.MethodGet, "/v1/routes/explain", url.Values{"user": {user}}, nil}
 	if err := q.do(ctx, admin, &x); err != nil {
 		return x, err
 	}
-	if x.User != user { // whatever listens there is not ours
-		return x, fmt.Errorf("%s answers for another user", dialableAddress(admin.Address))
+	if x.User != user { // another program listens there
+		return x, fmt.Errorf("%s responded for another user", dialableAddress(admin.Address))
 	}
 	return x, nil
 }
 
-// printExplanation prints the decision, then the records it rests on.
-func printExplanation(to io.Writer, x routing.Explanation) error {
+// printExplanation prints the decision, then the records it is based on. defaultMode
+// is that of the backend in the configuration.
+func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, value string) {
 		if value != "" {
@@ -83,10 +85,10 @@ func printExplanation(to io.Writer, x routing.Explanation) error {
 		row("no route", quoteUnsafe(x.Error))
 	} else {
 		row("backend", quoteUnsafe(x.Backend))
-		row("login there", quoteUnsafe(x.Login))
-		row("mode", cmp.Or(quoteUnsafe(x.Mode), "the backend's"))
+		row("login name", quoteUnsafe(x.Login))
+		row("mode", cmp.Or(quoteUnsafe(x.Mode), defaultMode+" (default of backend "+quoteUnsafe(x.Backend)+")"))
 		row("decided by", quoteUnsafe(x.Key))
-		row("known from", fmt.Sprintf("%s, %s old", quoteUnsafe(string(x.Origin)), x.Age.Round(time.Millisecond)))
+		row("source", fmt.Sprintf("%s, %s old", quoteUnsafe(string(x.Origin)), x.Age.Round(time.Millisecond)))
 	}
 	row("changed to", formatPendingChange(x.Next))
 	row("changes", formatChangeDelay(x))
@@ -102,7 +104,7 @@ func printExplanation(to io.Writer, x routing.Explanation) error {
 	return w.Flush()
 }
 
-// formatStoreState says whether Redis has the records it was seen to have, where it has not.
+// formatStoreState describes a loss of records in Redis; "" without one.
 func formatStoreState(s routing.StoreStatus) string {
 	if s.State != routing.StoreEmptied && s.State != routing.StoreSuspect {
 		return ""
@@ -111,11 +113,11 @@ func formatStoreState(s routing.StoreStatus) string {
 	if s.Node != "" {
 		atNode = " at " + quoteUnsafe(s.Node)
 	}
-	return fmt.Sprintf("%d of %d that Redis was seen to have%s %s missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
+	return fmt.Sprintf("%d of %d known records%s %s missing since %s; no user is treated as unknown (imapgate route accept-empty ends this)",
 		s.Missing, s.Missing+s.Present, atNode, isOrAre(s.Missing), s.Since.Local().Format(time.DateTime))
 }
 
-// formatPendingChange says where logins go as soon as the gateway has noticed a change.
+// formatPendingChange describes a change that the gateway has not noticed yet.
 func formatPendingChange(next *routing.Decision) string {
 	switch {
 	case next == nil:
@@ -123,22 +125,23 @@ func formatPendingChange(next *routing.Decision) string {
 	case next.Error != "":
 		return quoteUnsafe(next.Error) + "; the gateway has not noticed yet"
 	}
-	return fmt.Sprintf("%s, by %s; the gateway has not noticed yet", quoteUnsafe(next.Backend), quoteUnsafe(next.Key))
+	return fmt.Sprintf("%s, decided by %s; the gateway has not noticed yet", quoteUnsafe(next.Backend), quoteUnsafe(next.Key))
 }
 
-// formatChangeDelay says how soon a changed record would be noticed.
+// formatChangeDelay describes how soon the gateway would notice a change of a
+// record.
 func formatChangeDelay(x routing.Explanation) string {
 	switch {
 	case x.BreakerOpen && x.Invalidation.Error != "":
-		return "Redis did not answer and is left alone for a moment: " + quoteUnsafe(x.Invalidation.Error)
+		return "Redis did not answer and is not queried for a moment: " + quoteUnsafe(x.Invalidation.Error)
 	case x.BreakerOpen:
-		return "Redis did not answer and is left alone for a moment"
+		return "Redis did not answer and is not queried for a moment"
 	case x.Invalidation.State == routing.InvalidationOff:
 		return ""
 	case x.Invalidation.State == routing.InvalidationUp:
-		return "seen as they happen"
+		return "noticed at once"
 	}
-	s := "seen after the cache's ttl; the channel is " + quoteUnsafe(x.Invalidation.State)
+	s := "noticed after the cache's ttl; the invalidation connection is " + quoteUnsafe(x.Invalidation.State)
 	if x.Invalidation.Error != "" {
 		s += ": " + quoteUnsafe(x.Invalidation.Error)
 	}

@@ -11,31 +11,31 @@ import (
 	"imapgate/routing"
 )
 
-// targetFlags adds what names a record that is not a user's.
+// targetFlags adds the flags for records that are not a user's.
 func (o *routeOptions) targetFlags(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVar(&o.domain, "domain", "", "the record of a domain, in the place of USER")
-	cmd.Flags().BoolVar(&o.isDefault, "default", false, "the record of all others, in the place of USER")
+	cmd.Flags().StringVar(&o.domain, "domain", "", "the record of a domain, instead of USER")
+	cmd.Flags().BoolVar(&o.isDefault, "default", false, "the record of all others, instead of USER")
 	cmd.MarkFlagsMutuallyExclusive("domain", "default")
 	return cmd
 }
 
-// isGroupRecord says whether the flags name the record.
+// isGroupRecord reports whether the flags name the record.
 func (o *routeOptions) isGroupRecord(cmd *cobra.Command) bool {
 	return o.isDefault || cmd.Flags().Changed("domain")
 }
 
-// requireRecord is what get and del take.
+// requireRecord checks the arguments of get and del.
 func (o *routeOptions) requireRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case o.isGroupRecord(cmd) && len(args) > 0:
-		return fmt.Errorf("a user name, --domain and --default exclude each other: %s", cmd.UseLine())
+		return fmt.Errorf("only one of a user name, --domain and --default is allowed: %s", cmd.UseLine())
 	case !o.isGroupRecord(cmd) && len(args) != 1:
 		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
 	}
 	return nil
 }
 
-// requireRecordAndFields is what set takes.
+// requireRecordAndFields checks the arguments of set.
 func (o *routeOptions) requireRecordAndFields(cmd *cobra.Command, args []string) error {
 	switch {
 	case o.isGroupRecord(cmd) && len(args) == 0:
@@ -46,7 +46,7 @@ func (o *routeOptions) requireRecordAndFields(cmd *cobra.Command, args []string)
 	return nil
 }
 
-// parseTarget is the record that the flags name, or the first argument.
+// parseTarget returns the record that the flags or the first argument name.
 func (o *routeOptions) parseTarget(cmd *cobra.Command, cfg *config.Config, args []string) (routing.Target, error) {
 	switch {
 	case o.isDefault:
@@ -69,21 +69,21 @@ func (o *routeOptions) parseTarget(cmd *cobra.Command, cfg *config.Config, args 
 	return routing.ForUser(u), nil
 }
 
-// checkNotReserved refuses names by which operators mean another record than a user's. An
-// account that is really called so has a domain.
+// checkNotReserved refuses names that operators use for other records than a user's.
+// A real account with such a name can be given with its domain.
 func checkNotReserved(name, defaultDomain string) error {
 	switch domain, isDomain := strings.CutPrefix(name, "@"); {
 	case strings.EqualFold(name, "default"):
-		return errors.New(`"default" is not taken for a user: --default is the record of all others; a user of that name is default@DOMAIN`)
+		return errors.New(`"default" is not read as a user: --default is the record of all others; for a user of that name, write default@DOMAIN`)
 	case isDomain && domain != "":
 		return fmt.Errorf("%q is not a user: --domain %s is the record of a domain", name, quoteUnsafe(domain))
 	case defaultDomain != "" && strings.EqualFold(name, defaultDomain):
-		return fmt.Errorf("%q is not taken for a user: --domain %[2]s is the record of the domain; a user of that name is %[2]s@%[2]s", name, defaultDomain)
+		return fmt.Errorf("%q is not read as a user: --domain %[2]s is the record of the domain; for a user of that name, write %[2]s@%[2]s", name, defaultDomain)
 	}
 	return nil
 }
 
-// recordName is a record's name in JSON.
+// recordName is the JSON form of a record's name.
 type recordName struct {
 	User    string `json:"user,omitempty"`
 	Domain  string `json:"domain,omitempty"`

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// routeConfig is a configuration with a real Redis and two backends.
+// routeConfig writes a configuration with a real Redis and two backends.
 func routeConfig(t testing.TB) (config string, r *testbed.Redis) {
 	t.Helper()
 	r = testbed.StartRedis(t)
@@ -31,18 +31,18 @@ func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 	steps := []struct {
 		args   string
 		status int
-		want   []string // in what is printed
+		want   []string // in the output
 	}{
 		{"get alice", 0, []string{"alice@example.org has no record"}},
-		{"explain alice", 0, []string{"was not asked", "no route", "no such user", "imapgate:default", "no record"}},
+		{"explain alice", 0, []string{"could not be queried", "no route", "no such user", "imapgate:default", "no record"}},
 		{"set alice backend=west state=active", 0, []string{"alice@example.org: changed"}},
 		{"get Alice@example.org", 0, []string{"backend", "west", "active"}},
-		{"explain alice", 0, []string{"was not asked", "west", "* imapgate:user:alice@example.org"}},
+		{"explain alice", 0, []string{"could not be queried", "west", "* imapgate:user:alice@example.org"}},
 		{"set alice backend=north", 1, []string{"north", "not"}},
 		{"set alice state=sleepy", 1, []string{"state"}},
 		{"set alice colour=red", 1, []string{"colour"}},
 		{"set alice backend", 1, []string{"FIELD=VALUE"}},
-		{"set alice state=active state=paused", 1, []string{"twice"}},
+		{"set alice state=active state=paused", 1, []string{"duplicate field state"}},
 		{"set alice", 1, []string{"FIELD=VALUE"}},
 		{"get", 1, []string{"one user name", "get USER"}},
 		{"get a|b", 1, []string{"user name"}},
@@ -57,7 +57,7 @@ func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 			t.Errorf("%s: %+v", step.args, got)
 		}
 		for _, want := range step.want {
-			// What was refused need not be repeated.
+			// The output of a refused command need not repeat its arguments.
 			if want != "north" && !strings.Contains(got.out+got.err, want) {
 				t.Errorf("%s: no %q in %+v", step.args, want, got)
 			}
@@ -71,7 +71,7 @@ func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
 	steps := []struct {
 		args   string
 		status int
-		want   string // in what is printed
+		want   string // in the output
 	}{
 		{"set --domain Example.org backend=west mode=reuse", 0, "example.org: changed"},
 		{"get --domain example.org", 0, "west"},
@@ -91,8 +91,8 @@ func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
 		{"set --domain example.org", 1, "at least one field"},
 		{"set --default alice backend=east", 1, "FIELD=VALUE"},
 		{"set --default --domain example.org backend=east", 1, "default domain"},
-		{"get --default alice", 1, "exclude each other"},
-		{"del alice --domain example.org", 1, "exclude each other"},
+		{"get --default alice", 1, "only one of"},
+		{"del alice --domain example.org", 1, "only one of"},
 		{"set default backend=east", 1, "--default"},
 		{"set Default backend=east", 1, "--default"},
 		{"set @example.net backend=east", 1, "--domain example.net"},
@@ -117,8 +117,8 @@ func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
 	}
 }
 
-// A user of Redis as the manual has it can write routes, and what it may not is not
-// written.
+// A Redis user with the rights of the manual can write routes, and a change without
+// the right is not made.
 func TestARouteThatIsRefusedByRedisIsNotWritten(t *testing.T) {
 	t.Parallel()
 	file, r := routeConfig(t)
@@ -136,7 +136,7 @@ func TestARouteThatIsRefusedByRedisIsNotWritten(t *testing.T) {
 	r.CLI("ACL", "SETUSER", "op", "-hdel", "-multi")
 	got := imapgate(t, "", "route", "set", "alice", "backend=east", "mode=", "-c", file)
 	if got.status != 1 || !strings.Contains(got.err, "nothing was changed") || r.CLI("HGET", "imapgate:user:alice@example.org", "backend") != "west" {
-		t.Errorf("%+v, and it is at %s", got, r.CLI("HGET", "imapgate:user:alice@example.org", "backend"))
+		t.Errorf("%+v, and the backend is %s", got, r.CLI("HGET", "imapgate:user:alice@example.org", "backend"))
 	}
 }
 
@@ -158,7 +158,7 @@ func TestRoutesArePrintedAsJSON(t *testing.T) {
 		t.Errorf("%+v: %v", x, err)
 	}
 	if text := imapgate(t, "", "route", "get", "bob", "-c", file).out + got.out + x.out; strings.Contains(text, "canary") {
-		t.Errorf("the password is shown:\n%s", text)
+		t.Errorf("the password is printed:\n%s", text)
 	}
 }
 
@@ -204,7 +204,7 @@ admin: {address: ""}
 	}
 }
 
-func TestTheGatewayOnAllAddressesIsAskedOnLoopback(t *testing.T) {
+func TestAWildcardAdminAddressIsDialedOnLoopback(t *testing.T) {
 	for address, want := range map[string]string{
 		"0.0.0.0:9143": "127.0.0.1:9143", "[::]:9143": "[::1]:9143", ":9143": "127.0.0.1:9143", "10.0.0.1:9143": "10.0.0.1:9143",
 	} {
@@ -235,10 +235,10 @@ admin: {address: ""}
 		if want == "" && got.status != 0 || want != "" && (got.status != 1 || !strings.Contains(got.err, want)) || strings.Contains(got.err, "unreachable") {
 			t.Errorf("%s: %+v, want %q", redis, got, want)
 		}
-		for _, order := range []string{"ban list", "ban add 203.0.113.9", "ban del 203.0.113.9", "limits reset alice@example.org", "limits show alice@example.org"} {
-			got := imapgate(t, "", append(strings.Fields(order), "--config", file)...)
+		for _, command := range []string{"ban list", "ban add 203.0.113.9", "ban del 203.0.113.9", "limits reset alice@example.org", "limits show alice@example.org"} {
+			got := imapgate(t, "", append(strings.Fields(command), "--config", file)...)
 			if want != "" && (got.status != 1 || !strings.Contains(got.err, want)) {
-				t.Errorf("%s: %s: %+v, want %q", redis, order, got, want)
+				t.Errorf("%s: %s: %+v, want %q", redis, command, got, want)
 			}
 		}
 		got = imapgate(t, "", "route", "--config", file, "explain", "alice@example.org")

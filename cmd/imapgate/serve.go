@@ -19,16 +19,16 @@ import (
 	"imapgate/internal/listen"
 )
 
-// gcPercent trades memory for CPU where memory is cheap: in a burst of logins,
-// whose garbage is many times what stays. What the heap grew by is given back
-// when the burst is over (splice's clock), so idle sessions do not pay for it.
+// gcPercent trades memory for CPU during bursts of logins, which produce much
+// garbage. After a burst the heap's growth is released (splice's clock), so idle
+// sessions do not pay for it.
 const gcPercent = 200
 
 // rootWarning is logged when serve runs as root.
-const rootWarning = "running as root, and a gateway that faces the internet needs no right but its ports: " +
+const rootWarning = "running as root, but a gateway on the internet only needs the right to use its ports: " +
 	"use the systemd unit in deploy/, or setcap cap_net_bind_service=+ep and an ordinary user (--allow-root silences this)"
 
-var errForcedExit = errors.New("ended at once by a second signal; sessions were cut")
+var errForcedExit = errors.New("second signal: exited immediately, sessions were dropped")
 
 func newServe() *cobra.Command {
 	var file string
@@ -38,15 +38,15 @@ func newServe() *cobra.Command {
 		Short: "Run the gateway",
 		Long: `Run the gateway until SIGTERM or SIGINT.
 
-  SIGTERM, SIGINT  accept no more clients, say BYE to those before login, end sessions one
-                   after the other over limits.drain_timeout, exit 0; a second one ends at once
-  SIGHUP           open the audit log anew, read certificates, CAs and secrets again, and
-                   say whether the configuration has changed, which needs a restart
+  SIGTERM, SIGINT  stop accepting clients, send BYE to those before login, end the sessions one
+                   by one over limits.drain_timeout, exit 0; a second signal exits immediately
+  SIGHUP           reopen the audit log, reload certificates, CAs and secrets, and report
+                   whether the configuration has changed, which needs a restart
 
-Another gateway may be started beside one that drains.
+Another gateway may be started while one drains.
 
-GOMEMLIMIT and GOGC are respected; without the first, 80 % of the memory limit of the
-control group, or of one above it, is.`,
+GOMEMLIMIT and GOGC are respected. Without GOMEMLIMIT the limit is 80 % of the memory limit of
+the control group or of its parents.`,
 		Example: "  imapgate serve /etc/imapgate.yaml\n  imapgate serve --config /etc/imapgate.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := prepareProcess(); err != nil {
@@ -64,7 +64,7 @@ control group, or of one above it, is.`,
 	return cmd
 }
 
-// prepareProcess sets what holds for the whole process.
+// prepareProcess sets process-wide limits.
 func prepareProcess() error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -72,9 +72,8 @@ func prepareProcess() error {
 	return hardenProcess()
 }
 
-// serve runs a gateway until ctx is done or a signal ends it. A warning is the
-// first line of the log. What goes wrong once the configuration is read is the last
-// line of the log, in its format.
+// serve runs a gateway until ctx is done or a signal ends it. A warning is the first
+// line of the log. After the configuration is read, errors are logged in its format.
 func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	signals := notifySignals()
 	defer signal.Stop(signals)
@@ -86,7 +85,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }() // a terminal cannot be synced
+	defer func() { _ = log.Sync() }() // fails for a terminal
 	setRedisLogger(log)
 	if warning != "" {
 		log.Warn(warning)
@@ -98,7 +97,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 
 	g, err := startGateway(cfg, file, log)
 	if err != nil {
-		log.Error("the gateway does not start", zap.Error(err))
+		log.Error("the gateway cannot start", zap.Error(err))
 		return errReported
 	}
 	err = g.runUntilSignal(ctx, signals)
@@ -110,7 +109,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	return nil
 }
 
-// startGateway opens a gateway and has it listen.
+// startGateway opens a gateway and makes it listen.
 func startGateway(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
 	g, err := openGateway(cfg, log)
 	if err != nil {
@@ -124,7 +123,7 @@ func startGateway(cfg *config.Config, file string, log *zap.Logger) (*gateway, e
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
 		if others, err := listen.IsShared(addr); err == nil && others {
-			log.Warn("another process listens there too, and gets a part of the clients until it ends",
+			log.Warn("another process listens there too, and gets some of the clients until it ends",
 				zap.String("listener", name), zap.Stringer("address", addr))
 		}
 	}
@@ -134,16 +133,16 @@ func startGateway(cfg *config.Config, file string, log *zap.Logger) (*gateway, e
 	return g, nil
 }
 
-// notifySignals begins to collect signals. It comes first of all: a SIGHUP that
-// nobody collects kills, and one may be sent as soon as the process is there.
-// Those that come before obey wait; more than four say nothing new.
+// notifySignals starts to collect signals. It runs first, because an uncaught SIGHUP
+// would kill the process, and one may come as soon as the process exists. Signals
+// wait for runUntilSignal; beyond four they add nothing.
 func notifySignals() chan os.Signal {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	return signals
 }
 
-// runUntilSignal runs the gateway and does what signals say, until it has ended.
+// runUntilSignal runs the gateway until it has ended, and handles signals.
 func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, drain := context.WithCancel(ctx)
 	defer drain()
@@ -159,7 +158,7 @@ func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) 
 			case s == syscall.SIGHUP:
 				g.reload()
 			case ctx.Err() != nil:
-				return errForcedExit // the process ends, and with it what is left
+				return errForcedExit // the process exits with the remaining sessions
 			default:
 				g.recordSignal(audit.ActDrain, nil)
 				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.DrainTimeout))
@@ -169,12 +168,12 @@ func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) 
 	}
 }
 
-// runAndReport is run as a goroutine; it ends when the gateway has, and says how.
+// runAndReport runs as a goroutine; it ends with the gateway and sends its error.
 func (g *gateway) runAndReport(ctx context.Context, done chan<- error) { done <- g.run(ctx) }
 
-// reload is SIGHUP: it reads again what can be while sessions go on, and says of the
-// configuration whether it is still the one in use. No other file needs the signal: all
-// are followed.
+// reload handles SIGHUP: it reopens and reloads what it can while sessions continue,
+// and checks whether the configuration is still the one in use. Other files are
+// watched and need no signal.
 func (g *gateway) reload() {
 	const reread = "audit log, certificates, secrets"
 	g.audit.Reopen()
@@ -182,17 +181,19 @@ func (g *gateway) reload() {
 	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
 	g.recordSignal(audit.ActReload, err)
 	g.metrics.CountReload(err)
-	if recordErr := g.audit.ConfigReloaded(reread, err); recordErr != nil {
-		g.log.Warn("the reload is not in the audit log", zap.Error(recordErr))
-	}
+	event := "config_reloaded"
 	if err != nil {
-		g.log.Warn("read again; not all that is in the files is in use", zap.String("reread", reread), zap.Error(err))
+		event = "config_rejected"
+	}
+	g.logLostRecord(event, g.audit.ConfigReloaded(reread, err))
+	if err != nil {
+		g.log.Warn("reloaded; some of the files' content is not in use", zap.String("reread", reread), zap.Error(err))
 		return
 	}
-	g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread), zap.Strings("changed", changed))
+	g.log.Info("reloaded; the configuration is unchanged", zap.String("reread", reread), zap.Strings("changed", changed))
 }
 
-// joinLines is an error that says everything in one line; nil stays nil.
+// joinLines joins the lines of an error into one; nil stays nil.
 func joinLines(err error) error {
 	if err == nil {
 		return nil
@@ -200,14 +201,15 @@ func joinLines(err error) error {
 	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// checkConfigUnchanged says why the configuration that is in the file now is not in use.
+// checkConfigUnchanged returns an error if the file's configuration is not the one
+// in use.
 func (g *gateway) checkConfigUnchanged() error {
 	if info, err := os.Stat(g.file); err == nil && !info.Mode().IsRegular() {
-		return nil // a pipe is read once
+		return nil // a pipe can be read only once
 	}
 	now, err := config.Load(g.file)
 	if err != nil {
-		g.log.Error("the configuration is broken and the one in use stays; a restart would fail", zap.Error(err))
+		g.log.Error("the configuration file is invalid; the previous configuration stays in use, and a restart would fail", zap.Error(err))
 		return shortenError(err)
 	}
 	if keys := g.cfg.ChangedKeys(now); len(keys) > 0 {
@@ -216,7 +218,7 @@ func (g *gateway) checkConfigUnchanged() error {
 	return nil
 }
 
-// shortenError is an error of config.Load, short.
+// shortenError shortens an error of config.Load to its first problem.
 func shortenError(err error) error {
 	var invalid *config.InvalidError
 	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {

@@ -22,7 +22,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// gatewayConfig is a gateway in front of an in-memory backend. more is appended.
+// gatewayConfig writes the configuration of a gateway in front of an in-memory
+// backend, with more appended.
 func gatewayConfig(t testing.TB, more string) (config, audit string) {
 	t.Helper()
 	b, err := startBackend("east", "demo")
@@ -53,7 +54,7 @@ routing: {source: static, static: {default: east}}
 limits: {drain_timeout: 10m}
 `
 
-// gatewayProcess is a gateway in a process of its own.
+// gatewayProcess is a gateway in its own process.
 type gatewayProcess struct {
 	outputBuffer
 	cmd          *exec.Cmd
@@ -102,17 +103,17 @@ func (s *gatewayProcess) waitExit(t testing.TB) int {
 	t.Helper()
 	killTimer := time.AfterFunc(testTimeout, func() { _ = s.cmd.Process.Kill() })
 	defer killTimer.Stop()
-	_ = s.cmd.Wait() // its state says it better
+	_ = s.cmd.Wait() // the exit status is in its state
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// testClient is a client that says lines and reads lines.
+// testClient is a client that writes and reads lines.
 type testClient struct {
 	net.Conn
 	in *bufio.Reader
 }
 
-// connect reads the greeting too.
+// connect connects and reads the greeting.
 func connect(t testing.TB, address string) *testClient {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
@@ -139,15 +140,15 @@ func (k *testClient) writeLine(t testing.TB, line string) {
 // readMatch reads lines until one matches.
 func (k *testClient) readMatch(t testing.TB, pattern string) {
 	t.Helper()
-	var heard strings.Builder
+	var read strings.Builder
 	for re := regexp.MustCompile(pattern); ; {
 		line, err := k.in.ReadString('\n')
-		heard.WriteString(line)
+		read.WriteString(line)
 		if re.MatchString(line) {
 			return
 		}
 		if err != nil {
-			t.Fatalf("no %s in %q: %v", pattern, heard.String(), err)
+			t.Fatalf("no %s in %q: %v", pattern, read.String(), err)
 		}
 	}
 }
@@ -159,25 +160,25 @@ func TestSIGTERMDrainsAndExitsZero(t *testing.T) {
 	session := connect(t, s.plain)
 	session.writeLine(t, "a LOGIN alice demo")
 	session.readMatch(t, "^a OK ")
-	stranger := connect(t, s.plain)
+	unauthenticated := connect(t, s.plain)
 	if got := ready(t, s.admin); got != 200 {
 		t.Errorf("ready: %d", got)
 	}
 
 	s.signal(t, syscall.SIGTERM)
-	stranger.readMatch(t, `^\* BYE `)
+	unauthenticated.readMatch(t, `^\* BYE `)
 	if got := ready(t, s.admin); got != 503 {
 		t.Errorf("ready during the drain: %d", got)
 	}
 	if _, err := net.Dial("tcp", s.plain); err == nil {
 		t.Error("a new client is accepted during the drain")
 	}
-	session.writeLine(t, "b SELECT INBOX") // a session goes on
+	session.writeLine(t, "b SELECT INBOX") // a session continues
 	session.readMatch(t, "^b OK ")
 	session.writeLine(t, "c LOGOUT")
 	session.readMatch(t, "^c OK ")
 	session.Close()
-	if got := s.waitExit(t); got != 0 { // long before the drain time is over
+	if got := s.waitExit(t); got != 0 { // long before the drain timeout
 		t.Errorf("exit status %d", got)
 	}
 	text, err := os.ReadFile(audit)
@@ -194,7 +195,7 @@ func TestSIGTERMDrainsAndExitsZero(t *testing.T) {
 	}
 }
 
-// ready is the status of the readiness page.
+// ready returns the status of the readiness endpoint.
 func ready(t testing.TB, admin string) int {
 	t.Helper()
 	got, err := http.Get("http://" + admin + "/readyz")
@@ -231,12 +232,12 @@ func TestSecondSignalExitsImmediately(t *testing.T) {
 	s.awaitMatch(t, "second signal")
 }
 
-func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
+func TestSIGHUPReopensTheAuditLog(t *testing.T) {
 	t.Parallel()
 	config, audit := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
 	s.signal(t, syscall.SIGHUP)
-	s.awaitMatch(t, `read again; the configuration is the one in use","reread":"audit log, certificates, secrets"`)
+	s.awaitMatch(t, `reloaded; the configuration is unchanged","reread":"audit log, certificates, secrets"`)
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +251,7 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 	}, func() string { return "the new audit log has no record" })
 }
 
-// What was not done is not claimed.
+// A reload must not report more than it has done.
 func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 	t.Parallel()
 	config, audit := gatewayConfig(t, staticEast)
@@ -265,7 +266,7 @@ func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 	}
 	s := startServe(t, config)
 	records := 0
-	for _, c := range []struct{ file, text, event, told, healthy string }{
+	for _, c := range []struct{ file, text, event, want, healthy string }{
 		{config, "listeners: [", "config_rejected", config + ":1:", "0"},
 		{config, strings.Replace(string(good), "drain_timeout: 10m", "drain_timeout: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
 		{config, strings.Replace(string(good), "drain_timeout: 10m", "drain_timeout: 9m", 1), "config_rejected", "which needs a restart: limits.drain_timeout", "0"},
@@ -287,24 +288,24 @@ func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 			}
 			record = found[records-1]
 			return true
-		}, func() string { return "no record of " + c.told })
-		if !strings.Contains(record, `"event":"`+c.event+`"`) || !strings.Contains(record, c.told) {
-			t.Errorf("%s, want %s, %s", record, c.event, c.told)
+		}, func() string { return "no record of " + c.want })
+		if !strings.Contains(record, `"event":"`+c.event+`"`) || !strings.Contains(record, c.want) {
+			t.Errorf("%s, want %s, %s", record, c.event, c.want)
 		}
 		if got := fetchPage(t, s.admin, "/metrics"); !strings.Contains(got, "imapgate_config_reload_success "+c.healthy+"\n") {
-			t.Errorf("%s: the metric is not %s", c.told, c.healthy)
+			t.Errorf("%s: the metric is not %s", c.want, c.healthy)
 		}
 	}
 	text, err := os.ReadFile(audit)
 	if n := strings.Count(string(text), `"action":"reload","by":"signal","result":"refused","detail":`); err != nil || n != 4 {
-		t.Errorf("%d of 4 signals are told to be refused, %v", n, err)
+		t.Errorf("%d of 4 reloads are recorded as refused, %v", n, err)
 	}
-	client := connect(t, s.plain) // what was in use stays
+	client := connect(t, s.plain) // the previous configuration stays in use
 	client.writeLine(t, "a LOGIN alice demo")
 	client.readMatch(t, `^a OK `)
 }
 
-// The configuration of both is the same file, as a restart has it.
+// Both gateways use the same file, as in a restart.
 func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
@@ -324,14 +325,14 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 	session.writeLine(t, "a LOGIN alice demo")
 	session.readMatch(t, "^a OK ")
 	imaps := old.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
-	for _, address := range []string{imaps, old.plain, old.admin} { // as they stand in the file
+	for _, address := range []string{imaps, old.plain, old.admin} { // as written in the file
 		chained = strings.Replace(chained, `"127.0.0.1:0"`, `"`+address+`"`, 1)
 	}
 	if err := os.WriteFile(config, []byte(chained), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
-	early := startServe(t, config) // beside one that does not drain yet
+	early := startServe(t, config) // while the old gateway is not draining yet
 	early.awaitMatch(t, `another process listens there too.*"listener":"plain"`)
 	early.signal(t, syscall.SIGTERM)
 	if got := early.waitExit(t); got != 0 {
@@ -351,18 +352,18 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 		t.Errorf("ready during the drain: %d", got)
 	}
 	next := startServe(t, config)
-	old.awaitMatch(t, `admin address given up`)
+	old.awaitMatch(t, `admin address released`)
 	if got := ready(t, next.admin); got != 200 {
 		t.Errorf("ready: %d", got)
 	}
-	for range 20 { // none comes to the old one
+	for range 20 { // none reaches the old one
 		client := connect(t, next.plain)
 		client.writeLine(t, "a LOGIN alice demo")
 		client.readMatch(t, "^a OK ")
 		client.Close()
 	}
 	if strings.Contains(next.String(), "listens there too") {
-		t.Error("a drained listener is taken for another process")
+		t.Error("a drained listener counts as another process")
 	}
 	session.writeLine(t, "b SELECT INBOX")
 	session.readMatch(t, "^b OK ")
@@ -384,7 +385,7 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := strings.Count(string(records), `"event":"stopped"`); n != 3 {
-		t.Errorf("%d of 3 processes have said that they stopped", n)
+		t.Errorf("%d of 3 processes have recorded their stop", n)
 	}
 }
 
@@ -441,7 +442,7 @@ func TestServingEndsWithTheContext(t *testing.T) {
 	}
 }
 
-func TestAUserWithoutAHashInRedisIsAskedOfTheNextMethod(t *testing.T) {
+func TestAUserWithoutAHashInRedisReachesTheNextMethod(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedis(t)
 	r.CLI("HSET", "imapgate:default", "backend", "east")
@@ -455,9 +456,9 @@ limits: {drain_timeout: 0s}
 `, r.Address))
 	s := startServe(t, config)
 	for user, want := range map[string]string{
-		"alice demo":  `^a NO \[AUTHENTICATIONFAILED\]`, // Redis knows her, and decides
+		"alice demo":  `^a NO \[AUTHENTICATIONFAILED\]`, // Redis has a hash, and decides
 		"bob demo":    `^a OK `,                         // a record, no hash
-		"carol demo":  `^a OK `,                         // no record at all
+		"carol demo":  `^a OK `,                         // no record
 		"carol wrong": `^a NO \[AUTHENTICATIONFAILED\]`, // the backend decides
 	} {
 		client := connect(t, s.plain)

@@ -13,28 +13,28 @@ import (
 	"imapgate/routing"
 )
 
-// sessionList is what a gateway answers about a user's live sessions.
+// sessionList is a gateway's response about a user's live sessions.
 type sessionList struct {
 	User     string               `json:"user"`
 	Sessions []proxy.SessionCount `json:"sessions"`
 }
 
-// sessionReport is what is known of a user's live sessions: those of one gateway, and
-// nothing when it does not answer.
+// sessionReport has the live sessions of a user at one gateway, if it responds.
 type sessionReport struct {
 	Known     bool                 `json:"known"`
-	Error     string               `json:"why,omitempty"`     // nothing is known
-	Gateway   string               `json:"gateway,omitempty"` // the admin address that was asked
+	Error     string               `json:"why,omitempty"`     // why nothing is known
+	Gateway   string               `json:"gateway,omitempty"` // the admin address
 	Counts    []proxy.SessionCount `json:"at,omitempty"`
-	AtRoute   *int                 `json:"here,omitempty"`      // where a login would come to
-	Elsewhere *int                 `json:"elsewhere,omitempty"` // anywhere else; both nil while the route is not known
+	AtRoute   *int                 `json:"here,omitempty"`      // those at the backend, and with the login name, of the next login
+	Elsewhere *int                 `json:"elsewhere,omitempty"` // the others; both nil while the route is unknown
 
 	user    string
-	backend string // that a login would get; "" for none
-	login   string // … and its name there
+	backend string // the backend of the next login; "" for none
+	login   string // the login name there
 }
 
-// fetchSessionReport asks the gateway on this machine. Not to know is an answer.
+// fetchSessionReport queries the gateway on this machine. A failure is part of the
+// report.
 func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanation) sessionReport {
 	all, err := fetchSessions(ctx, t.cfg.Admin, t.user.String())
 	if err != nil {
@@ -62,13 +62,13 @@ func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]prox
 	if err := q.do(ctx, admin, &list); err != nil {
 		return nil, err
 	}
-	if list.User != user { // whatever listens there is not ours
-		return nil, fmt.Errorf("%s answers for another user", dialableAddress(admin.Address))
+	if list.User != user { // another program listens there
+		return nil, fmt.Errorf("%s responded for another user", dialableAddress(admin.Address))
 	}
 	return list.Sessions, nil
 }
 
-// print says it in a line or two.
+// print prints the report in one or two lines.
 func (p sessionReport) print(to io.Writer) error {
 	_, err := io.WriteString(to, p.format())
 	return err
@@ -77,7 +77,7 @@ func (p sessionReport) print(to io.Writer) error {
 func (p sessionReport) format() string {
 	switch {
 	case !p.Known:
-		return fmt.Sprintf("live sessions: not known, because the gateway on this machine was not asked: %s\n", quoteUnsafe(p.Error))
+		return fmt.Sprintf("live sessions: unknown, because the gateway on this machine could not be queried: %s\n", quoteUnsafe(p.Error))
 	case len(p.Counts) == 0:
 		return fmt.Sprintf("live sessions: none at the gateway on %s\n", quoteUnsafe(p.Gateway))
 	}
@@ -88,17 +88,18 @@ func (p sessionReport) format() string {
 	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", quoteUnsafe(p.Gateway), strings.Join(counts, ", "))
 	switch {
 	case p.Elsewhere == nil:
-		s += "how many of them are elsewhere is not known, because the route is not\n"
+		s += "elsewhere: unknown, because the route is unknown\n"
 	case *p.Elsewhere == 0:
 	case p.backend == "":
-		s += fmt.Sprintf("elsewhere: %d, because no login gets a backend now; they go on, and write, until they end\n", *p.Elsewhere)
+		s += fmt.Sprintf("elsewhere: %d, because the user has no route now; they continue, and write there, until they end\n", *p.Elsewhere)
 	default:
-		s += fmt.Sprintf("elsewhere: %d, not at %s; they go on, and write where they are, until they end\n", *p.Elsewhere, p.formatBackend(p.backend, p.login))
+		s += fmt.Sprintf("elsewhere: %d, not at %s; they continue, and write there, until they end\n", *p.Elsewhere, p.formatBackend(p.backend, p.login))
 	}
 	return s
 }
 
-// formatBackend names a backend, and the login name there where it is not the user's.
+// formatBackend returns a backend, with the login name there if it is not the
+// user's.
 func (p sessionReport) formatBackend(backend, login string) string {
 	if login == p.user || login == "" {
 		return quoteUnsafe(backend)

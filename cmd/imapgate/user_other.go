@@ -4,13 +4,13 @@ package main
 
 import "errors"
 
-// dropToUser is for Unix only.
+// dropToUser is supported on Unix only.
 func dropToUser(name string) error {
 	if name != "" {
-		return errors.New("--user is for Unix only")
+		return errors.New("--user is supported on Unix only")
 	}
 	return nil
 }
 
-// warnUserMismatch knows of no service.
+// warnUserMismatch does nothing without systemd.
 func warnUserMismatch(string) []problem { return nil }

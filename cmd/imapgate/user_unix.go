@@ -15,8 +15,8 @@ import (
 	"syscall"
 )
 
-// dropToUser gives this process the rights of a user, and takes its own away for good.
-// "" changes nothing.
+// dropToUser switches this process permanently to the rights of a user. "" changes
+// nothing.
 func dropToUser(name string) error {
 	if name == "" {
 		return nil
@@ -53,10 +53,11 @@ func dropToUser(name string) error {
 	return nil
 }
 
-// unitDirs are where systemd finds units; the first wins.
+// unitDirs are the directories of systemd units, by precedence.
 var unitDirs = []string{"etc", "run", "usr/local/lib", "usr/lib", "lib"}
 
-// warnUserMismatch says that root checks what another user has to read.
+// warnUserMismatch warns if root checks files that the service reads as another
+// user.
 func warnUserMismatch(root string) []problem {
 	if os.Geteuid() != 0 {
 		return nil
@@ -65,10 +66,11 @@ func warnUserMismatch(root string) []problem {
 	if user == "" || user == "root" || user == "0" {
 		return nil
 	}
-	return []problem{{File: unit, Text: fmt.Sprintf("the service runs as %[1]s, and this was checked as root, who may read everything: imapgate check --user %[1]s", user)}}
+	return []problem{{File: unit, Text: fmt.Sprintf("the service runs as %[1]s, but this was checked as root, which can read everything; run: imapgate check --user %[1]s", user)}}
 }
 
-// findUnitUser is the user of the service that is installed, and the file that says so.
+// findUnitUser returns the user of the installed service, and the file that names
+// it.
 func findUnitUser(root string) (unit, user string) {
 	for _, folder := range unitDirs {
 		path := filepath.Join(root, folder, "systemd/system/imapgate.service")
@@ -78,7 +80,7 @@ func findUnitUser(root string) (unit, user string) {
 		}
 	}
 	for _, folder := range slices.Backward(unitDirs) {
-		dropins, _ := filepath.Glob(filepath.Join(root, folder, "systemd/system/imapgate.service.d/*.conf")) // the pattern is good
+		dropins, _ := filepath.Glob(filepath.Join(root, folder, "systemd/system/imapgate.service.d/*.conf")) // the pattern is valid
 		for _, path := range dropins {
 			if name := parseUnitUser(path); name != "" {
 				unit, user = path, name
@@ -88,7 +90,7 @@ func findUnitUser(root string) (unit, user string) {
 	return unit, user
 }
 
-// parseUnitUser is the last User= of a unit's file, or "".
+// parseUnitUser returns the last User= of a unit file, or "".
 func parseUnitUser(path string) (user string) {
 	f, err := os.Open(path)
 	if err != nil {

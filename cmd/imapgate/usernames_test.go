@@ -16,14 +16,14 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// spellings are names as an operator says them, and as they are kept.
+// spellings has names as operators write them, and their canonical forms.
 var spellings = map[string]string{
 	"R&D='x+y@example.net": "r&d='x+y@example.net",
 	"JO\u0308RG":           "j\u00f6rg@example.org",
 	`Domain\alice`:         "alice@corp.example",
 }
 
-// widestConfig is a configuration with all names that can be allowed.
+// widestConfig writes a configuration that allows all possible names.
 func widestConfig(t testing.TB) (file string, cfg *config.Config) {
 	t.Helper()
 	file = write(t, "imapgate.yaml", fmt.Sprintf(`
@@ -51,35 +51,35 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}
-	for said, kept := range spellings {
-		u, err := cfg.Auth.NameRules.Canonicalize(said)
-		if err != nil || u.String() != kept {
-			t.Fatalf("%q is %q, %v", said, u, err)
+	for name, canonical := range spellings {
+		u, err := cfg.Auth.NameRules.Canonicalize(name)
+		if err != nil || u.String() != canonical {
+			t.Fatalf("%q is %q, %v", name, u, err)
 		}
 		_ = l.LoginAccepted(client, &audit.Login{User: u, Backend: "east", RouteSource: "cache", Mechanism: "LOGIN"})
-		_ = l.LoginRefused(client, &audit.Login{ClaimedName: said + "|", Mechanism: "LOGIN"}, audit.BadName)
+		_ = l.LoginRefused(client, &audit.Login{ClaimedName: name + "|", Mechanism: "LOGIN"}, audit.BadName)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for said, kept := range spellings {
+	for name, canonical := range spellings {
 		for _, step := range []struct {
 			input string
 			args  []string
 			want  string
 		}{
-			{"", []string{"route", "set", said, "backend=east", "login=" + kept, "-c", file}, kept + ": changed"},
-			{"", []string{"route", "get", said, "-c", file}, kept},
-			{"", []string{"route", "explain", said, "-c", file}, "* imapgate:user:" + kept},
-			{"", []string{"limits", "show", said, "-c", file}, kept},
-			{"", []string{"limits", "reset", said, "-c", file}, kept},
-			{"right horse\n", []string{"passwd", "--user", said, "-c", file}, kept + ":{"},
-			{"", []string{"audit", "grep", "--user", kept, path}, kept},
-			{"", []string{"audit", "grep", "--user", said + "|", path}, "bad_name"},
-			{"", []string{"route", "del", said, "-c", file}, "removed"},
+			{"", []string{"route", "set", name, "backend=east", "login=" + canonical, "-c", file}, canonical + ": changed"},
+			{"", []string{"route", "get", name, "-c", file}, canonical},
+			{"", []string{"route", "explain", name, "-c", file}, "* imapgate:user:" + canonical},
+			{"", []string{"limits", "show", name, "-c", file}, canonical},
+			{"", []string{"limits", "reset", name, "-c", file}, canonical},
+			{"right horse\n", []string{"passwd", "--user", name, "-c", file}, canonical + ":{"},
+			{"", []string{"audit", "grep", "--user", canonical, path}, canonical},
+			{"", []string{"audit", "grep", "--user", name + "|", path}, "bad_name"},
+			{"", []string{"route", "del", name, "-c", file}, "removed"},
 		} {
 			got := imapgate(t, step.input, step.args...)
-			for n := 0; n < 20 && strings.Contains(got.err, "timeout"); n++ { // Redis, on a busy machine
+			for n := 0; n < 20 && strings.Contains(got.err, "timeout"); n++ { // Redis may time out on a busy machine
 				got = imapgate(t, step.input, step.args...)
 			}
 			if got.status != 0 || !strings.Contains(got.out, step.want) {
@@ -92,10 +92,10 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 func TestNamesThatNoConfigurationAllowsAreRefused(t *testing.T) {
 	t.Parallel()
 	file, _ := widestConfig(t)
-	for _, said := range []string{`OTHER\alice`, "a*b", "a:b", "a/b", "..", "{a}", "a\u202eb"} {
+	for _, name := range []string{`OTHER\alice`, "a*b", "a:b", "a/b", "..", "{a}", "a\u202eb"} {
 		for _, args := range [][]string{{"route", "get"}, {"route", "del"}, {"limits", "show"}, {"limits", "reset"}} {
-			if got := imapgate(t, "", append(args, said, "-c", file)...); got.status == 0 {
-				t.Errorf("%q %q: %+v", args, said, got)
+			if got := imapgate(t, "", append(args, name, "-c", file)...); got.status == 0 {
+				t.Errorf("%q %q: %+v", args, name, got)
 			}
 		}
 	}

@@ -9,11 +9,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker (-X main.version=...). It is a variable because
-// the linker can set nothing else; nothing in the program writes to it.
+// version is set by the linker (-X main.version=...), which can only set variables.
+// Nothing in the program writes to it.
 var version string
 
-// buildInfo says what is running.
+// buildInfo identifies the build.
 type buildInfo struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit,omitempty"`
@@ -21,7 +21,8 @@ type buildInfo struct {
 	System  string `json:"system"`
 }
 
-// readBuildInfo is what the linker said, else what the Go tool recorded.
+// readBuildInfo returns the version of the linker, or else that recorded by the Go
+// tool.
 func readBuildInfo() buildInfo {
 	b := buildInfo{Version: version, Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
@@ -42,7 +43,7 @@ func readBuildInfo() buildInfo {
 	return b
 }
 
-// String is the build in one line.
+// String returns the build in one line.
 func (b buildInfo) String() string {
 	return fmt.Sprintf("imapgate %s (%s, %s)", b.Version, b.Go, b.System)
 }
@@ -51,7 +52,7 @@ func newVersion() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:     "version",
-		Short:   "Say which version this is",
+		Short:   "Print the version",
 		Example: "  imapgate version\n  imapgate version --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

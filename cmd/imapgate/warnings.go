@@ -15,18 +15,19 @@ import (
 	"imapgate/routing"
 )
 
-// configWarnings are what can be meant, and is more likely a mistake: errors of config.WithKey, joined.
+// configWarnings returns warnings about valid settings that are probably mistakes:
+// errors of config.WithKey, joined.
 func configWarnings(cfg *config.Config) error {
 	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }
 
-// newWarning is what there is to say of a key.
+// newWarning returns a warning about a key.
 func newWarning(key, format string, args ...any) error {
 	return config.WithKey(key, fmt.Errorf(format, args...))
 }
 
-// warnSnapshot says why a snapshot of routes would not be believed. The gateway
-// starts without it.
+// warnSnapshot warns about a snapshot of routes that the gateway would not use,
+// although it starts.
 func warnSnapshot(cfg *config.Config) (warnings []error) {
 	if cfg.Routing.Snapshot == "" {
 		return nil
@@ -35,12 +36,12 @@ func warnSnapshot(cfg *config.Config) (warnings []error) {
 		warnings = append(warnings, newWarning("routing.snapshot", "%w; the gateway starts without it", err))
 	}
 	if err := plainfile.CheckReplace(cfg.Routing.Snapshot); err != nil {
-		warnings = append(warnings, newWarning("routing.snapshot", "no snapshot will be kept: %w", err))
+		warnings = append(warnings, newWarning("routing.snapshot", "no snapshot will be written: %w", err))
 	}
 	return warnings
 }
 
-// warnCleartext says which auth servers are told passwords, and the secrets in headers,
+// warnCleartext warns about auth servers that get passwords, and secrets in headers,
 // over a network without TLS.
 func warnCleartext(cfg *config.Config) (warnings []error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
@@ -54,13 +55,13 @@ func warnCleartext(cfg *config.Config) (warnings []error) {
 		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && addr.Unmap().IsLoopback() {
 			continue
 		}
-		warnings = append(warnings, newWarning(config.ItemKey("auth.http.urls", i), "http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", u.Host))
+		warnings = append(warnings, newWarning(config.ItemKey("auth.http.urls", i), "http to %s: passwords travel in the clear, and an attacker in between can let anyone in; use https", u.Host))
 	}
 	return warnings
 }
 
-// warnPasswordless says where a client that shows no password cannot be taken on:
-// with SCRAM and EXTERNAL, there is none to log in at the backend with.
+// warnPasswordless warns about backends that clients without a password cannot use:
+// SCRAM and EXTERNAL yield no password for the backend's login.
 func warnPasswordless(cfg *config.Config) (warnings []error) {
 	passwordless := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
 		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
@@ -68,39 +69,39 @@ func warnPasswordless(cfg *config.Config) (warnings []error) {
 	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
 		passwordless = []string{"EXTERNAL"}
 	}
-	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // which can give a password to log in with
+	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // it can provide a password for the backend
 		passwordless = slices.DeleteFunc(passwordless, func(name string) bool { return name == "EXTERNAL" })
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		if b := cfg.Backends[name]; len(passwordless) > 0 && b.Login != "master" {
-			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
+			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "login: %s does not work for clients that log in with %s, which yield no password or token: they get UNAVAILABLE. Use login: master",
 				b.Login, strings.Join(passwordless, ", ")))
 		}
 	}
 	return warnings
 }
 
-// warnReuse says which backends' mode is of no use: where only they can judge what
-// clients show, each login asks them, on a connection of its own.
+// warnReuse warns about backends for which mode reuse has no effect: if only the
+// backend can verify credentials, each login needs its own connection.
 func warnReuse(cfg *config.Config) (warnings []error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		b := cfg.Backends[name]
 		kinds, cache := backendVerified(cfg.Auth, b.Login), "mux.credential_cache, or "
-		if b.Mux.CredentialCache { // which is for passwords
+		if b.Mux.CredentialCache { // it applies to passwords
 			kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == "passwords" })
 		}
 		if !slices.Contains(kinds, "passwords") {
 			cache = ""
 		}
 		if unverified := strings.Join(kinds, " and "); unverified != "" && b.Mode == "reuse" {
-			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[2]s",
+			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "mode reuse needs %s%s that the gateway can verify: no connection will be reused for clients with %[2]s",
 				cache, unverified))
 		}
 	}
 	return warnings
 }
 
-// backendVerified is what clients show that passthrough alone judges.
+// backendVerified returns the kinds of credentials that only the backend verifies.
 func backendVerified(a config.Auth, login string) (kinds []string) {
 	if !slices.Contains(a.Methods, auth.Passthrough) || login == "master" {
 		return nil

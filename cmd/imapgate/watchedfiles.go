@@ -22,20 +22,20 @@ import (
 	"imapgate/tlsconf"
 )
 
-// watchedFiles are all that the configuration names files for and that follows them while the
-// gateway runs: the listeners' certificates, the TLS of each server that the gateway
-// connects to, and secrets. The passwd-file is followed by auth, which owns it.
+// watchedFiles are the files of the configuration that are watched while the gateway
+// runs: the listeners' certificates, the TLS settings of each server that the
+// gateway connects to, and secrets. Package auth watches the passwd-file.
 type watchedFiles struct {
 	*filewatch.Reloader
 
 	// Set once.
-	keys    fileKeys                   // of what listeners show and trust
+	keys    fileKeys                   // of the listeners' certificates and CAs
 	server  *tlsconf.Server            // nil without TLS listeners
-	clients map[string]*tlsconf.Client // by the key of the block that configures it
+	clients map[string]*tlsconf.Client // by the key of the configuration block
 }
 
-// openFiles reads every file for the first time. It gives what could be opened, and an
-// error of config.WithKey for each that could not.
+// openFiles reads every file for the first time. It returns the files that it could
+// open, and an error of config.WithKey for each other.
 func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
 	f := &watchedFiles{Reloader: filewatch.NewReloader(log), keys: certificateFileKeys(cfg), clients: make(map[string]*tlsconf.Client)}
 	var errs []error
@@ -63,7 +63,7 @@ func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
 	return f, errors.Join(errs...)
 }
 
-// clientTLS is the TLS of the block with this key; nil where it has none.
+// clientTLS returns the TLS settings of the block with this key; nil without TLS.
 func (f *watchedFiles) clientTLS(key string) func() *tls.Config {
 	c := f.clients[key]
 	if c == nil {
@@ -72,7 +72,8 @@ func (f *watchedFiles) clientTLS(key string) func() *tls.Config {
 	return c.Config
 }
 
-// certificates lists what is served, and what is shown to other servers.
+// certificates returns the certificates that the gateway serves or presents to other
+// servers.
 func (f *watchedFiles) certificates() (list []tlsconf.Certificate) {
 	if f.server != nil {
 		list = f.server.Certificates()
@@ -83,7 +84,7 @@ func (f *watchedFiles) certificates() (list []tlsconf.Certificate) {
 	return list
 }
 
-// clientBlock is the TLS towards the servers of one block.
+// clientBlock has the TLS settings for the servers of one configuration block.
 type clientBlock struct {
 	key string
 	cfg tlsconf.ClientConfig
@@ -98,7 +99,7 @@ const (
 func backendKey(name string) string { return config.MemberKey("backends", name) }
 func sinkKey(i int) string          { return config.ItemKey("audit.sinks", i) }
 
-// fileKeys are those of its files.
+// fileKeys returns the keys of the block's files.
 func (c clientBlock) fileKeys() fileKeys {
 	certBlock := c.key + ".client_certificate"
 	if c.key == authHTTPKey {
@@ -107,8 +108,8 @@ func (c clientBlock) fileKeys() fileKeys {
 	return fileKeys{c.cfg.Certificate.Cert: certBlock + ".cert", c.cfg.Certificate.Key: certBlock + ".key", c.cfg.CA: c.key + ".ca"}
 }
 
-// clientBlocks is the TLS towards every server that the gateway connects to. Where a name is
-// left open, the servers are verified by the host they are connected to.
+// clientBlocks returns the TLS settings for every server that the gateway connects
+// to. Without a server name, a server is verified by the host of its address.
 func clientBlocks(cfg *config.Config) (list []clientBlock) {
 	add := func(key string, c tlsconf.ClientConfig) { list = append(list, clientBlock{key, c}) }
 	if r := cfg.Redis; r != nil && r.TLS {
@@ -140,15 +141,15 @@ func isHTTPS(raw string) bool {
 	return err == nil && u.Scheme == "https"
 }
 
-// hostOf is the host of an address that was checked with the configuration.
+// hostOf returns the host of an address that has been validated.
 func hostOf(address string) string {
 	host, _, _ := net.SplitHostPort(address)
 	return host
 }
 
-// warnings are what clients, or the gateway, will have against files that can be used all
-// the same, and what is wrong in the directory of certificates beside those that are
-// served: the gateway starts without it, because a renewal may be under way.
+// warnings returns warnings about usable files that clients or servers may reject,
+// and about bad files in the directory of certificates. The gateway starts without
+// those, because a renewal may be in progress.
 func (f *watchedFiles) warnings(now time.Time) error {
 	var warnings []error
 	if f.server != nil {

@@ -19,7 +19,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// configWithAllFiles is a configuration with every key that names a file to be followed.
+// configWithAllFiles writes a configuration with every key that names a watched
+// file.
 func configWithAllFiles(t testing.TB) (path string, cert string) {
 	t.Helper()
 	ca := testbed.NewCA(t)
@@ -55,7 +56,7 @@ func move(t testing.TB, from, to string) {
 	}
 }
 
-func TestEveryFileOfTheConfigurationIsFollowed(t *testing.T) {
+func TestEveryFileOfTheConfigurationIsWatched(t *testing.T) {
 	path, _ := configWithAllFiles(t)
 	cfg, err := config.Load(path)
 	if err != nil {
@@ -65,7 +66,7 @@ func TestEveryFileOfTheConfigurationIsFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	followed, seen := f.Files(), 0
+	watched, seen := f.Files(), 0
 	var walk func(v reflect.Value, key string)
 	walk = func(v reflect.Value, key string) {
 		switch v.Kind() {
@@ -116,8 +117,8 @@ func TestEveryFileOfTheConfigurationIsFollowed(t *testing.T) {
 				seen++
 				if file == "" {
 					t.Errorf("the test has no %s", here)
-				} else if !slices.Contains(followed, file) {
-					t.Errorf("%s: %s is not followed", here, file)
+				} else if !slices.Contains(watched, file) {
+					t.Errorf("%s: %s is not watched", here, file)
 				}
 			}
 		}
@@ -137,7 +138,7 @@ func TestCertificateExpiryIsInTheMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.TLS.Certificates = nil // only where it is shown, then
+	cfg.TLS.Certificates = nil // only where the gateway presents it
 	f, err := openFiles(cfg, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +169,7 @@ func TestCheckReadsTheFilesOfClientCertificatesAndDirectories(t *testing.T) {
 		t.Fatal(err)
 	}
 	strays := imapgate(t, "", "check", "--config", path)
-	for _, file := range []string{stray, filepath.Join(cfg.TLS.CertificateDir, "another.pem")} { // each has a line
+	for _, file := range []string{stray, filepath.Join(cfg.TLS.CertificateDir, "another.pem")} { // each is reported
 		if want := ": tls.certificate_dir: " + file + ": there is no PEM in it; the gateway starts without it\n"; strays.status != 0 || !strings.Contains(strays.err, want) {
 			t.Errorf("no %q in %+v", want, strays)
 		}
@@ -185,11 +186,12 @@ func TestCheckReadsTheFilesOfClientCertificatesAndDirectories(t *testing.T) {
 	}
 }
 
-// A running gateway takes the renewed CA of its backend, another pair of its directory,
-// and another token, and tells of a certificate that the backend misses.
-func TestARunningGatewayFollowsItsFiles(t *testing.T) {
+// A running gateway uses the renewed CA of its backend, another certificate of its
+// directory, and another token, and logs that the backend demands a client
+// certificate.
+func TestARunningGatewayReloadsItsFiles(t *testing.T) {
 	t.Parallel()
-	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	ca, otherCA := testbed.NewCA(t), testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -213,8 +215,8 @@ func TestARunningGatewayFollowsItsFiles(t *testing.T) {
 		put(key, base+".key")
 	}
 	pair(ca, "one.example.org", "live/one")
-	put(strangers.File, "ca.pem")
-	pair(strangers, "gateway", "client")
+	put(otherCA.File, "ca.pem")
+	pair(otherCA, "gateway", "client")
 	token := write(t, "token", "0123456789abcdef\n")
 	config := write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{name: plain, address: "127.0.0.1:0", tls: none}, {name: imaps, address: "127.0.0.1:0"}]
@@ -229,7 +231,7 @@ admin: {address: "127.0.0.1:0", token_file: %q}
 `, live, d.TLS, testbed.DovecotName, at("ca.pem"), at("client.pem"), at("client.key"), at("audit.log"), token))
 	s := startServe(t, config)
 	imaps := s.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
-	answers := func(want string) {
+	awaitAnswer := func(want string) {
 		t.Helper()
 		eventually(t, func() bool {
 			c := connect(t, s.plain)
@@ -239,13 +241,13 @@ admin: {address: "127.0.0.1:0", token_file: %q}
 			return err == nil && strings.HasPrefix(line, want)
 		}, func() string { return "no " + want })
 	}
-	answers("a NO [UNAVAILABLE]") // another authority
+	awaitAnswer("a NO [UNAVAILABLE]") // an unknown CA
 	put(ca.File, "ca.pem")
 	s.awaitMatch(t, `"files reloaded","key":"backends.east"`)
-	answers("a NO [UNAVAILABLE]") // our certificate is not the backend's
+	awaitAnswer("a NO [UNAVAILABLE]") // the backend does not trust our certificate
 	s.awaitMatch(t, `"reason":"backend_tls".*the backend demands a client certificate that it trusts`)
 	pair(ca, "gateway", "client")
-	answers("a OK ")
+	awaitAnswer("a OK ")
 
 	pair(ca, "two.example.org", "live/two")
 	eventually(t, func() bool {
