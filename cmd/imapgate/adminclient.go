@@ -37,13 +37,13 @@ type adminRequest struct {
 }
 
 // do sends the request and stores the decoded response in into.
-func (q adminRequest) do(ctx context.Context, admin config.Admin, into any) error {
+func (a adminRequest) do(ctx context.Context, admin config.Admin, into any) error {
 	if admin.Address == "" {
 		return errNoAdmin
 	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	r, err := q.newHTTPRequest(ctx, admin)
+	r, err := a.newHTTPRequest(ctx, admin)
 	if err != nil {
 		return err
 	}
@@ -64,21 +64,21 @@ func (q adminRequest) do(ctx context.Context, admin config.Admin, into any) erro
 	return nil
 }
 
-func (q adminRequest) newHTTPRequest(ctx context.Context, admin config.Admin) (*http.Request, error) {
+func (a adminRequest) newHTTPRequest(ctx context.Context, admin config.Admin) (*http.Request, error) {
 	var body io.Reader = http.NoBody
-	if q.body != nil {
-		text, err := json.Marshal(q.body)
+	if a.body != nil {
+		text, err := json.Marshal(a.body)
 		if err != nil {
 			return nil, err
 		}
 		body = bytes.NewReader(text)
 	}
-	target := url.URL{Scheme: "http", Host: dialableAddress(admin.Address), Path: q.path, RawQuery: q.query.Encode()}
-	r, err := http.NewRequestWithContext(ctx, q.method, target.String(), body)
+	target := url.URL{Scheme: "http", Host: dialableAddress(admin.Address), Path: a.path, RawQuery: a.query.Encode()}
+	r, err := http.NewRequestWithContext(ctx, a.method, target.String(), body)
 	if err != nil {
 		return nil, err
 	}
-	if q.body != nil {
+	if a.body != nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if !admin.Token.IsZero() {

@@ -125,24 +125,24 @@ func isStreamMarker(text []byte) bool {
 }
 
 // printMatch prints one line if it is a record that matches.
-func (f *matchPrinter) printMatch(text []byte) error {
+func (m *matchPrinter) printMatch(text []byte) error {
 	if isStreamMarker(text) {
 		return nil
 	}
 	var r auditRecord
 	if json.Unmarshal(text, &r) != nil || r.Event == "" {
-		f.malformed++
+		m.malformed++
 		return nil
 	}
-	if !f.matcher.matches(&r) {
+	if !m.matcher.matches(&r) {
 		return nil
 	}
-	f.matched++
-	if f.matcher.JSON {
-		_, err := fmt.Fprintf(f.out, "%s\n", text)
+	m.matched++
+	if m.matcher.JSON {
+		_, err := fmt.Fprintf(m.out, "%s\n", text)
 		return err
 	}
-	_, err := fmt.Fprintln(f.out, f.format.format(&r))
+	_, err := fmt.Fprintln(m.out, m.format.format(&r))
 	return err
 }
 
@@ -153,27 +153,27 @@ type matcher struct {
 	since, until time.Time    // zero: any
 }
 
-func (s auditQuery) newMatcher(now time.Time) (*matcher, error) {
-	m := &matcher{auditQuery: s}
-	for _, e := range s.Events {
+func (a auditQuery) newMatcher(now time.Time) (*matcher, error) {
+	m := &matcher{auditQuery: a}
+	for _, e := range a.Events {
 		if !slices.Contains(audit.Events(), e) {
 			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(audit.Events(), ", "))
 		}
 	}
-	for _, r := range s.Results {
+	for _, r := range a.Results {
 		if !slices.Contains(audit.Results(), r) {
 			return nil, fmt.Errorf("--result %q is not one of %s", r, strings.Join(audit.Results(), ", "))
 		}
 	}
 	var ok bool
-	if m.network, ok = parseNetwork(s.Address); s.Address != "" && !ok {
-		return nil, fmt.Errorf("--address %q is neither an address nor a network", s.Address)
+	if m.network, ok = parseNetwork(a.Address); a.Address != "" && !ok {
+		return nil, fmt.Errorf("--address %q is neither an address nor a network", a.Address)
 	}
 	var err error
-	if m.since, err = parseTime(s.Since, now); err != nil {
+	if m.since, err = parseTime(a.Since, now); err != nil {
 		return nil, fmt.Errorf("--since: %w", err)
 	}
-	if m.until, err = parseTime(s.Until, now); err != nil {
+	if m.until, err = parseTime(a.Until, now); err != nil {
 		return nil, fmt.Errorf("--until: %w", err)
 	}
 	return m, nil

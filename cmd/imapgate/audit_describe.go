@@ -50,139 +50,139 @@ func formatDuration(ms *uint64, format string) string {
 
 // description returns the part of the record after the columns of time, event,
 // subject and address, in words. Values of closed sets are those of docs/AUDIT.md.
-func (l *auditRecord) description() string {
+func (a *auditRecord) description() string {
 	var p phrases
-	switch l.Event {
+	switch a.Event {
 	case "login_accepted", "login_refused":
-		l.addLogin(&p)
+		a.addLogin(&p)
 	case "session_ended", "connection_refused":
-		l.addEnd(&p)
+		a.addEnd(&p)
 	case "limit_hit", "ban_added", "ban_removed", "spray_suspected":
-		l.addLimit(&p)
+		a.addLimit(&p)
 	case "command":
-		p.add(formatText("%s", l.Command), formatText(" in %s", l.Mailbox), formatText(" to %s", l.Destination), formatText(": %s", l.Result), formatText(" [%s]", l.Code))
-		p.add(formatText("at %s", l.Backend))
-		p.add(formatCount(l.Messages, "message", "%s"))
-		p.add(formatCount(l.LiteralBytes, "byte", "%s of literals"))
-		p.add(formatDuration(l.Duration, "took %s"))
+		p.add(formatText("%s", a.Command), formatText(" in %s", a.Mailbox), formatText(" to %s", a.Destination), formatText(": %s", a.Result), formatText(" [%s]", a.Code))
+		p.add(formatText("at %s", a.Backend))
+		p.add(formatCount(a.Messages, "message", "%s"))
+		p.add(formatCount(a.LiteralBytes, "byte", "%s of literals"))
+		p.add(formatDuration(a.Duration, "took %s"))
 	case "session_attached", "upstream_lost", "session_pinned":
-		l.addUpstream(&p)
+		a.addUpstream(&p)
 	default:
-		l.addGateway(&p)
+		a.addGateway(&p)
 	}
 	return p.String()
 }
 
 // addLogin describes a login attempt.
-func (l *auditRecord) addLogin(p *phrases) {
-	if l.Event == "login_refused" {
-		p.add(formatText("reason %s", l.Reason))
+func (a *auditRecord) addLogin(p *phrases) {
+	if a.Event == "login_refused" {
+		p.add(formatText("reason %s", a.Reason))
 	}
-	p.add(l.repeatCount())
-	p.add(formatText("at %s", l.Backend), formatText(" as %s", l.UpstreamUser))
-	p.add(formatText("by %s", l.Mechanism))
-	p.add(l.credentials())
-	if l.ConnectResult != "ok" {
-		p.add(formatText("login at the backend: %s", l.ConnectResult), formatDuration(l.ConnectTime, " after %s"))
+	p.add(a.repeatCount())
+	p.add(formatText("at %s", a.Backend), formatText(" as %s", a.UpstreamUser))
+	p.add(formatText("by %s", a.Mechanism))
+	p.add(a.credentials())
+	if a.ConnectResult != "ok" {
+		p.add(formatText("login at the backend: %s", a.ConnectResult), formatDuration(a.ConnectTime, " after %s"))
 	}
-	p.add(formatText("route from %s", l.RouteSource), formatDuration(l.RouteAge, " (%s old)"))
-	p.add(formatText("%s", l.TLS))
-	p.add(formatDuration(l.Delay, "%s of it deliberate delay"))
-	p.add(formatDuration(l.Duration, "took %s"))
+	p.add(formatText("route from %s", a.RouteSource), formatDuration(a.RouteAge, " (%s old)"))
+	p.add(formatText("%s", a.TLS))
+	p.add(formatDuration(a.Delay, "%s of it deliberate delay"))
+	p.add(formatDuration(a.Duration, "took %s"))
 }
 
 // credentials describes who verified the client's credentials. With the method
 // passthrough that is the backend, if the login got that far.
-func (l *auditRecord) credentials() string {
+func (a *auditRecord) credentials() string {
 	switch {
-	case l.Method == "":
+	case a.Method == "":
 		return ""
-	case l.Method != "passthrough":
-		return formatText("credentials accepted by %s", l.Method)
-	case l.Event == "login_accepted" || l.ConnectResult == "ok":
+	case a.Method != "passthrough":
+		return formatText("credentials accepted by %s", a.Method)
+	case a.Event == "login_accepted" || a.ConnectResult == "ok":
 		return "credentials accepted by the backend"
-	case l.ConnectResult == "denied":
+	case a.ConnectResult == "denied":
 		return "credentials denied by the backend"
 	}
 	return "credentials left to the backend"
 }
 
 // addEnd describes the end of a connection.
-func (l *auditRecord) addEnd(p *phrases) {
-	p.add(formatText("reason %s", l.Reason), formatText(" (%s)", l.Detail))
-	p.add(l.repeatCount())
-	p.add(formatText("at %s", l.Backend), formatText(" in mode %s", l.Mode))
-	p.add(formatCount(l.Commands, "command", "%s"))
-	p.add(formatCount(l.BytesIn, "byte", "%s in"))
-	p.add(formatCount(l.BytesOut, "byte", "%s out"))
-	p.add(formatText("%s", l.TLS))
-	p.add(formatDuration(l.Duration, "after %s"))
+func (a *auditRecord) addEnd(p *phrases) {
+	p.add(formatText("reason %s", a.Reason), formatText(" (%s)", a.Detail))
+	p.add(a.repeatCount())
+	p.add(formatText("at %s", a.Backend), formatText(" in mode %s", a.Mode))
+	p.add(formatCount(a.Commands, "command", "%s"))
+	p.add(formatCount(a.BytesIn, "byte", "%s in"))
+	p.add(formatCount(a.BytesOut, "byte", "%s out"))
+	p.add(formatText("%s", a.TLS))
+	p.add(formatDuration(a.Duration, "after %s"))
 }
 
 // addLimit describes a limit or a ban.
-func (l *auditRecord) addLimit(p *phrases) {
-	if l.Limit == "banned" {
-		p.add(formatText("%s by ban", l.Result))
+func (a *auditRecord) addLimit(p *phrases) {
+	if a.Limit == "banned" {
+		p.add(formatText("%s by ban", a.Result))
 	} else {
-		p.add(formatText("%s", l.Result), formatText(" by limit %s", l.Limit))
+		p.add(formatText("%s", a.Result), formatText(" by limit %s", a.Limit))
 	}
-	if l.Event != "ban_removed" && (l.Reason != "operator" || l.Operator == "") { // "by" has the operator
-		p.add(formatText("reason %s", l.Reason))
+	if a.Event != "ban_removed" && (a.Reason != "operator" || a.Operator == "") { // "by" has the operator
+		p.add(formatText("reason %s", a.Reason))
 	}
-	p.add(l.repeatCount())
-	p.add(formatCount(l.Users, "user", "%s tried"), formatCount(l.Addresses, "address", " from %s"))
-	p.add(formatDuration(l.Window, "within %s"))
-	p.add(formatText("by %s", l.Operator))
-	if !l.Until.IsZero() && l.Event == "ban_removed" {
-		p.add("before its end at ", l.Until.Local().Format(time.DateTime))
-	} else if !l.Until.IsZero() {
-		p.add("until ", l.Until.Local().Format(time.DateTime))
+	p.add(a.repeatCount())
+	p.add(formatCount(a.Users, "user", "%s tried"), formatCount(a.Addresses, "address", " from %s"))
+	p.add(formatDuration(a.Window, "within %s"))
+	p.add(formatText("by %s", a.Operator))
+	if !a.Until.IsZero() && a.Event == "ban_removed" {
+		p.add("before its end at ", a.Until.Local().Format(time.DateTime))
+	} else if !a.Until.IsZero() {
+		p.add("until ", a.Until.Local().Format(time.DateTime))
 	}
-	p.add(formatText("note: %s", l.Detail))
+	p.add(formatText("note: %s", a.Detail))
 }
 
 // addUpstream describes an event of a session's connection to its backend.
-func (l *auditRecord) addUpstream(p *phrases) {
-	format := map[string]string{"upstream_lost": "connection to %s lost", "session_pinned": "pinned to its connection to %s"}[l.Event]
+func (a *auditRecord) addUpstream(p *phrases) {
+	format := map[string]string{"upstream_lost": "connection to %s lost", "session_pinned": "pinned to its connection to %s"}[a.Event]
 	switch {
 	case format != "":
-	case l.Result == "ok":
+	case a.Result == "ok":
 		format = "reattached to %s"
 	default:
 		format = "not reattached to %s"
 	}
-	p.add(formatText(format, l.Backend), formatText(" in %s", l.Mailbox))
-	if l.Result != "ok" {
-		p.add(formatText("result %s", l.Result))
+	p.add(formatText(format, a.Backend), formatText(" in %s", a.Mailbox))
+	if a.Result != "ok" {
+		p.add(formatText("result %s", a.Result))
 	}
-	p.add(formatText("reason %s", l.Reason))
-	if l.Result == "ok" {
-		p.add(formatCount(l.Expunged, "message", "%s expunged"))
-		p.add(formatCount(l.Arrived, "message", "%s new"))
+	p.add(formatText("reason %s", a.Reason))
+	if a.Result == "ok" {
+		p.add(formatCount(a.Expunged, "message", "%s expunged"))
+		p.add(formatCount(a.Arrived, "message", "%s new"))
 	}
-	p.add(formatDuration(l.Duration, "after %s"))
+	p.add(formatDuration(a.Duration, "after %s"))
 }
 
 // addGateway describes an event of the gateway or its operators, or an unknown event
 // of a later release.
-func (l *auditRecord) addGateway(p *phrases) {
-	p.add(formatText("version %s", l.Version))
-	p.add(formatText("%s ", l.Action), formatText("%s", l.Result), formatText(": %s", l.Detail))
-	p.add(formatText("reloaded: %s", l.Reread))
-	p.add(formatText("reason %s", l.Reason))
-	p.add(formatText("by %s", l.Operator))
-	p.add(formatCount(l.Present, "record", "%s present"))
-	p.add(formatCount(l.Missing, "record", "%s missing"))
-	p.add(formatCount(l.Lost, "record", "%s lost"))
-	p.add(formatText("after the hash %s", l.Previous))
-	p.add(l.repeatCount())
+func (a *auditRecord) addGateway(p *phrases) {
+	p.add(formatText("version %s", a.Version))
+	p.add(formatText("%s ", a.Action), formatText("%s", a.Result), formatText(": %s", a.Detail))
+	p.add(formatText("reloaded: %s", a.Reread))
+	p.add(formatText("reason %s", a.Reason))
+	p.add(formatText("by %s", a.Operator))
+	p.add(formatCount(a.Present, "record", "%s present"))
+	p.add(formatCount(a.Missing, "record", "%s missing"))
+	p.add(formatCount(a.Lost, "record", "%s lost"))
+	p.add(formatText("after the hash %s", a.Previous))
+	p.add(a.repeatCount())
 }
 
 // repeatCount returns the number of events that the record stands for, if it is more
 // than one.
-func (l *auditRecord) repeatCount() string {
-	if l.Count == nil || *l.Count == 1 {
+func (a *auditRecord) repeatCount() string {
+	if a.Count == nil || *a.Count == 1 {
 		return ""
 	}
-	return formatCount(l.Count, "time", "%s")
+	return formatCount(a.Count, "time", "%s")
 }

@@ -67,19 +67,19 @@ type auditRecord struct {
 
 // address returns the client's own address if a trusted proxy named it, else the
 // peer's.
-func (l *auditRecord) address() string {
-	if l.Client != "" {
-		return l.Client
+func (a *auditRecord) address() string {
+	if a.Client != "" {
+		return a.Client
 	}
-	return l.Peer
+	return a.Peer
 }
 
 // subjectName returns the user, or the subject of an event without one.
-func (l *auditRecord) subjectName() string {
-	if l.User != "" || l.ClaimedName != "" {
-		return l.User + l.ClaimedName
+func (a *auditRecord) subjectName() string {
+	if a.User != "" || a.ClaimedName != "" {
+		return a.User + a.ClaimedName
 	}
-	return l.Subject
+	return a.Subject
 }
 
 // quoteUnprintable quotes text that could affect a terminal. The text may come from
@@ -117,15 +117,15 @@ const (
 )
 
 // format returns a record as one line of text.
-func (p recordFormat) format(l *auditRecord) string {
+func (r recordFormat) format(l *auditRecord) string {
 	event := padColumn(strings.ReplaceAll(l.Event, "_", " "), 18)
-	s := p.colourize(dim, l.Time.Local().Format(p.timeLayout)) + "  " + p.colourize(l.eventColour(), event) +
-		"  " + padColumn(l.subjectName(), 22) + "  " + p.colourize(dim, padColumn(l.address(), 21)) + "  " + l.description()
+	s := r.colourize(dim, l.Time.Local().Format(r.timeLayout)) + "  " + r.colourize(l.eventColour(), event) +
+		"  " + padColumn(l.subjectName(), 22) + "  " + r.colourize(dim, padColumn(l.address(), 21)) + "  " + l.description()
 	return strings.TrimRight(s, " ")
 }
 
-func (p recordFormat) colourize(colour, text string) string {
-	if !p.useColour || colour == "" {
+func (r recordFormat) colourize(colour, text string) string {
+	if !r.useColour || colour == "" {
 		return text
 	}
 	return colour + text + resetColour
@@ -139,14 +139,14 @@ func padColumn(text string, width int) string {
 
 // eventColour returns green for success, red for a refusal, yellow for what needs an
 // operator's attention.
-func (l *auditRecord) eventColour() string {
-	switch l.Event {
+func (a *auditRecord) eventColour() string {
+	switch a.Event {
 	case "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":
 		return yellow
 	case "started", "stopped", "operator_action", "ban_removed", "routes_restored", "log_opened":
 		return cyan
 	}
-	switch l.Result {
+	switch a.Result {
 	case "accepted", "ok":
 		return green
 	case "":

@@ -52,27 +52,27 @@ func openAuthSources(cfg *config.Config, f *watchedFiles, log *zap.Logger) (s au
 	return s, errors.Join(serversErr, err)
 }
 
-func (s authSources) close() {
-	if s.authHTTP != nil {
-		s.authHTTP.client.Close()
+func (a authSources) close() {
+	if a.authHTTP != nil {
+		a.authHTTP.client.Close()
 	}
 }
 
 // toAuth returns the sources in the form that package auth needs.
-func (s authSources) toAuth(redis auth.PasswordLookup) auth.Sources {
+func (a authSources) toAuth(redis auth.PasswordLookup) auth.Sources {
 	out := auth.Sources{Redis: redis}
-	if s.authHTTP != nil {
-		out.HTTP = s.authHTTP.verifyLogin
+	if a.authHTTP != nil {
+		out.HTTP = a.authHTTP.verifyLogin
 	}
-	if s.tokens != nil {
-		out.OAuth = s.verifyToken
+	if a.tokens != nil {
+		out.OAuth = a.verifyToken
 	}
 	return out
 }
 
 // verifyToken implements auth.VerifyToken.
-func (s authSources) verifyToken(ctx context.Context, token secret) (string, time.Time, error) {
-	identity, err := s.tokens.Verify(ctx, token)
+func (a authSources) verifyToken(ctx context.Context, token secret) (string, time.Time, error) {
+	identity, err := a.tokens.Verify(ctx, token)
 	switch {
 	case errors.Is(err, oauth.ErrInvalid):
 		err = fmt.Errorf("%w: %w", auth.ErrDenied, err)
@@ -83,11 +83,11 @@ func (s authSources) verifyToken(ctx context.Context, token secret) (string, tim
 }
 
 // tokenRefusal returns what clients get after a refused token.
-func (s authSources) tokenRefusal() auth.TokenRefusal {
-	if s.tokens == nil {
+func (a authSources) tokenRefusal() auth.TokenRefusal {
+	if a.tokens == nil {
 		return auth.TokenRefusal{}
 	}
-	return auth.TokenRefusal{Scope: s.tokens.Scope(), DiscoveryURL: s.tokens.DiscoveryURL()}
+	return auth.TokenRefusal{Scope: a.tokens.Scope(), DiscoveryURL: a.tokens.DiscoveryURL()}
 }
 
 func (g *gateway) openAuth() error {

@@ -33,8 +33,8 @@ func openAuthHTTPServers(cfg *config.Config, f *watchedFiles, log *zap.Logger) (
 }
 
 // verifyLogin implements auth.VerifyLogin.
-func (s *authHTTPServers) verifyLogin(ctx context.Context, l auth.Login) (auth.ServerResponse, error) {
-	answer, err := s.client.Authenticate(ctx, newAuthHTTPRequest(l))
+func (a *authHTTPServers) verifyLogin(ctx context.Context, l auth.Login) (auth.ServerResponse, error) {
+	answer, err := a.client.Authenticate(ctx, newAuthHTTPRequest(l))
 	var denial *authhttp.Denial
 	switch {
 	case errors.As(err, &denial) && denial.Delay > 0:

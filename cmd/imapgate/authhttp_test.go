@@ -50,14 +50,14 @@ func startFakeAuthServer(t *testing.T, answer map[string]string) *fakeAuthServer
 }
 
 // lastRequest returns the headers of the last request.
-func (p *fakeAuthServer) lastRequest(t *testing.T) http.Header {
+func (f *fakeAuthServer) lastRequest(t *testing.T) http.Header {
 	t.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.requests) == 0 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.requests) == 0 {
 		t.Fatal("no request was sent")
 	}
-	return p.requests[len(p.requests)-1]
+	return f.requests[len(f.requests)-1]
 }
 
 // connectOver is connect over an existing connection, on which it first writes

@@ -288,40 +288,40 @@ configuration the numbers cover all gateways, without it the running gateway.`,
 }
 
 // print prints the status as a table.
-func (s limitStatus) print(to io.Writer) error {
+func (l limitStatus) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
-	row("limits of", "%s", quoteUnsafe(s.Subject))
-	if s.Exempt {
+	row("limits of", "%s", quoteUnsafe(l.Subject))
+	if l.Exempt {
 		row("exempt", "the address is not counted, delayed or banned")
 	}
-	row("sessions", "%d", s.Sessions)
-	if s.Ban != nil {
-		row("banned", "%v left (%s)", timeLeft(s.Ban.Until), s.Ban.describeReason())
+	row("sessions", "%d", l.Sessions)
+	if l.Ban != nil {
+		row("banned", "%v left (%s)", timeLeft(l.Ban.Until), l.Ban.describeReason())
 	}
-	for _, f := range s.Failures {
+	for _, f := range l.Failures {
 		bound := "no limit"
 		if f.Limit > 0 {
 			bound = strconv.Itoa(f.Limit)
 		}
 		subject := ""
-		if f.Subject != s.Subject {
+		if f.Subject != l.Subject {
 			subject = " from " + quoteUnsafe(f.Subject)
 		}
 		row("failed logins (1 "+quoteUnsafe(f.Window)+")", "%d / %s%s", f.Count, bound, subject)
 	}
-	row("delay of the next login", "%v", s.Delay)
-	if s.KnownNetworksOnly {
+	row("delay of the next login", "%v", l.Delay)
+	if l.KnownNetworksOnly {
 		row("may log in from", "known networks only")
 	}
-	if s.Uploads != nil {
-		bytes := pluralize(s.Uploads.Today, "byte")
-		if s.Uploads.Limit > 0 {
-			bytes = fmt.Sprintf("%d of %s", s.Uploads.Today, pluralize(s.Uploads.Limit, "byte"))
+	if l.Uploads != nil {
+		bytes := pluralize(l.Uploads.Today, "byte")
+		if l.Uploads.Limit > 0 {
+			bytes = fmt.Sprintf("%d of %s", l.Uploads.Today, pluralize(l.Uploads.Limit, "byte"))
 		}
 		row("uploaded today", "%s (UTC)", bytes)
 	}
-	for _, k := range s.KnownNetworks {
+	for _, k := range l.KnownNetworks {
 		row("known network", "%s, last login %s, %d failed in the last hour", quoteUnsafe(k.Network), k.Last.Format(time.RFC3339), k.Failures)
 	}
 	return w.Flush()

@@ -27,15 +27,15 @@ type problem struct {
 
 // String returns file:line:column: key: text, the form of compilers, which editors
 // can parse.
-func (f problem) String() string {
-	s := f.File
-	if f.Line > 0 {
-		s += fmt.Sprintf(":%d:%d", f.Line, f.Column)
+func (p problem) String() string {
+	s := p.File
+	if p.Line > 0 {
+		s += fmt.Sprintf(":%d:%d", p.Line, p.Column)
 	}
-	if f.Key != "" {
-		s += ": " + f.Key
+	if p.Key != "" {
+		s += ": " + p.Key
 	}
-	return s + ": " + f.Text
+	return s + ": " + p.Text
 }
 
 func newCheck() *cobra.Command {

@@ -30,19 +30,19 @@ func startAuditTailer(path string, to io.Writer) *auditTailer {
 
 // stop prints the remaining records and ends the tailer. The log must be closed
 // before.
-func (t *auditTailer) stop() {
-	close(t.quit)
-	<-t.done
+func (a *auditTailer) stop() {
+	close(a.quit)
+	<-a.done
 }
 
 // run is the tailer's goroutine; it ends after stop.
-func (t *auditTailer) run() {
-	defer close(t.done)
+func (a *auditTailer) run() {
+	defer close(a.done)
 	ticker := time.NewTicker(tailInterval)
 	defer ticker.Stop()
-	f, err := os.Open(t.path)
+	f, err := os.Open(a.path)
 	if err != nil {
-		fmt.Fprintln(t.to, "cannot read the audit log:", err)
+		fmt.Fprintln(a.to, "cannot read the audit log:", err)
 		return
 	}
 	defer f.Close()
@@ -52,7 +52,7 @@ func (t *auditTailer) run() {
 		chunk, err := in.ReadString('\n')
 		partial += chunk
 		if err == nil {
-			t.printRecord(partial)
+			a.printRecord(partial)
 			partial = ""
 			continue
 		}
@@ -61,15 +61,15 @@ func (t *auditTailer) run() {
 		}
 		select {
 		case <-ticker.C:
-		case <-t.quit:
+		case <-a.quit:
 			last = true
 		}
 	}
 }
 
-func (t *auditTailer) printRecord(text string) {
+func (a *auditTailer) printRecord(text string) {
 	var l auditRecord
 	if json.Unmarshal([]byte(text), &l) == nil {
-		fmt.Fprintln(t.to, recordFormat{timeLayout: time.TimeOnly, useColour: supportsColour(t.to)}.format(&l))
+		fmt.Fprintln(a.to, recordFormat{timeLayout: time.TimeOnly, useColour: supportsColour(a.to)}.format(&l))
 	}
 }

@@ -15,22 +15,22 @@ import (
 )
 
 // tryLogin logs in and expects an answer that contains words.
-func (s *gatewayProcess) tryLogin(t testing.TB, user, password, words string) {
+func (g *gatewayProcess) tryLogin(t testing.TB, user, password, words string) {
 	t.Helper()
-	k := connect(t, s.plain)
+	k := connect(t, g.plain)
 	defer k.Close()
 	k.writeLine(t, "a LOGIN "+user+" "+password)
 	k.readMatch(t, `^a.*`+words)
 }
 
 // writeAdminConfig writes the configuration with the gateway's actual admin address.
-func (s *gatewayProcess) writeAdminConfig(t testing.TB, file string) string {
+func (g *gatewayProcess) writeAdminConfig(t testing.TB, file string) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return write(t, "asking.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", s.admin), 1))
+	return write(t, "asking.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", g.admin), 1))
 }
 
 // fetchPage returns the response of the admin address.

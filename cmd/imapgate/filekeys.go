@@ -15,7 +15,7 @@ type fileKeys map[string]string
 
 // addKeys adds to errors about these files their keys, and to others the key of the
 // block.
-func (k fileKeys) addKeys(block string, err error) error {
+func (f fileKeys) addKeys(block string, err error) error {
 	var keyed []error
 	for _, part := range config.SplitErrors(err) {
 		name := ""
@@ -28,8 +28,8 @@ func (k fileKeys) addKeys(block string, err error) error {
 			name = path.Path
 		}
 		key := block
-		if name != "" && k[name] != "" {
-			key = k[name]
+		if name != "" && f[name] != "" {
+			key = f[name]
 		}
 		keyed = append(keyed, config.WithKey(key, part))
 	}

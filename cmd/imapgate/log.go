@@ -38,9 +38,9 @@ func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
 type redisLogger struct{ log *zap.Logger }
 
 // Printf implements the interface of redis.SetLogger.
-func (l redisLogger) Printf(_ context.Context, format string, v ...any) {
-	if l.log.Core().Enabled(zapcore.DebugLevel) {
-		l.log.Debug("go-redis", zap.String("says", fmt.Sprintf(format, v...)))
+func (r redisLogger) Printf(_ context.Context, format string, v ...any) {
+	if r.log.Core().Enabled(zapcore.DebugLevel) {
+		r.log.Debug("go-redis", zap.String("says", fmt.Sprintf(format, v...)))
 	}
 }
 

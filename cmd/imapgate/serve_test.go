@@ -91,20 +91,20 @@ func startProcess(t testing.TB, cmd *exec.Cmd) *gatewayProcess {
 	return s
 }
 
-func (s *gatewayProcess) signal(t testing.TB, sig syscall.Signal) {
+func (g *gatewayProcess) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
+	if err := g.cmd.Process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // waitExit waits for the end of the process.
-func (s *gatewayProcess) waitExit(t testing.TB) int {
+func (g *gatewayProcess) waitExit(t testing.TB) int {
 	t.Helper()
-	killTimer := time.AfterFunc(testTimeout, func() { _ = s.cmd.Process.Kill() })
+	killTimer := time.AfterFunc(testTimeout, func() { _ = g.cmd.Process.Kill() })
 	defer killTimer.Stop()
-	_ = s.cmd.Wait() // the exit status is in its state
-	return s.cmd.ProcessState.ExitCode()
+	_ = g.cmd.Wait() // the exit status is in its state
+	return g.cmd.ProcessState.ExitCode()
 }
 
 // testClient is a client that writes and reads lines.

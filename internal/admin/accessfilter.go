@@ -55,7 +55,7 @@ func newAccessFilter(cfg Config, endpoints map[string]endpoint) *accessFilter {
 
 // ServeHTTP implements http.Handler. The cheapest checks, and those that reveal
 // least, come first.
-func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := connOf(r)
 	if !conn.beginRequest() {
 		return
@@ -65,11 +65,11 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cache-Control", "no-store")
-	endpoint, found := g.endpoints[r.URL.Path]
+	endpoint, found := a.endpoints[r.URL.Path]
 	change := endpoint.changes[r.Method]
 	isRead := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
-	case !g.isOwnHost(r.Host):
+	case !a.isOwnHost(r.Host):
 		writeText(w, http.StatusMisdirectedRequest, "this server does not have that name")
 	case !isRead && change == nil:
 		h.Set("Allow", endpoint.allowedMethods())
@@ -80,18 +80,18 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
 		endpoint.get(w, r)
 	default:
-		if status := g.authenticate(r); status != http.StatusOK {
+		if status := a.authenticate(r); status != http.StatusOK {
 			h.Set("WWW-Authenticate", "Bearer")
 			writeText(w, status, http.StatusText(status))
 		} else if !found {
-			writeText(w, http.StatusNotFound, "not found; the paths are "+strings.Join(slices.Sorted(maps.Keys(g.endpoints)), ", "))
+			writeText(w, http.StatusNotFound, "not found; the paths are "+strings.Join(slices.Sorted(maps.Keys(a.endpoints)), ", "))
 		} else if !conn.acquireRequestSlot() {
 			h.Set("Retry-After", "1")
 			writeText(w, http.StatusServiceUnavailable, "too many requests in progress")
 		} else if isRead {
 			endpoint.get(w, r)
 		} else {
-			g.serveChange(w, r, change)
+			a.serveChange(w, r, change)
 		}
 	}
 }
@@ -99,12 +99,12 @@ func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serveChange handles a request that changes something. It refuses requests of other
 // sites' web pages: a browser does not send our token on its own, nor JSON without a
 // preflight request.
-func (g *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, change http.HandlerFunc) {
+func (a *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, change http.HandlerFunc) {
 	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	switch {
-	case g.tokenless:
+	case a.tokenless:
 		writeText(w, http.StatusForbidden, "changes need a token: set admin.token_file")
-	case g.crossOrigin.Check(r) != nil:
+	case a.crossOrigin.Check(r) != nil:
 		writeText(w, http.StatusForbidden, "this request comes from another site")
 	case r.Method == http.MethodPost && !strings.EqualFold(strings.TrimSpace(mediaType), "application/json"):
 		writeText(w, http.StatusUnsupportedMediaType, "only application/json")
@@ -117,14 +117,14 @@ func (g *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, chang
 // isOwnHost reports whether host is a name of this server. With DNS rebinding, a
 // page of evil.example, whose name resolves to 127.0.0.1, makes a browser send
 // requests under that name. An IP address cannot be rebound.
-func (g *accessFilter) isOwnHost(host string) bool {
+func (a *accessFilter) isOwnHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
 	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		return true
 	}
-	for _, name := range g.hostNames {
+	for _, name := range a.hostNames {
 		if name != "" && strings.EqualFold(host, name) {
 			return true
 		}
@@ -136,8 +136,8 @@ func (g *accessFilter) isOwnHost(host string) bool {
 // than allowed. A correct token is always accepted: all of loopback is one address,
 // and any process there could lock the operator out. Guessing despite the 429 is
 // hopeless: a token has at least 16 characters.
-func (g *accessFilter) authenticate(r *http.Request) int {
-	if g.tokenless {
+func (a *accessFilter) authenticate(r *http.Request) int {
+	if a.tokenless {
 		return http.StatusOK
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -145,24 +145,24 @@ func (g *accessFilter) authenticate(r *http.Request) int {
 		return http.StatusUnauthorized // no token, so not a guess
 	}
 	// Hashes have equal lengths, so the time does not reveal the token's length.
-	sum, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(g.token.Reveal()))
+	sum, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(a.token.Reveal()))
 	if subtle.ConstantTimeCompare(sum[:], want[:]) == 1 {
 		return http.StatusOK
 	}
 	prefix := clientNet(r.RemoteAddr)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if now := time.Now(); now.Sub(g.windowStart) >= guessWindow {
-		clear(g.guesses)
-		g.windowStart = now
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now := time.Now(); now.Sub(a.windowStart) >= guessWindow {
+		clear(a.guesses)
+		a.windowStart = now
 	}
-	if _, known := g.guesses[prefix]; !known && len(g.guesses) >= maxGuessers {
+	if _, known := a.guesses[prefix]; !known && len(a.guesses) >= maxGuessers {
 		prefix = netip.Prefix{}
 	}
-	if g.guesses[prefix] >= maxGuesses {
+	if a.guesses[prefix] >= maxGuesses {
 		return http.StatusTooManyRequests
 	}
-	g.guesses[prefix]++
+	a.guesses[prefix]++
 	return http.StatusUnauthorized
 }
 

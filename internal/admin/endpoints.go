@@ -30,8 +30,8 @@ type endpoint struct {
 }
 
 // allowedMethods returns the methods of the path, in the form of the header Allow.
-func (p endpoint) allowedMethods() string {
-	return strings.Join(append([]string{"GET", "HEAD"}, slices.Sorted(maps.Keys(p.changes))...), ", ")
+func (e endpoint) allowedMethods() string {
+	return strings.Join(append([]string{"GET", "HEAD"}, slices.Sorted(maps.Keys(e.changes))...), ", ")
 }
 
 // newEndpoints returns all paths; a path must match exactly.

@@ -19,10 +19,10 @@ import (
 // fakeBans is a test's own list of bans.
 type fakeBans map[string]BanRequest
 
-func (l fakeBans) limits() Limits {
+func (f fakeBans) limits() Limits {
 	return Limits{
 		ShowLimits: func(_ context.Context, who string) (any, error) { return map[string]string{"who": who}, nil },
-		ListBans:   func(context.Context) (any, error) { return l, nil },
+		ListBans:   func(context.Context) (any, error) { return f, nil },
 		AddBan: func(_ context.Context, o BanRequest) (any, error) {
 			switch o.Subject {
 			case "nobody":
@@ -30,11 +30,11 @@ func (l fakeBans) limits() Limits {
 			case "192.0.2.99":
 				return nil, errors.New("Redis is down")
 			}
-			l[o.Subject] = o
+			f[o.Subject] = o
 			return o, nil
 		},
 		RemoveBans: func(_ context.Context, who string) (any, error) {
-			delete(l, who)
+			delete(f, who)
 			return map[string]string{"who": who}, nil
 		},
 	}

@@ -70,52 +70,52 @@ func (c *Client) aggregateKey(k eventType, reason Reason, u identity.User) aggre
 }
 
 // add reports whether an event is folded; next has the content of its record.
-func (g *aggregator) add(k aggregateKey, next aggregate, now time.Time) bool {
-	if g.maxSinglesPerKey == 0 {
+func (a *aggregator) add(k aggregateKey, next aggregate, now time.Time) bool {
+	if a.maxSinglesPerKey == 0 {
 		return false
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.aggregates == nil {
-		g.aggregates = make(map[aggregateKey]*aggregate)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.aggregates == nil {
+		a.aggregates = make(map[aggregateKey]*aggregate)
 	}
-	if now.Sub(g.budgetStart) >= aggregateInterval {
-		g.budgetStart, g.singles = now, 0
+	if now.Sub(a.budgetStart) >= aggregateInterval {
+		a.budgetStart, a.singles = now, 0
 	}
-	a := g.aggregates[k]
-	if a == nil && len(g.aggregates) >= maxAggregates {
+	counted := a.aggregates[k]
+	if counted == nil && len(a.aggregates) >= maxAggregates {
 		k.net, k.user = netip.Prefix{}, identity.User{}
 		next.client, next.login = Client{}, Login{}
-		a = g.aggregates[k]
+		counted = a.aggregates[k]
 	}
-	if a == nil {
-		a = &aggregate{start: now}
-		g.aggregates[k] = a
+	if counted == nil {
+		counted = &aggregate{start: now}
+		a.aggregates[k] = counted
 	}
-	if k.net.IsValid() && a.singles < g.maxSinglesPerKey && g.singles < maxSingles {
+	if k.net.IsValid() && counted.singles < a.maxSinglesPerKey && a.singles < maxSingles {
+		counted.singles++
 		a.singles++
-		g.singles++
 		return false
 	}
-	next.start, next.singles, next.count = a.start, a.singles, a.count+1
-	*a = next
+	next.start, next.singles, next.count = counted.start, counted.singles, counted.count+1
+	*counted = next
 	return true
 }
 
 // takeDue removes the counts whose minute is over, and returns those that need a
 // record.
-func (g *aggregator) takeDue(now time.Time) map[aggregateKey]aggregate {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+func (a *aggregator) takeDue(now time.Time) map[aggregateKey]aggregate {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	due := make(map[aggregateKey]aggregate)
-	for k, a := range g.aggregates {
-		if now.Sub(a.start) < aggregateInterval {
+	for k, counted := range a.aggregates {
+		if now.Sub(counted.start) < aggregateInterval {
 			continue
 		}
-		if a.count > 0 {
-			due[k] = *a
+		if counted.count > 0 {
+			due[k] = *counted
 		}
-		delete(g.aggregates, k) // the next minute begins with the next event
+		delete(a.aggregates, k) // the next minute begins with the next event
 	}
 	return due
 }

@@ -34,9 +34,9 @@ type fileID struct{ dev, ino uint64 }
 const maxLockFileBytes = 256
 
 // readPosition returns what writePosition stored, or the zero value.
-func (g *chainLock) readPosition() (p chainPosition) {
+func (c *chainLock) readPosition() (p chainPosition) {
 	var b [maxLockFileBytes]byte
-	n, _ := g.file.ReadAt(b[:], 0) // io.EOF
+	n, _ := c.file.ReadAt(b[:], 0) // io.EOF
 	var hash []byte
 	text := bytes.TrimRight(b[:n], " \n")
 	if _, err := fmt.Sscanf(string(text), "1 %d %d %d %d %x", &p.file.dev, &p.file.ino, &p.size, &p.chain.seq, &hash); err != nil ||
@@ -48,8 +48,8 @@ func (g *chainLock) readPosition() (p chainPosition) {
 
 // writePosition stores p for the other writers. If it fails, they keep their own
 // position.
-func (g *chainLock) writePosition(p chainPosition) error {
+func (c *chainLock) writePosition(p chainPosition) error {
 	text := fmt.Appendf(nil, "1 %d %d %d %d %s", p.file.dev, p.file.ino, p.size, p.chain.seq, hex.EncodeToString(p.chain.hash[:]))
-	_, err := g.file.WriteAt(append(text, bytes.Repeat([]byte{' '}, maxLockFileBytes-len(text))...), 0)
+	_, err := c.file.WriteAt(append(text, bytes.Repeat([]byte{' '}, maxLockFileBytes-len(text))...), 0)
 	return err
 }

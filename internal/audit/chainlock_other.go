@@ -12,6 +12,6 @@ import (
 // there.
 func openChainLock(string) (*chainLock, error) { return nil, errors.ErrUnsupported }
 
-func (g *chainLock) acquire(time.Duration) bool { return true }
-func (g *chainLock) release()                   {}
+func (c *chainLock) acquire(time.Duration) bool { return true }
+func (c *chainLock) release()                   {}
 func fileIDOf(os.FileInfo) fileID               { return fileID{} }

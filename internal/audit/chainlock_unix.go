@@ -20,8 +20,8 @@ func openChainLock(path string) (*chainLock, error) {
 // acquire locks the log for this process; false if timeout passes. Other processes
 // hold the lock for one write; one that holds it for longer has been stopped. On a
 // file system without locks it returns true, so that the log is written anyway.
-func (g *chainLock) acquire(timeout time.Duration) bool {
-	for deadline := time.Now().Add(timeout); errors.Is(flock(g.file, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
+func (c *chainLock) acquire(timeout time.Duration) bool {
+	for deadline := time.Now().Add(timeout); errors.Is(flock(c.file, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
 		if time.Now().After(deadline) {
 			return false
 		}
@@ -30,7 +30,7 @@ func (g *chainLock) acquire(timeout time.Duration) bool {
 	return true
 }
 
-func (g *chainLock) release() { _ = flock(g.file, syscall.LOCK_UN) }
+func (c *chainLock) release() { _ = flock(c.file, syscall.LOCK_UN) }
 
 func flock(f *os.File, op int) error {
 	raw, err := f.SyscallConn()

@@ -32,8 +32,8 @@ const (
 // commandResults is every CommandResult. Constant.
 var commandResults = map[CommandResult]bool{CommandOK: true, CommandNo: true, CommandBad: true, CommandCut: true}
 
-// Known reports whether r is one of the constants.
-func (r CommandResult) Known() bool { return commandResults[r] }
+// Known reports whether c is one of the constants.
+func (c CommandResult) Known() bool { return commandResults[c] }
 
 // MaxLiteralSizes bounds the literals whose sizes are recorded individually.
 const MaxLiteralSizes = 16

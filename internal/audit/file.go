@@ -55,74 +55,74 @@ func openFile(path string, useChain bool, log *zap.Logger) (*file, error) {
 }
 
 // openChainLock opens the lock if the path is, or will be, a regular file.
-func (s *file) openChainLock() {
-	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
+func (f *file) openChainLock() {
+	if info, err := os.Stat(f.path); err == nil && !info.Mode().IsRegular() {
 		return
 	}
 	var err error
-	if s.chainLock, err = openChainLock(s.path); err != nil {
-		s.log.Warn("the chain has no lock: only one gateway may write this audit log", zap.String("file", s.path), zap.Error(err))
+	if f.chainLock, err = openChainLock(f.path); err != nil {
+		f.log.Warn("the chain has no lock: only one gateway may write this audit log", zap.String("file", f.path), zap.Error(err))
 	}
 }
 
 // open opens the path. After an error s is unchanged.
-func (s *file) open() error {
-	f, readable, err := s.openPath()
+func (f *file) open() error {
+	opened, readable, err := f.openPath()
 	if err != nil {
 		return err
 	}
-	info, err := f.Stat()
+	info, err := opened.Stat()
 	if err == nil && info.Mode().IsRegular() && readable {
-		err = s.continueFile(f, info)
+		err = f.continueFile(opened, info)
 	}
 	if err != nil {
-		_ = f.Close()
-		return fmt.Errorf("open %s: %w", s.path, err)
+		_ = opened.Close()
+		return fmt.Errorf("open %s: %w", f.path, err)
 	}
-	s.file, s.isRegular, s.needsSync, s.partialBytes = f, info.Mode().IsRegular(), false, 0
+	f.file, f.isRegular, f.needsSync, f.partialBytes = opened, info.Mode().IsRegular(), false, 0
 	return nil
 }
 
 // openPath opens the path; for reading too if it is a regular file. A file without
 // read permission gets no repair of an unfinished line, and no chain. O_NONBLOCK
 // keeps a FIFO without a reader from blocking, and allows a write deadline.
-func (s *file) openPath() (f *os.File, readable bool, err error) {
+func (f *file) openPath() (opened *os.File, readable bool, err error) {
 	const flags = os.O_APPEND | os.O_CREATE | syscall.O_NONBLOCK
-	if info, err := os.Stat(s.path); err != nil || info.Mode().IsRegular() {
-		f, err := os.OpenFile(s.path, os.O_RDWR|flags, 0o600)
-		if err == nil || s.hashChain != nil || !errors.Is(err, fs.ErrPermission) {
-			return f, true, err
+	if info, err := os.Stat(f.path); err != nil || info.Mode().IsRegular() {
+		opened, err := os.OpenFile(f.path, os.O_RDWR|flags, 0o600)
+		if err == nil || f.hashChain != nil || !errors.Is(err, fs.ErrPermission) {
+			return opened, true, err
 		}
 	}
-	f, err = os.OpenFile(s.path, os.O_WRONLY|flags, 0o600)
-	return f, false, err
+	opened, err = os.OpenFile(f.path, os.O_WRONLY|flags, 0o600)
+	return opened, false, err
 }
 
 // continueFile ends a line that a killed process left unfinished, and continues the
 // file's chain or begins one.
-func (s *file) continueFile(f *os.File, info os.FileInfo) error {
+func (f *file) continueFile(opened *os.File, info os.FileInfo) error {
 	tail := make([]byte, min(info.Size(), 4*maxRecordBytes)) // holds at least one complete record
-	if _, err := f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil {
+	if _, err := opened.ReadAt(tail, info.Size()-int64(len(tail))); err != nil {
 		return err
 	}
-	added, err := terminateLine(f, tail)
+	added, err := terminateLine(opened, tail)
 	if err != nil {
-		return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
+		return fmt.Errorf("end the unfinished line in %s: %w", f.path, err)
 	}
-	s.size = info.Size() + added
-	s.firstRecord = nil
-	position := s.readPosition()
+	f.size = info.Size() + added
+	f.firstRecord = nil
+	position := f.readPosition()
 	switch {
-	case s.hashChain == nil:
+	case f.hashChain == nil:
 	case position.file == fileIDOf(info) && position.size == info.Size():
-		*s.hashChain = position.chain
-	case !s.hashChain.restoreFrom(tail):
-		if position.chain.seq > s.hashChain.seq {
-			*s.hashChain = position.chain
+		*f.hashChain = position.chain
+	case !f.hashChain.restoreFrom(tail):
+		if position.chain.seq > f.hashChain.seq {
+			*f.hashChain = position.chain
 		}
 		// It is written with the next record. A full disk must not keep the old file in use:
 		// its blocks are freed when it is closed.
-		s.firstRecord, s.afterFirst = s.hashChain.firstRecord()
+		f.firstRecord, f.afterFirst = f.hashChain.firstRecord()
 	}
 	return nil
 }
@@ -140,14 +140,14 @@ func terminateLine(f *os.File, tail []byte) (int64, error) {
 // acquireChain locks a chained file for one write and catches up with the records of
 // others. It leaves a file that was moved away under the lock, so that no writer
 // continues in the new file from a record that is not the old file's last.
-func (s *file) acquireChain() error {
-	s.acquireLock()
-	if err := s.catchUp(); err != nil {
-		s.releaseLock()
+func (f *file) acquireChain() error {
+	f.acquireLock()
+	if err := f.catchUp(); err != nil {
+		f.releaseLock()
 		return err
 	}
-	if s.wasMoved() {
-		s.reopen()
+	if f.wasMoved() {
+		f.reopen()
 	}
 	return nil
 }
@@ -157,102 +157,102 @@ const relockTimeout = 100 * time.Millisecond
 
 // acquireLock waits for the lock. If a stopped process holds it, the file is written
 // without the lock, and verification may then find a broken chain.
-func (s *file) acquireLock() {
-	if s.chainLock == nil {
+func (f *file) acquireLock() {
+	if f.chainLock == nil {
 		return
 	}
 	timeout := sinkTimeout
-	if s.lockFailed {
+	if f.lockFailed {
 		timeout = relockTimeout
 	}
-	acquired := s.chainLock.acquire(timeout)
-	if !acquired && !s.lockFailed {
-		s.log.Warn("another process holds the lock of the audit log; writing without it", zap.String("lock", chainLockPath(s.path)))
+	acquired := f.chainLock.acquire(timeout)
+	if !acquired && !f.lockFailed {
+		f.log.Warn("another process holds the lock of the audit log; writing without it", zap.String("lock", chainLockPath(f.path)))
 	}
-	s.lockFailed = !acquired
+	f.lockFailed = !acquired
 }
 
 // releaseLock stores the chain's position for the other writers and unlocks the
 // file.
-func (s *file) releaseLock() {
-	if s.chainLock == nil || s.lockFailed {
+func (f *file) releaseLock() {
+	if f.chainLock == nil || f.lockFailed {
 		return
 	}
-	if s.file != nil && s.isRegular && s.firstRecord == nil {
-		if info, err := s.file.Stat(); err == nil && info.Size() == s.size {
-			_ = s.chainLock.writePosition(chainPosition{fileIDOf(info), s.size, *s.hashChain}) // on error they do not continue after us, and a Verifier finds it
+	if f.file != nil && f.isRegular && f.firstRecord == nil {
+		if info, err := f.file.Stat(); err == nil && info.Size() == f.size {
+			_ = f.chainLock.writePosition(chainPosition{fileIDOf(info), f.size, *f.hashChain}) // on error they do not continue after us, and a Verifier finds it
 		}
 	}
-	s.chainLock.release()
+	f.chainLock.release()
 }
 
 // readPosition returns the position that all writers of the chain have reached; zero
 // if unknown.
-func (s *file) readPosition() chainPosition {
-	if s.chainLock == nil || s.lockFailed {
+func (f *file) readPosition() chainPosition {
+	if f.chainLock == nil || f.lockFailed {
 		return chainPosition{}
 	}
-	return s.chainLock.readPosition()
+	return f.chainLock.readPosition()
 }
 
 // catchUp continues after the records that other processes have written since our
 // last write. Other changes of the file are left for a Verifier to find.
-func (s *file) catchUp() error {
-	info, err := s.file.Stat()
-	if err != nil || info.Size() == s.size {
+func (f *file) catchUp() error {
+	info, err := f.file.Stat()
+	if err != nil || info.Size() == f.size {
 		return err
 	}
-	s.partialBytes = 0
-	if position := s.readPosition(); position.chain.seq > s.hashChain.seq {
-		*s.hashChain, s.firstRecord = position.chain, nil
+	f.partialBytes = 0
+	if position := f.readPosition(); position.chain.seq > f.hashChain.seq {
+		*f.hashChain, f.firstRecord = position.chain, nil
 	}
 	var last [1]byte
-	if _, err := s.file.ReadAt(last[:], info.Size()-1); err != nil && info.Size() > 0 {
+	if _, err := f.file.ReadAt(last[:], info.Size()-1); err != nil && info.Size() > 0 {
 		return err
 	}
-	added, err := terminateLine(s.file, last[:min(info.Size(), 1)])
-	s.size = info.Size() + added
+	added, err := terminateLine(f.file, last[:min(info.Size(), 1)])
+	f.size = info.Size() + added
 	return err
 }
 
-func (s *file) write(lines []byte) (int, error) {
-	if s.hashChain == nil || !s.isRegular {
-		return s.writeLines(lines)
+func (f *file) write(lines []byte) (int, error) {
+	if f.hashChain == nil || !f.isRegular {
+		return f.writeLines(lines)
 	}
-	if err := s.acquireChain(); err != nil {
+	if err := f.acquireChain(); err != nil {
 		return 0, err
 	}
-	defer s.releaseLock()
-	before := *s.hashChain
-	s.chained = append(s.chained[:0], s.firstRecord...)
-	if s.firstRecord != nil {
-		*s.hashChain = s.afterFirst
+	defer f.releaseLock()
+	before := *f.hashChain
+	f.chained = append(f.chained[:0], f.firstRecord...)
+	if f.firstRecord != nil {
+		*f.hashChain = f.afterFirst
 	}
-	s.chained = s.hashChain.appendRecords(s.chained, lines)
-	n, err := s.writeLines(s.chained)
-	records := bytes.Count(s.chained[:n], []byte{'\n'})
-	complete := n == len(s.chained)
-	if cap(s.chained) > maxKeptBuffer {
-		s.chained = nil
+	f.chained = f.hashChain.appendRecords(f.chained, lines)
+	n, err := f.writeLines(f.chained)
+	records := bytes.Count(f.chained[:n], []byte{'\n'})
+	complete := n == len(f.chained)
+	if cap(f.chained) > maxKeptBuffer {
+		f.chained = nil
 	}
 	if complete {
-		s.firstRecord = nil
+		f.firstRecord = nil
 		return len(lines), err
 	}
-	*s.hashChain = before
-	return s.rewindChain(lines, records), err
+	*f.hashChain = before
+	return f.rewindChain(lines, records), err
 }
 
 // rewindChain sets the chain to the records that are in the file, and returns the
 // length of their lines without numbers and hashes.
-func (s *file) rewindChain(lines []byte, records int) int {
-	if s.firstRecord != nil && records > 0 {
-		*s.hashChain = s.afterFirst
-		s.firstRecord = nil
+func (f *file) rewindChain(lines []byte, records int) int {
+	if f.firstRecord != nil && records > 0 {
+		*f.hashChain = f.afterFirst
+		f.firstRecord = nil
 		records--
 	}
 	n := lengthOfLines(lines, records)
-	s.hashChain.appendRecords(nil, lines[:n])
+	f.hashChain.appendRecords(nil, lines[:n])
 	return n
 }
 
@@ -260,14 +260,14 @@ func (s *file) rewindChain(lines []byte, records int) int {
 // already has. It returns the length of the lines that are complete in the file. It
 // has a deadline if the file supports one: the reader of a FIFO may have stopped. A
 // write to a regular file returns without a deadline.
-func (s *file) writeLines(lines []byte) (int, error) {
-	_ = s.file.SetWriteDeadline(time.Now().Add(sinkTimeout))
-	n, err := s.file.Write(lines[s.partialBytes:])
-	s.needsSync = s.needsSync || n > 0
-	s.size += int64(n)
-	n += s.partialBytes
+func (f *file) writeLines(lines []byte) (int, error) {
+	_ = f.file.SetWriteDeadline(time.Now().Add(sinkTimeout))
+	n, err := f.file.Write(lines[f.partialBytes:])
+	f.needsSync = f.needsSync || n > 0
+	f.size += int64(n)
+	n += f.partialBytes
 	complete := bytes.LastIndexByte(lines[:n], '\n') + 1
-	s.partialBytes = n - complete
+	f.partialBytes = n - complete
 	return complete, err
 }
 
@@ -282,76 +282,76 @@ func lengthOfLines(lines []byte, n int) int {
 
 // maintain syncs the file, and opens a new one if the path no longer leads to this
 // one.
-func (s *file) maintain() error {
-	if err := s.sync(); err != nil {
+func (f *file) maintain() error {
+	if err := f.sync(); err != nil {
 		return err
 	}
 	switch {
-	case !s.wasMoved():
-	case s.hashChain != nil && s.isRegular:
-		if err := s.acquireChain(); err != nil {
+	case !f.wasMoved():
+	case f.hashChain != nil && f.isRegular:
+		if err := f.acquireChain(); err != nil {
 			return err
 		}
-		s.releaseLock()
+		f.releaseLock()
 	default:
-		s.reopen()
+		f.reopen()
 	}
 	return nil
 }
 
 // reopen switches to the file that is at the path now, if it can be opened.
-func (s *file) reopen() {
-	old := s.file
-	if err := s.open(); err != nil {
-		if !s.reopenFailed {
-			s.log.Error("audit log was moved away and the new file cannot be opened; the old one stays in use", zap.Error(err))
+func (f *file) reopen() {
+	old := f.file
+	if err := f.open(); err != nil {
+		if !f.reopenFailed {
+			f.log.Error("audit log was moved away and the new file cannot be opened; the old one stays in use", zap.Error(err))
 		}
-		s.reopenFailed = true
+		f.reopenFailed = true
 		return
 	}
-	s.reopenFailed = false
+	f.reopenFailed = false
 	_ = old.Sync() // fails for a FIFO
 	_ = old.Close()
 }
 
-func (s *file) sync() error {
-	if !s.isRegular || !s.needsSync {
+func (f *file) sync() error {
+	if !f.isRegular || !f.needsSync {
 		return nil
 	}
-	if err := s.file.Sync(); err != nil {
+	if err := f.file.Sync(); err != nil {
 		return err
 	}
-	s.needsSync = false
+	f.needsSync = false
 	return nil
 }
 
 // wasMoved reports whether the path no longer leads to this file. A missing FIFO
 // does not count: the gateway must not put a regular file in its place.
-func (s *file) wasMoved() bool {
-	if s.isStdout {
+func (f *file) wasMoved() bool {
+	if f.isStdout {
 		return false
 	}
-	atPath, err := os.Stat(s.path)
+	atPath, err := os.Stat(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.isRegular
+		return f.isRegular
 	}
 	if err != nil {
 		return false
 	}
-	current, err := s.file.Stat()
+	current, err := f.file.Stat()
 	return err == nil && !os.SameFile(current, atPath)
 }
 
-func (s *file) close() error {
-	if s.isStdout {
+func (f *file) close() error {
+	if f.isStdout {
 		return nil
 	}
-	s.closeChainLock()
-	return s.file.Close()
+	f.closeChainLock()
+	return f.file.Close()
 }
 
-func (s *file) closeChainLock() {
-	if s.chainLock != nil {
-		_ = s.chainLock.file.Close()
+func (f *file) closeChainLock() {
+	if f.chainLock != nil {
+		_ = f.chainLock.file.Close()
 	}
 }

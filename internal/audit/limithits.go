@@ -35,19 +35,19 @@ type limitHitAggregator struct {
 }
 
 // add counts a hit and returns the number to record now; 0 means later.
-func (h *limitHitAggregator) add(k limitHitKey, now time.Time) uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.counts == nil {
-		h.counts = make(map[limitHitKey]*limitHitCount)
+func (l *limitHitAggregator) add(k limitHitKey, now time.Time) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.counts == nil {
+		l.counts = make(map[limitHitKey]*limitHitCount)
 	}
-	c := h.counts[k]
-	if c == nil && len(h.counts) >= maxLimitHits {
+	c := l.counts[k]
+	if c == nil && len(l.counts) >= maxLimitHits {
 		k.subject = ""
-		c = h.counts[k]
+		c = l.counts[k]
 	}
 	if c == nil {
-		h.counts[k] = &limitHitCount{start: now}
+		l.counts[k] = &limitHitCount{start: now}
 		return 1
 	}
 	c.unreported++
@@ -56,15 +56,15 @@ func (h *limitHitAggregator) add(k limitHitKey, now time.Time) uint64 {
 
 // takeDue returns and resets the counts whose minute is over. It removes those
 // without a hit, so that their next hit is recorded at once.
-func (h *limitHitAggregator) takeDue(now time.Time) map[limitHitKey]uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (l *limitHitAggregator) takeDue(now time.Time) map[limitHitKey]uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	due := make(map[limitHitKey]uint64)
-	for k, c := range h.counts {
+	for k, c := range l.counts {
 		switch {
 		case now.Sub(c.start) < limitHitInterval:
 		case c.unreported == 0:
-			delete(h.counts, k)
+			delete(l.counts, k)
 		default:
 			due[k] = c.unreported
 			c.start, c.unreported = now, 0

@@ -186,15 +186,15 @@ type headerWriter struct {
 }
 
 // appendHeader begins a record with its version, time and event.
-func (s *headerWriter) appendHeader(b []byte, t eventType) []byte {
+func (h *headerWriter) appendHeader(b []byte, t eventType) []byte {
 	now := time.Now().UTC()
-	if second := now.Unix(); second != s.second || s.secondText == nil {
-		s.second, s.secondText = second, now.AppendFormat(s.secondText[:0], secondLayout)
+	if second := now.Unix(); second != h.second || h.secondText == nil {
+		h.second, h.secondText = second, now.AppendFormat(h.secondText[:0], secondLayout)
 	}
 	b = append(b, `{"v":`...)
 	b = strconv.AppendInt(b, schemaVersion, 10)
 	b = append(b, `,"time":"`...)
-	b = append(b, s.secondText...)
+	b = append(b, h.secondText...)
 	ms := now.Nanosecond() / 1e6
 	b = append(b, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
 	b = append(b, `Z","event":"`...)

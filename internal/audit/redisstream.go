@@ -24,14 +24,14 @@ func newRedisStream(client redis.UniversalClient, cfg SinkConfig) *redisStream {
 	return &redisStream{redis: client, key: cfg.Stream, maxRecords: cfg.MaxRecords}
 }
 
-func (s *redisStream) write(lines []byte) (int, error) {
+func (r *redisStream) write(lines []byte) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), sinkTimeout)
 	defer cancel()
-	pipe := s.redis.Pipeline()
+	pipe := r.redis.Pipeline()
 	var lengths []int
 	for rest := lines; len(rest) > 0 && len(lengths) < maxStreamBatch; {
 		end := bytes.IndexByte(rest, '\n') + 1
-		pipe.XAdd(ctx, &redis.XAddArgs{Stream: s.key, MaxLen: s.maxRecords, Approx: true, Values: []any{"record", rest[:end-1]}})
+		pipe.XAdd(ctx, &redis.XAddArgs{Stream: r.key, MaxLen: r.maxRecords, Approx: true, Values: []any{"record", rest[:end-1]}})
 		lengths = append(lengths, end)
 		rest = rest[end:]
 	}
@@ -44,11 +44,11 @@ func (s *redisStream) write(lines []byte) (int, error) {
 		written += lengths[i]
 	}
 	if err != nil {
-		return written, fmt.Errorf("add to the stream %s: %w", s.key, err)
+		return written, fmt.Errorf("add to the stream %s: %w", r.key, err)
 	}
 	return written, nil
 }
 
-func (s *redisStream) maintain() error { return nil }
+func (r *redisStream) maintain() error { return nil }
 
-func (s *redisStream) close() error { return nil } // the owner closes the client
+func (r *redisStream) close() error { return nil } // the owner closes the client

@@ -22,8 +22,8 @@ func (l *Log) RoutesRestored(s *RouteStore) error {
 	})
 }
 
-func (s *RouteStore) appendTo(b []byte) []byte {
-	b = appendText(b, "subject", s.Node, maxUserBytes)
-	b = appendCount(b, "present", uint64(max(s.Present, 0)))
-	return appendCount(b, "missing", uint64(max(s.Missing, 0)))
+func (r *RouteStore) appendTo(b []byte) []byte {
+	b = appendText(b, "subject", r.Node, maxUserBytes)
+	b = appendCount(b, "present", uint64(max(r.Present, 0)))
+	return appendCount(b, "missing", uint64(max(r.Missing, 0)))
 }

@@ -16,7 +16,7 @@ type ChainError struct {
 	Reason string
 }
 
-func (b *ChainError) Error() string { return fmt.Sprintf("line %d: %s", b.Line, b.Reason) }
+func (c *ChainError) Error() string { return fmt.Sprintf("line %d: %s", c.Line, c.Reason) }
 
 // Verifier checks chained records, file by file, oldest first. The zero value begins
 // before the first file. It cannot detect that the newest records were removed, or

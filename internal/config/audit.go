@@ -36,52 +36,52 @@ type AuditSink struct {
 }
 
 // displayName is the sink's name, or its type if it has none.
-func (s AuditSink) displayName() string {
-	if s.Name == "" {
-		return s.Type
+func (a AuditSink) displayName() string {
+	if a.Name == "" {
+		return a.Type
 	}
-	return s.Name
+	return a.Name
 }
 
-func (k checker) checkAudit() {
-	a := &k.cfg.Audit
+func (c checker) checkAudit() {
+	a := &c.cfg.Audit
 	if len(a.Sinks) > 0 && a.Path != "" && a.Path != "-" {
-		k.add("audit.path", "cannot be combined with sinks: add the file to sinks instead")
+		c.add("audit.path", "cannot be combined with sinks: add the file to sinks instead")
 	}
 	names := make(map[string]bool)
 	for i, s := range a.Sinks {
 		key := ItemKey("audit.sinks", i)
 		if names[s.displayName()] {
-			k.add(MemberKey(key, "name"), "%s is already the name of another sink", quote(s.displayName()))
+			c.add(MemberKey(key, "name"), "%s is already the name of another sink", quote(s.displayName()))
 		}
 		names[s.displayName()] = true
-		k.checkSink(key, s)
+		c.checkSink(key, s)
 	}
 }
 
 // checkSink checks that a sink has what its type needs, and nothing that it ignores.
-func (k checker) checkSink(key string, s AuditSink) {
+func (c checker) checkSink(key string, s AuditSink) {
 	switch {
 	case s.Type == "":
-		k.add(MemberKey(key, "type"), "is required")
+		c.add(MemberKey(key, "type"), "is required")
 	case s.Type == "file" && s.Path == "":
-		k.add(MemberKey(key, "path"), "is required with type: file")
+		c.add(MemberKey(key, "path"), "is required with type: file")
 	case s.Type == "syslog" && s.Address == "":
-		k.add(MemberKey(key, "address"), "is required with type: syslog")
-	case s.Type == "redis" && k.cfg.Redis == nil:
-		k.add(MemberKey(key, "type"), "is redis, but there is no redis block")
+		c.add(MemberKey(key, "address"), "is required with type: syslog")
+	case s.Type == "redis" && c.cfg.Redis == nil:
+		c.add(MemberKey(key, "type"), "is redis, but there is no redis block")
 	}
 	for _, setting := range []struct{ name, value, kind string }{
 		{"path", s.Path, "file"}, {"address", s.Address, "syslog"}, {"format", s.Format, "syslog"}, {"stream", s.Stream, "redis"},
 	} {
 		if setting.value != "" && s.Type != setting.kind && s.Type != "" {
-			k.add(MemberKey(key, setting.name), "is for type: %s", setting.kind)
+			c.add(MemberKey(key, setting.name), "is for type: %s", setting.kind)
 		}
 	}
 	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
-		k.add(key, "ca, server_name and client_certificate are used only with tls://")
+		c.add(key, "ca, server_name and client_certificate are used only with tls://")
 	}
-	k.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
+	c.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
 }
 
 // checkSyslogAddress checks the address of a syslog server.

@@ -12,27 +12,27 @@ type AuthExternal struct {
 
 // checkMechanisms checks the keys of mechanisms. Package auth checks whether the
 // methods can serve them.
-func (k checker) checkMechanisms() {
-	a := &k.cfg.Auth
-	if a.External.SAN != "" && k.cfg.TLS.ClientCA == "" {
-		k.add("auth.external.san", "needs tls.client_ca: without it no client certificate is requested")
+func (c checker) checkMechanisms() {
+	a := &c.cfg.Auth
+	if a.External.SAN != "" && c.cfg.TLS.ClientCA == "" {
+		c.add("auth.external.san", "needs tls.client_ca: without it no client certificate is requested")
 	}
-	k.checkUnique("auth.mechanisms", a.Mechanisms)
-	for i, l := range k.cfg.Listeners {
+	c.checkUnique("auth.mechanisms", a.Mechanisms)
+	for i, l := range c.cfg.Listeners {
 		key := MemberKey(ItemKey("listeners", i), "mechanisms")
-		k.checkUnique(key, l.Mechanisms)
+		c.checkUnique(key, l.Mechanisms)
 		for j, name := range l.Mechanisms {
 			if len(a.Mechanisms) > 0 && !slices.Contains(a.Mechanisms, name) {
-				k.add(ItemKey(key, j), "%s is not among auth.mechanisms", name)
+				c.add(ItemKey(key, j), "%s is not among auth.mechanisms", name)
 			}
 		}
 	}
 }
 
-func (k checker) checkUnique(key string, names []string) {
+func (c checker) checkUnique(key string, names []string) {
 	for i, name := range names {
 		if name != "" && slices.Contains(names[:i], name) {
-			k.add(ItemKey(key, i), "duplicate value %s", name)
+			c.add(ItemKey(key, i), "duplicate value %s", name)
 		}
 	}
 }

@@ -25,41 +25,41 @@ type AuthHTTP struct {
 }
 
 // checkAuthHTTP checks the auth servers, even if no method uses them.
-func (k checker) checkAuthHTTP() {
-	h := &k.cfg.Auth.HTTP
+func (c checker) checkAuthHTTP() {
+	h := &c.cfg.Auth.HTTP
 	secure := false
 	for i, raw := range h.URLs {
 		u, err := authhttp.ParseURL(raw)
 		if err != nil {
-			k.add(ItemKey("auth.http.urls", i), "%s", err)
+			c.add(ItemKey("auth.http.urls", i), "%s", err)
 			continue
 		}
 		secure = secure || u.Scheme == "https"
 	}
 	if len(h.URLs) > authhttp.MaxURLs {
-		k.add("auth.http.urls", "has more than %d", authhttp.MaxURLs)
+		c.add("auth.http.urls", "has more than %d", authhttp.MaxURLs)
 	}
 	if !secure && (h.CA != "" || h.Cert != "") && len(h.URLs) > 0 {
-		k.add("auth.http.urls", "ca and cert are used only with https")
+		c.add("auth.http.urls", "ca and cert are used only with https")
 	}
 	if (h.Cert == "") != (h.Key == "") {
-		k.add("auth.http.cert", "needs key, and key needs cert")
+		c.add("auth.http.cert", "needs key, and key needs cert")
 	}
-	if h.PassClientCert && k.cfg.TLS.ClientCA == "" {
-		k.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client certificate is requested")
+	if h.PassClientCert && c.cfg.TLS.ClientCA == "" {
+		c.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client certificate is requested")
 	}
-	k.checkHeaders(h)
-	method := slices.Index(k.cfg.Auth.Methods, "http")
+	c.checkHeaders(h)
+	method := slices.Index(c.cfg.Auth.Methods, "http")
 	if method >= 0 && len(h.URLs) == 0 {
-		k.add(ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server")
+		c.add(ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server")
 	}
-	if k.cfg.Routing.Source == "http" && method < 0 {
-		k.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login names the backend")
+	if c.cfg.Routing.Source == "http" && method < 0 {
+		c.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login names the backend")
 	}
 }
 
 // checkHeaders checks the header names, which are not case-sensitive.
-func (k checker) checkHeaders(h *AuthHTTP) {
+func (c checker) checkHeaders(h *AuthHTTP) {
 	seen := make(map[string]bool)
 	for block, values := range map[string]map[string]string{"auth.http.headers": h.Headers, "auth.http.header_files": h.HeaderFiles} {
 		for name, value := range values {
@@ -67,9 +67,9 @@ func (k checker) checkHeaders(h *AuthHTTP) {
 				value = ""
 			}
 			if err := authhttp.CheckHeader(name, value); err != nil {
-				k.add(MemberKey(block, name), "%s", err)
+				c.add(MemberKey(block, name), "%s", err)
 			} else if seen[strings.ToLower(name)] {
-				k.add(MemberKey(block, name), "duplicate key")
+				c.add(MemberKey(block, name), "duplicate key")
 			}
 			seen[strings.ToLower(name)] = true
 		}
@@ -99,12 +99,12 @@ func (s secrets) readAuthHTTP(h *AuthHTTP) {
 }
 
 // Config returns the settings of an authhttp.Asker, without those for TLS.
-func (h *AuthHTTP) Config() authhttp.Config {
-	cfg := authhttp.Config{URLs: h.URLs, Timeout: h.Timeout, PassClientCert: h.PassClientCert, Headers: make(map[string]identity.Secret)}
-	for name, value := range h.Headers {
+func (a *AuthHTTP) Config() authhttp.Config {
+	cfg := authhttp.Config{URLs: a.URLs, Timeout: a.Timeout, PassClientCert: a.PassClientCert, Headers: make(map[string]identity.Secret)}
+	for name, value := range a.Headers {
 		cfg.Headers[name] = identity.NewSecret(value)
 	}
-	for name, value := range h.Secrets {
+	for name, value := range a.Secrets {
 		cfg.Headers[name] = value
 	}
 	return cfg

@@ -12,96 +12,96 @@ type checker struct {
 	cfg *Config
 }
 
-func (k checker) checkAll() {
-	k.checkListeners()
-	k.checkRedis()
-	k.checkNames()
-	k.checkAuth()
-	k.checkAuthHTTP()
-	k.checkOAuth()
-	k.checkMechanisms()
-	k.checkRouting()
-	k.checkBackends()
-	k.checkLimits()
-	k.checkAudit()
+func (c checker) checkAll() {
+	c.checkListeners()
+	c.checkRedis()
+	c.checkNames()
+	c.checkAuth()
+	c.checkAuthHTTP()
+	c.checkOAuth()
+	c.checkMechanisms()
+	c.checkRouting()
+	c.checkBackends()
+	c.checkLimits()
+	c.checkAudit()
 }
 
-func (k checker) checkListeners() {
-	if len(k.cfg.Listeners) == 0 {
-		k.add("listeners", "is empty: at least one is needed")
+func (c checker) checkListeners() {
+	if len(c.cfg.Listeners) == 0 {
+		c.add("listeners", "is empty: at least one is needed")
 	}
 	needsTLS := false
-	for i, l := range k.cfg.Listeners {
+	for i, l := range c.cfg.Listeners {
 		key := ItemKey("listeners", i)
 		needsTLS = needsTLS || l.TLS != "none"
-		for j, other := range k.cfg.Listeners[:i] {
+		for j, other := range c.cfg.Listeners[:i] {
 			if addressesOverlap(l.Address, other.Address) {
-				k.add(MemberKey(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
+				c.add(MemberKey(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
 			} else if l.Name == other.Name {
-				k.add(MemberKey(key, "name"), "%s is already the name of listeners[%d]", quote(l.Name), j)
+				c.add(MemberKey(key, "name"), "%s is already the name of listeners[%d]", quote(l.Name), j)
 			}
 		}
-		if addressesOverlap(l.Address, k.cfg.Admin.Address) {
-			k.add("admin.address", "%s cannot be listened on together with %s of %s", quote(k.cfg.Admin.Address), quote(l.Address), key)
+		if addressesOverlap(l.Address, c.cfg.Admin.Address) {
+			c.add("admin.address", "%s cannot be listened on together with %s of %s", quote(c.cfg.Admin.Address), quote(l.Address), key)
 		}
 		if l.ProxyProtocol != nil && len(l.ProxyProtocol.Trusted) == 0 {
-			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is trusted")
+			c.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is trusted")
 		}
 	}
-	if needsTLS && len(k.cfg.TLS.Certificates) == 0 && k.cfg.TLS.CertificateDir == "" {
-		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
+	if needsTLS && len(c.cfg.TLS.Certificates) == 0 && c.cfg.TLS.CertificateDir == "" {
+		c.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
 	}
-	for i, c := range k.cfg.TLS.Certificates {
-		k.checkKeyPair(ItemKey("tls.certificates", i), &c)
+	for i, cert := range c.cfg.TLS.Certificates {
+		c.checkKeyPair(ItemKey("tls.certificates", i), &cert)
 	}
 }
 
 // checkKeyPair checks that a certificate, if present, has both its files.
-func (k checker) checkKeyPair(key string, c *Certificate) {
-	if c == nil {
+func (c checker) checkKeyPair(key string, cert *Certificate) {
+	if cert == nil {
 		return
 	}
-	for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
+	for name, file := range map[string]string{"cert": cert.Cert, "key": cert.Key} {
 		if file == "" {
-			k.add(MemberKey(key, name), "is required")
+			c.add(MemberKey(key, name), "is required")
 		}
 	}
 }
 
-func (k checker) checkAuth() {
-	methods := k.cfg.Auth.Methods
+func (c checker) checkAuth() {
+	methods := c.cfg.Auth.Methods
 	if len(methods) == 0 {
-		k.add("auth.methods", "is empty: at least one is needed")
+		c.add("auth.methods", "is empty: at least one is needed")
 	}
 	for i, m := range methods {
 		if m != "" && slices.Contains(methods[:i], m) {
-			k.add(ItemKey("auth.methods", i), "duplicate value %s", m)
+			c.add(ItemKey("auth.methods", i), "duplicate value %s", m)
 		}
 	}
 }
 
-func (k checker) checkRouting() {
-	r := &k.cfg.Routing
+func (c checker) checkRouting() {
+	r := &c.cfg.Routing
 	static := len(r.Static.Users) > 0 || len(r.Static.Domains) > 0 || r.Static.Default != ""
 	if r.Source == "static" && !static {
-		k.add("routing.static", "source: static needs users, domains or default: without them no user has a backend")
+		c.add("routing.static", "source: static needs users, domains or default: without them no user has a backend")
 	}
-	k.checkStaticRoutes("users", r.Static.Users, func(name string) (string, bool) {
-		u, err := k.cfg.Auth.NameRules.Canonicalize(name)
+	c.checkStaticRoutes("users", r.Static.Users, func(name string) (string, bool) {
+		u, err := c.cfg.Auth.NameRules.Canonicalize(name)
 		return u.String(), err == nil
 	})
-	k.checkStaticRoutes("domains", r.Static.Domains, func(name string) (string, bool) {
-		domain, err := k.cfg.Auth.NameRules.CanonicalizeDomain(name)
+	c.checkStaticRoutes("domains", r.Static.Domains, func(name string) (string, bool) {
+		domain, err := c.cfg.Auth.NameRules.CanonicalizeDomain(name)
 		return domain, err == nil
 	})
 	if r.Static.Default != "" {
-		k.checkBackendName("routing.static.default", r.Static.Default)
+		c.checkBackendName("routing.static.default", r.Static.Default)
 	}
 }
 
 // checkStaticRoutes checks one table of static routes: the names must be valid and
 // unique in their canonical form, and the backends must exist.
-func (k checker) checkStaticRoutes(table string, routes map[string]string, canon func(string) (string, bool)) {
+func (c checker) checkStaticRoutes(table string, routes map[string]string, canon func(string) (string, bool)) {
 	names := make([]string, 0, len(routes))
 	for name := range routes {
 		names = append(names, name)
@@ -112,61 +112,61 @@ func (k checker) checkStaticRoutes(table string, routes map[string]string, canon
 		key := MemberKey("routing.static."+table, name)
 		canonical, ok := canon(name)
 		if other, duplicate := seen[canonical]; !ok {
-			k.add(key, "is not a valid name")
+			c.add(key, "is not a valid name")
 			continue
 		} else if duplicate {
-			k.add(key, "is another spelling of %s", quote(other))
+			c.add(key, "is another spelling of %s", quote(other))
 		}
 		seen[canonical] = name
-		k.checkBackendName(key, routes[name])
+		c.checkBackendName(key, routes[name])
 	}
 }
 
-func (k checker) checkBackendName(key, backend string) {
-	if _, ok := k.cfg.Backends[backend]; !ok && len(k.cfg.Backends) > 0 { // an empty map is reported elsewhere, once
-		k.add(key, "there is no backend %s", quote(backend))
+func (c checker) checkBackendName(key, backend string) {
+	if _, ok := c.cfg.Backends[backend]; !ok && len(c.cfg.Backends) > 0 { // an empty map is reported elsewhere, once
+		c.add(key, "there is no backend %s", quote(backend))
 	}
 }
 
-func (k checker) checkBackends() {
-	if len(k.cfg.Backends) == 0 {
-		k.add("backends", "at least one is needed")
+func (c checker) checkBackends() {
+	if len(c.cfg.Backends) == 0 {
+		c.add("backends", "at least one is needed")
 	}
-	for name, b := range k.cfg.Backends {
+	for name, b := range c.cfg.Backends {
 		key := MemberKey("backends", name)
 		if !isBackendName(name) {
-			k.add(key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit")
+			c.add(key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit")
 		}
 		if b.Address == "" {
-			k.add(MemberKey(key, "address"), "is required")
-		} else if i := k.listenerAt(b.Address); i >= 0 {
-			k.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
+			c.add(MemberKey(key, "address"), "is required")
+		} else if i := c.listenerAt(b.Address); i >= 0 {
+			c.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
 		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
-			k.add(key, "ca, server_name and client_certificate are used only with TLS")
+			c.add(key, "ca, server_name and client_certificate are used only with TLS")
 		}
-		k.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
-		k.checkBackendLogin(key, b)
+		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
+		c.checkBackendLogin(key, b)
 	}
 }
 
-func (k checker) checkBackendLogin(key string, b Backend) {
+func (c checker) checkBackendLogin(key string, b Backend) {
 	if b.Login != "master" {
 		return // an unused master block is valid
 	}
 	if b.Master.User == "" {
-		k.add(key+".master.user", "is required with login: master")
+		c.add(key+".master.user", "is required with login: master")
 	}
 	// The master's password opens every mailbox, so the client's own credentials must be
 	// verified first.
-	if slices.Equal(k.cfg.Auth.Methods, []string{"passthrough"}) && k.cfg.Auth.External.SAN == "" {
-		k.add(MemberKey(key, "login"), "master needs an auth method that verifies passwords here: with passthrough alone anyone could log in as any user")
+	if slices.Equal(c.cfg.Auth.Methods, []string{"passthrough"}) && c.cfg.Auth.External.SAN == "" {
+		c.add(MemberKey(key, "login"), "master needs an auth method that verifies passwords here: with passthrough alone anyone could log in as any user")
 	}
 }
 
 // listenerAt returns the index of the listener that address leads to, or -1. Names
 // are not resolved; the hop limit ends a loop through one.
-func (k checker) listenerAt(address string) int {
+func (c checker) listenerAt(address string) int {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return -1
@@ -174,7 +174,7 @@ func (k checker) listenerAt(address string) int {
 	if host == "localhost" {
 		host = "127.0.0.1"
 	}
-	return slices.IndexFunc(k.cfg.Listeners, func(l Listener) bool {
+	return slices.IndexFunc(c.cfg.Listeners, func(l Listener) bool {
 		listenHost, listenPort, err := net.SplitHostPort(l.Address)
 		if err != nil || port != listenPort {
 			return false

@@ -113,17 +113,17 @@ func (f Failures) ForListener(l Listener) Failures {
 	return f
 }
 
-// ForListener returns b with the overrides of a listener.
-func (b Quota) ForListener(l Listener) Quota {
+// ForListener returns q with the overrides of a listener.
+func (q Quota) ForListener(l Listener) Quota {
 	if l.Limits == nil {
-		return b
+		return q
 	}
 	override := l.Limits.UserQuota
-	overrideLimit(&b.CommandsPerSecond, override.CommandsPerSecond)
-	overrideLimit(&b.BytesInPerSecond, override.BytesInPerSecond)
-	overrideLimit(&b.BytesOutPerSecond, override.BytesOutPerSecond)
-	overrideLimit(&b.AppendBytesPerDay, override.AppendBytesPerDay)
-	return b
+	overrideLimit(&q.CommandsPerSecond, override.CommandsPerSecond)
+	overrideLimit(&q.BytesInPerSecond, override.BytesInPerSecond)
+	overrideLimit(&q.BytesOutPerSecond, override.BytesOutPerSecond)
+	overrideLimit(&q.AppendBytesPerDay, override.AppendBytesPerDay)
+	return q
 }
 
 func overrideLimit[N int | time.Duration](limit *N, override N) {
@@ -144,36 +144,36 @@ func (l Limits) ExemptNetworksFor(listener Listener) []netip.Prefix {
 // second.
 const minRate = 16 << 10
 
-func (k checker) checkLimits() {
-	l := &k.cfg.Limits
+func (c checker) checkLimits() {
+	l := &c.cfg.Limits
 	if l.TLSHandshakeTimeout > l.PreauthTimeout {
-		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
+		c.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
 	}
-	k.checkQuota("limits.user_quota", l.UserQuota)
+	c.checkQuota("limits.user_quota", l.UserQuota)
 	if l.Failures.Delay > l.Failures.MaxDelay {
-		k.add("limits.failures.delay", "is longer than max_delay")
+		c.add("limits.failures.delay", "is longer than max_delay")
 	}
-	for i, listener := range k.cfg.Listeners {
+	for i, listener := range c.cfg.Listeners {
 		if listener.Limits == nil {
 			continue
 		}
 		key := MemberKey(ItemKey("listeners", i), "limits")
 		if f := l.Failures.ForListener(listener); f != l.Failures && f.Delay > f.MaxDelay {
-			k.add(key+".failures.delay", "is longer than max_delay")
+			c.add(key+".failures.delay", "is longer than max_delay")
 		}
 		if b := l.UserQuota.ForListener(listener); b != l.UserQuota {
-			k.checkQuota(key+".user_quota", b)
+			c.checkQuota(key+".user_quota", b)
 		}
 	}
 	if l.Failures.BanDuration > l.Failures.MaxBanDuration {
-		k.add("limits.failures.ban_duration", "is longer than max_ban_duration")
+		c.add("limits.failures.ban_duration", "is longer than max_ban_duration")
 	}
 }
 
-func (k checker) checkQuota(key string, b Quota) {
+func (c checker) checkQuota(key string, b Quota) {
 	for name, rate := range map[string]int{"bytes_in_per_second": b.BytesInPerSecond, "bytes_out_per_second": b.BytesOutPerSecond} {
 		if rate > 0 && rate < minRate {
-			k.add(MemberKey(key, name), "is less than 16384: at such a rate a session would count as stalled")
+			c.add(MemberKey(key, name), "is less than 16384: at such a rate a session would count as stalled")
 		}
 	}
 }

@@ -15,8 +15,8 @@ type AuthNames struct {
 }
 
 // checkNames sets auth.NameRules from auth.default_domain and auth.names.
-func (k checker) checkNames() {
-	a := &k.cfg.Auth
+func (c checker) checkNames() {
+	a := &c.cfg.Auth
 	names, err := identity.NewNames(identity.NameRules{
 		Domain: a.DefaultDomain, Characters: a.Names.Characters, UTF8: a.Names.UTF8,
 		StripDetail: a.Names.Detail == "strip", Prefixes: a.Names.Prefixes,
@@ -26,14 +26,14 @@ func (k checker) checkNames() {
 	case err == nil:
 		a.NameRules = names
 	case !errors.As(err, &ruleErr):
-		k.add("auth.names", "%v", err)
+		c.add("auth.names", "%v", err)
 	case ruleErr.Field == "domain": // its form has been checked already
 	default:
-		k.add("auth.names."+ruleErr.Field, "%s", ruleErr.Reason)
+		c.add("auth.names."+ruleErr.Field, "%s", ruleErr.Reason)
 	}
-	for name, b := range k.cfg.Backends {
+	for name, b := range c.cfg.Backends {
 		if _, err := a.NameRules.Canonicalize("a" + b.Master.Separator + "b"); err == nil {
-			k.add(MemberKey("backends", name)+".master.separator", "%s may be part of a user name", quote(b.Master.Separator))
+			c.add(MemberKey("backends", name)+".master.separator", "%s may be part of a user name", quote(b.Master.Separator))
 		}
 	}
 }

@@ -32,33 +32,33 @@ type AuthOAuth struct {
 const oauthSecretVariable = "IMAPGATE_OAUTH_CLIENT_SECRET"
 
 // checkOAuth checks the provider, even if no method uses it.
-func (k checker) checkOAuth() {
-	o := k.cfg.Auth.OAuth
-	if i := slices.Index(k.cfg.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
-		k.add(ItemKey("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
+func (c checker) checkOAuth() {
+	o := c.cfg.Auth.OAuth
+	if i := slices.Index(c.cfg.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
+		c.add(ItemKey("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
 	}
-	k.checkKeyPair("auth.oauth.client_certificate", o.ClientCertificate)
+	c.checkKeyPair("auth.oauth.client_certificate", o.ClientCertificate)
 	for key, address := range map[string]string{"issuer": o.Issuer, "introspection_url": o.IntrospectionURL} {
 		if err := oauth.CheckURL(address); address != "" && err != nil {
-			k.add("auth.oauth."+key, "%s", err)
+			c.add("auth.oauth."+key, "%s", err)
 		}
 	}
 	for key, values := range map[string][]string{"audience": o.Audience, "authorized_party": o.AuthorizedParty} {
 		if i := slices.Index(values, ""); i >= 0 {
-			k.add(ItemKey("auth.oauth."+key, i), "is empty")
+			c.add(ItemKey("auth.oauth."+key, i), "is empty")
 		}
 	}
 	if o.SessionGrace > 0 && o.SessionGrace < oauth.Leeway {
-		k.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted after it expires", oauth.Leeway)
+		c.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted after it expires", oauth.Leeway)
 	}
 	const risk = "a token that the provider issued for another service would open a mailbox"
 	switch {
 	case o.Issuer != "" && len(o.Audience) == 0:
-		k.add("auth.oauth.audience", "is required with issuer: without it "+risk)
+		c.add("auth.oauth.audience", "is required with issuer: without it "+risk)
 	case o.IntrospectionURL != "" && len(o.Audience) == 0 && len(o.AuthorizedParty) == 0 && o.Scope == "":
-		k.add("auth.oauth.introspection_url", "needs audience, authorized_party or scope: without them "+risk)
+		c.add("auth.oauth.introspection_url", "needs audience, authorized_party or scope: without them "+risk)
 	case o.IntrospectionURL == "" && o.ClientID != "":
-		k.add("auth.oauth.client_id", "is used only with introspection_url")
+		c.add("auth.oauth.client_id", "is used only with introspection_url")
 	}
 }
 
@@ -70,9 +70,9 @@ func (s secrets) readOAuth(o *AuthOAuth) {
 }
 
 // Config returns the settings of an oauth.Verifier, without those for TLS.
-func (o *AuthOAuth) Config() oauth.Config {
+func (a *AuthOAuth) Config() oauth.Config {
 	return oauth.Config{
-		Issuer: o.Issuer, Audience: o.Audience, AuthorizedParties: o.AuthorizedParty, UsernameClaim: o.UsernameClaim, Scope: o.Scope,
-		IntrospectionURL: o.IntrospectionURL, ClientID: o.ClientID, ClientSecret: o.ClientSecret, CacheTTL: o.CacheTTL,
+		Issuer: a.Issuer, Audience: a.Audience, AuthorizedParties: a.AuthorizedParty, UsernameClaim: a.UsernameClaim, Scope: a.Scope,
+		IntrospectionURL: a.IntrospectionURL, ClientID: a.ClientID, ClientSecret: a.ClientSecret, CacheTTL: a.CacheTTL,
 	}
 }

@@ -7,55 +7,55 @@ import (
 
 const sentinelPasswordKey = "redis.sentinel_password_file"
 
-func (k checker) checkRedis() {
-	r := k.cfg.Redis
+func (c checker) checkRedis() {
+	r := c.cfg.Redis
 	if r == nil {
-		if k.cfg.Routing.Source == "redis" {
-			k.add("routing.source", "is redis, but there is no redis block")
+		if c.cfg.Routing.Source == "redis" {
+			c.add("routing.source", "is redis, but there is no redis block")
 		}
-		if i := slices.Index(k.cfg.Auth.Methods, "redis"); i >= 0 {
-			k.add(ItemKey("auth.methods", i), "is redis, but there is no redis block")
+		if i := slices.Index(c.cfg.Auth.Methods, "redis"); i >= 0 {
+			c.add(ItemKey("auth.methods", i), "is redis, but there is no redis block")
 		}
 		return
 	}
 	switch {
 	case len(r.Addresses) == 0:
-		k.add("redis.addresses", "is empty: at least one is needed")
+		c.add("redis.addresses", "is empty: at least one is needed")
 	case r.Cluster && r.SentinelMaster != "":
-		k.add("redis.sentinel_master", "is for servers with sentinels, not for a cluster")
+		c.add("redis.sentinel_master", "is for servers with sentinels, not for a cluster")
 	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
-		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
+		c.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
 	}
 	if r.Cluster && r.Database > 0 {
-		k.add("redis.database", "is for one server or sentinels: a cluster has database 0 only")
+		c.add("redis.database", "is for one server or sentinels: a cluster has database 0 only")
 	}
 	if r.SentinelUsername != "" && r.SentinelMaster == "" {
-		k.add("redis.sentinel_username", "is used only with sentinel_master")
+		c.add("redis.sentinel_username", "is used only with sentinel_master")
 	}
 	if r.SentinelPasswordFile != "" && r.SentinelMaster == "" {
-		k.add("redis.sentinel_password_file", "is used only with sentinel_master")
+		c.add("redis.sentinel_password_file", "is used only with sentinel_master")
 	}
 	for i, address := range r.Addresses {
-		k.checkRedisSocket(ItemKey("redis.addresses", i), address)
+		c.checkRedisSocket(ItemKey("redis.addresses", i), address)
 	}
 	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
 		if set && !r.TLS {
-			k.add("redis."+key, "is used only with tls: true")
+			c.add("redis."+key, "is used only with tls: true")
 		}
 	}
-	k.checkKeyPair("redis.client_certificate", r.ClientCertificate)
+	c.checkKeyPair("redis.client_certificate", r.ClientCertificate)
 }
 
 // checkRedisSocket refuses a unix socket where Redis cannot use one.
-func (k checker) checkRedisSocket(key, address string) {
+func (c checker) checkRedisSocket(key, address string) {
 	if !strings.HasPrefix(address, unixScheme) {
 		return
 	}
-	switch r := k.cfg.Redis; {
+	switch r := c.cfg.Redis; {
 	case r.Cluster || r.SentinelMaster != "":
-		k.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
+		c.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
 	case r.TLS:
-		k.add(key, "Redis does not support TLS on a unix socket: leave out tls")
+		c.add(key, "Redis does not support TLS on a unix socket: leave out tls")
 	}
 }
 
