@@ -23,8 +23,8 @@ import (
 )
 
 // watchedFiles are the files of the configuration that are watched while the gateway
-// runs: the listeners' certificates, the TLS settings of each server that the
-// gateway connects to, and secrets. Package auth watches the passwd-file.
+// runs. They are the listeners' certificates, the TLS settings of each server that
+// the gateway connects to, and secrets. Package auth watches the passwd-file.
 type watchedFiles struct {
 	*filewatch.Reloader
 

@@ -10,9 +10,9 @@ import (
 )
 
 // boundedListener is a listener with at most maxConns connections at a time. When it
-// is full, a new connection replaces one that is not being served: it waits for a
-// request, or its client is slow to send the rest of one or to read the answer. A
-// connection whose request is being served is not replaced.
+// is full, a new connection replaces one that is not being served. Such a connection
+// waits for a request, or its client is slow to send the rest of one or to read the
+// answer. A connection whose request is being served is not replaced.
 type boundedListener struct {
 	net.Listener
 

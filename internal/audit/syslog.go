@@ -226,8 +226,8 @@ func (s *syslogSink) connect() error {
 	return nil
 }
 
-// awaitRefusal waits for a server that refuses our certificate, or the lack of one:
-// with TLS 1.3 the refusal comes after the handshake, when data may already be lost.
+// awaitRefusal waits for a server that refuses our certificate, or the lack of one.
+// With TLS 1.3 the refusal comes after the handshake, when data may already be lost.
 // A server that accepts sends nothing. After an error conn is closed.
 func awaitRefusal(conn net.Conn) error {
 	_ = conn.SetReadDeadline(time.Now().Add(refusalTimeout))

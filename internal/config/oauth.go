@@ -24,7 +24,7 @@ type AuthOAuth struct {
 
 	CacheTTL time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has confirmed is accepted for this long, and never beyond its own expiry. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
 
-	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session opened with a token is ended this long after the token expires, in every mode. 0s: it is not ended, which suits most: clients get a new token only when they log in again, so a mailbox in IDLE would be disconnected as often as tokens expire, typically every hour. Otherwise at least 30s, because clocks differ and a token is accepted for that long after it expires. A token without a known expiry (an introspection need not report one) ends no session."`
+	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session opened with a token is ended this long after the token expires, in every mode. 0s: it is not ended, which suits most. Clients get a new token only when they log in again: a mailbox in IDLE would be disconnected as often as tokens expire, typically every hour. Otherwise at least 30s, because clocks differ and a token is accepted for that long after it expires. A token without a known expiry (an introspection need not report one) ends no session."`
 
 	ClientSecret identity.Secret `yaml:"-"` // from ClientSecretFile or the environment
 }
