@@ -40,7 +40,7 @@ const (
 var errBusy = errors.New("too many concurrent queries to Redis")
 
 // errBreakerOpen is returned while the breaker is open.
-var errBreakerOpen = errors.New("Redis has not answered recently, so it is not queried")
+var errBreakerOpen = errors.New("not queried, because Redis has not answered recently")
 
 // cache keeps the decisions for users, and queries Redis for those that are missing or not
 // fresh.
