@@ -133,7 +133,7 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 	if got := b.readPresence(t, "route", "explain", user).Sessions; got.Known || !strings.Contains(got.Why, "refused") || got.Elsewhere != nil {
 		t.Errorf("without a gateway: %+v", got)
 	}
-	if out := b.runCommand(t, "route", "set", user, "backend=east"); !strings.Contains(out, "live sessions: not known, because") {
+	if out := b.runCommand(t, "route", "set", user, "backend=east"); !strings.Contains(out, "live sessions: unknown, because") {
 		t.Errorf("without a gateway:\n%s", out)
 	}
 }
