@@ -1,6 +1,6 @@
 # The image has the binary and the CA certificates, and nothing else: no shell,
 # no package, no user but a number. Run it with a read-only root; see
-# docs/OPERATIONS.md.
+# docs/operating/install.md.
 FROM golang:1.26.8-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./

@@ -1,6 +1,6 @@
 # Targets for people and for CI. `make test` works on a fresh Debian machine with Go: as
 # root it installs the servers and clients that the tests use. Random exploration and
-# measurements run by hand: docs/ARCHITECTURE.md, "Checks".
+# measurements run by hand: docs/development.md, "Checks".
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X main.version=$(VERSION)

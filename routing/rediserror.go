@@ -81,9 +81,9 @@ const clusterNodeText = "this Redis is a node of a cluster: set redis.cluster: t
 var explanations = []struct{ starts, text string }{
 	{"WRONGPASS", "Redis refuses the user name or the password: compare redis.username and redis.password_file with its ACL"},
 	{"ERR invalid password", "Redis refuses the password: compare redis.password_file with its requirepass"},
-	{"NOPERM", "the ACL user of Redis lacks a permission: OPERATIONS.md has the list"},
-	{"ERR The user executing the script can't run this command", "the ACL user of Redis lacks a permission: OPERATIONS.md has the list"},
-	{"ERR ACL failure in script", "the ACL user of Redis lacks a permission: OPERATIONS.md has the list"},
+	{"NOPERM", "the ACL user of Redis lacks a permission: docs/operating/redis.md has the list"},
+	{"ERR The user executing the script can't run this command", "the ACL user of Redis lacks a permission: docs/operating/redis.md has the list"},
+	{"ERR ACL failure in script", "the ACL user of Redis lacks a permission: docs/operating/redis.md has the list"},
 	{"LOADING", "Redis has just started and is still loading its data: it answers when that is done"},
 	{"ERR DB index is out of range", "Redis has no such database: redis.database is less than its setting databases, which is 16 by default"},
 	{"ERR invalid DB index", "Redis has no such database: redis.database is less than its setting databases, which is 16 by default"},
@@ -215,7 +215,7 @@ func sentinelReplyText(reply redis.Error, err error) string {
 	case strings.HasPrefix(text, "WRONGPASS"), strings.HasPrefix(text, "ERR invalid password"):
 		return "the sentinels refuse the user name or the password: compare redis.sentinel_username and redis.sentinel_password_file with their ACL"
 	case strings.HasPrefix(text, "NOPERM"):
-		return "the ACL user of the sentinels lacks a permission: OPERATIONS.md has the list"
+		return "the ACL user of the sentinels lacks a permission: docs/operating/redis.md has the list"
 	case strings.HasPrefix(text, "ERR unknown command 'sentinel'"):
 		return "redis.addresses names no sentinels: leave out redis.sentinel_master, or name them"
 	}

@@ -83,7 +83,7 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 		"no password":         {RedisConfig{Addresses: []string{locked.Address}}, "Redis requires a password: set redis.password_file", true},
 		"a name alone":        {RedisConfig{Addresses: []string{locked.Address}, Username: "weak"}, "redis.username has none: set redis.password_file", true},
 		"a wrong password":    {RedisConfig{Addresses: []string{locked.Address}, Password: pw("x")}, "Redis refuses the user name or the password", true},
-		"a right is missing":  {RedisConfig{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}, "the ACL user of Redis lacks a permission: OPERATIONS.md", true},
+		"a right is missing":  {RedisConfig{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}, "the ACL user of Redis lacks a permission: docs/operating/redis.md", true},
 		"no such database":    {RedisConfig{Addresses: []string{plain.Address}, Database: 16}, "Redis has no such database: redis.database is less than", false},
 		"plain to a TLS port": {RedisConfig{Addresses: []string{secured}}, "if the port is one for TLS, set redis.tls: true", true},
 		"TLS to a plain port": {RedisConfig{Addresses: []string{plain.Address}, TLS: ca.ClientTLSFunc("localhost")}, "if the port is one without, leave out redis.tls", true},

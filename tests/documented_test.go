@@ -15,23 +15,23 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// documentedBlocks returns the indented blocks under a heading of docs/OPERATIONS.md.
+// documentedBlocks returns the indented blocks under a heading of docs/operating/dovecot.md.
 func documentedBlocks(t *testing.T, heading string) (blocks []string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "docs", "OPERATIONS.md"))
+	text, err := os.ReadFile(filepath.Join("..", "docs", "operating", "dovecot.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, section, found := strings.Cut(string(text), "\n### "+heading+"\n")
 	if !found {
-		t.Fatalf("docs/OPERATIONS.md has no heading %q", heading)
+		t.Fatalf("docs/operating/dovecot.md has no heading %q", heading)
 	}
 	section, _, _ = strings.Cut(section, "\n##")
 	for _, block := range regexp.MustCompile(`(?m)(?:^ {4}.*\n)+`).FindAllString(section+"\n", -1) {
 		blocks = append(blocks, strings.ReplaceAll("\n"+block, "\n    ", "\n"))
 	}
 	if len(blocks) == 0 {
-		t.Fatalf("docs/OPERATIONS.md has no settings under %q", heading)
+		t.Fatalf("docs/operating/dovecot.md has no settings under %q", heading)
 	}
 	return blocks
 }

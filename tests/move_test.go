@@ -17,10 +17,10 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// The procedure "Moving a user" is read from docs/OPERATIONS.md and run command by command,
+// The procedure is read from docs/moving-users.md and run command by command,
 // while clients of the user keep writing.
 
-// procedure holds the command blocks of the section, by heading.
+// procedure holds the command blocks of the document, by heading.
 type procedure map[string][]commandBlock
 
 // commandBlock is a block of commands. Its first line is a comment with the host to run
@@ -30,21 +30,16 @@ type commandBlock struct{ host, commands string }
 // readProcedure reads the blocks, which are indented by four spaces.
 func readProcedure(t *testing.T) procedure {
 	t.Helper()
-	text, err := os.ReadFile("../docs/OPERATIONS.md")
+	text, err := os.ReadFile("../docs/moving-users.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, ok := strings.Cut(string(text), "\n## Moving a user\n")
-	if !ok {
-		t.Fatal("docs/OPERATIONS.md has no section on moving a user")
-	}
-	section, _, _ = strings.Cut(section, "\n## ")
 	found, heading, within := procedure{}, "", false
-	for line := range strings.Lines(section) {
+	for line := range strings.Lines(string(text)) {
 		code, indented := strings.CutPrefix(line, "    ")
 		switch {
-		case strings.HasPrefix(line, "### "):
-			heading = strings.TrimSpace(line[4:])
+		case strings.HasPrefix(line, "## "):
+			heading = strings.TrimSpace(line[3:])
 		case indented && within:
 			last := &found[heading][len(found[heading])-1]
 			last.commands += code
@@ -60,7 +55,7 @@ func readProcedure(t *testing.T) procedure {
 func (r procedure) section(t *testing.T, heading string, substitute *strings.Replacer) (all []commandBlock) {
 	t.Helper()
 	if len(r[heading]) == 0 {
-		t.Fatalf("docs/OPERATIONS.md has no commands below %q", heading)
+		t.Fatalf("docs/moving-users.md has no commands below %q", heading)
 	}
 	for _, b := range r[heading] {
 		all = append(all, commandBlock{substitute.Replace(b.host), substitute.Replace(b.commands)})

@@ -11,7 +11,7 @@ import (
 )
 
 // Routes, limits, bans and the audit stream are all in the configured database, over a unix
-// socket and with the permissions in OPERATIONS.md.
+// socket and with the permissions in docs/operating/redis.md.
 func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "redis.sock")
 	redis := testbed.StartRedis(t, "--unixsocket", socket)
@@ -49,7 +49,7 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 		t.Errorf("another database has %s keys: %s", size, redis.CLI("keys", "*"))
 	}
 	if denied := redis.CLI("acl", "log"); denied != "" {
-		t.Errorf("a right is missing in OPERATIONS.md: %s", denied)
+		t.Errorf("a right is missing in docs/operating/redis.md: %s", denied)
 	}
 }
 

@@ -44,8 +44,8 @@ func newRoute() *cobra.Command {
 		Long: `Read and write the route records in Redis, which name the backend of a user's mail: the
 user's own record, that of a domain (--domain) for its users without one, and the default
 (--default) for all others. A change applies to the next logins at every running gateway
-within a second. Live sessions stay on their backend until they end, in every mode: "Moving a
-user" in docs/OPERATIONS.md describes how to move a user's mail.
+within a second. Live sessions stay on their backend until they end, in every mode;
+docs/moving-users.md describes how to move a user's mail.
 
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}

@@ -6,7 +6,7 @@ const (
 # The audit log
 
 The audit log is the record you can rely on later: one line of JSON (RFC 8259) for each event, in the order of the
-events. [OPERATIONS.md](OPERATIONS.md#logs) describes how to keep it, [CONFIG.md](CONFIG.md#audit) its settings. Search it with
+events. [operating/audit.md](operating/audit.md) describes how to keep it, [CONFIG.md](CONFIG.md#audit) its settings. Search it with
 
     imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
 

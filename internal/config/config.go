@@ -75,7 +75,7 @@ type Redis struct {
 	Cluster        bool     `yaml:"cluster" default:"false" doc:"The addresses are nodes of a Redis Cluster."`
 	Database       int      `yaml:"database" default:"0" min:"0" max:"1000000" doc:"Number of the database (SELECT). A cluster has only 0. Independent gateways also need different prefixes, because Redis announces changes for all databases."`
 	SentinelMaster string   `yaml:"sentinel_master" form:"label" doc:"Name of the master set. When set, the addresses are sentinels."`
-	Username       string   `yaml:"username" form:"label" doc:"ACL user. OPERATIONS.md lists the rights it needs."`
+	Username       string   `yaml:"username" form:"label" doc:"ACL user. docs/operating/redis.md lists the rights it needs."`
 	PasswordFile   string   `yaml:"password_file" file:"secret" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
 
 	SentinelUsername     string `yaml:"sentinel_username" form:"label" doc:"ACL user of the sentinels, which do not use username and password_file."`
@@ -179,7 +179,7 @@ type Limits struct {
 	UpstreamLoginTimeout         time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, including connecting. A backend has at least 20s to answer the password: a client could otherwise try passwords whose failures are not counted."`
 	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Concurrent logins at one backend; more of them wait. A login counts for at most one second, so a backend that delays its answer to a wrong password does not delay other logins."`
 	ProxyTTL                     int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies that a login may pass through, to end loops."`
-	DrainTimeout                 time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may continue after SIGTERM. Idle ones are ended one by one during this time. The service manager must wait longer before it kills the process: see OPERATIONS.md, Restart and replace."`
+	DrainTimeout                 time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may continue after SIGTERM. Idle ones are ended one by one during this time. The service manager must wait longer before it kills the process: see docs/operating/restart-and-upgrade.md."`
 	MaxUpstreamConnectsPerSecond int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend per second, of all users; more of them wait, within the timeout of their login. 0: no bound."`
 	MaxPasswordHashes            int           `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
 

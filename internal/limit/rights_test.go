@@ -80,10 +80,10 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	}
 }
 
-// manualACL is the user that docs/OPERATIONS.md gives the gateway.
+// manualACL is the user that docs/operating/redis.md gives the gateway.
 func manualACL(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/OPERATIONS.md")
+	text, err := os.ReadFile("../../docs/operating/redis.md")
 	if err != nil {
 		t.Fatal(err)
 	}
