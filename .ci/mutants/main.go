@@ -27,7 +27,6 @@ const runTimeout = 5 * time.Minute
 
 // mutant is one patch.
 type mutant struct {
-	name  string
 	files []string // that it changes, relative to the module
 	runs  []run
 }
@@ -93,7 +92,7 @@ func parse(path string) (mutant, error) {
 	if err != nil {
 		return mutant{}, err
 	}
-	m := mutant{name: nameOf(path)}
+	var m mutant
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
 		if file, ok := strings.CutPrefix(line, "+++ b/"); ok {
