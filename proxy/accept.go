@@ -13,9 +13,8 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
 	"imapgate/tlsconf"
 )
@@ -29,14 +28,14 @@ const proxyTimeout = 3 * time.Second
 // starts implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
-		return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
+		return &closeError{event.TooManyConnections, "[UNAVAILABLE] Too many connections.", nil}
 	}
 	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
-		return &closeError{audit.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
+		return &closeError{event.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
 	}
 	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {
-			return &closeError{audit.BadProxyHeader, "", err}
+			return &closeError{event.BadProxyHeader, "", err}
 		}
 	}
 	if err := c.openLimits(); err != nil {
@@ -115,36 +114,36 @@ func (c *connection) upgradeTLS() error {
 	return nil
 }
 
-func handshakeReason(err error) audit.Reason {
+func handshakeReason(err error) event.Reason {
 	switch {
 	case errors.Is(err, imap.ErrInjected):
-		return audit.StartTLSInjection
+		return event.StartTLSInjection
 	case errors.Is(err, errOverloaded):
-		return audit.Overload
+		return event.Overload
 	case isTimeout(err):
-		return audit.HandshakeTimeout
+		return event.HandshakeTimeout
 	case isALPNMismatch(err):
-		return audit.WrongALPN
+		return event.WrongALPN
 	}
-	return audit.HandshakeFailed
+	return event.HandshakeFailed
 }
 
-func handshakeResult(c *tls.Conn, err error) string {
+func handshakeResult(c *tls.Conn, err error) event.Result {
 	switch {
 	case err == nil && c.ConnectionState().DidResume:
-		return metrics.Resumed
+		return event.ResultResumed
 	case err == nil:
-		return metrics.OK
+		return event.ResultOK
 	case errors.Is(err, errOverloaded):
-		return metrics.Overload
+		return event.ResultOverload
 	case isTimeout(err):
-		return metrics.Timeout
+		return event.ResultTimeout
 	case isALPNMismatch(err):
-		return metrics.ALPN
+		return event.ResultALPN
 	case isClosed(err):
-		return metrics.Canceled
+		return event.ResultCanceled
 	}
-	return metrics.Failed
+	return event.ResultFailed
 }
 
 // isALPNMismatch recognizes, by its text, crypto/tls's error for a client that asks for

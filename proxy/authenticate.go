@@ -10,10 +10,9 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 )
 
 var (
@@ -61,7 +60,7 @@ func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
 
 // rejectMechanism refuses a mechanism that the capability list does not offer.
 func (c *connection) rejectMechanism(a *attempt, answer string) error {
-	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.BadMechanism}, nil)
+	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.BadMechanism}, nil)
 	return c.rejectCommand(a.tag, answer)
 }
 
@@ -197,15 +196,15 @@ func (c *connection) challengeClient(challenge []byte, limits imap.Limits) (stri
 func exchangeFailure(ctx context.Context, err error) refusal {
 	switch {
 	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
-		return refusal{result: resultRefused, reason: audit.BadExchange}
+		return refusal{result: event.ResultRefused, reason: event.BadExchange}
 	case ctx.Err() != nil:
-		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}
+		return refusal{result: event.ResultAbandoned, reason: event.Shutdown}
 	}
-	return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
+	return refusal{result: event.ResultAbandoned, reason: event.ClientAborted}
 }
 
 func (c *connection) rejectExchange(a *attempt, answer string) error {
-	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.BadExchange}, nil)
+	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.BadExchange}, nil)
 	return c.rejectCommand(a.tag, answer)
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
@@ -118,7 +119,7 @@ func (c *client) expectSelect(want string) {
 }
 
 func TestClientIDIsForwardedWheneverSent(t *testing.T) {
-	for _, mode := range []string{spliceMode, string(mux.Reuse), string(mux.Resume)} {
+	for _, mode := range []string{spliceMode, string(event.ModeReuse), string(event.ModeResume)} {
 		t.Run(mode, func(t *testing.T) {
 			u := openIDRequiringBackend(t)
 			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
@@ -164,7 +165,7 @@ func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode string) 
 	defer c.close()
 	made := u.countConns()
 	u.closeConns()
-	if mode != string(mux.Resume) {
+	if mode != string(event.ModeResume) {
 		return
 	}
 	c.write("n NOOP\r\n")

@@ -12,6 +12,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
@@ -129,7 +130,7 @@ type attempt struct {
 	route          routing.Route
 	lookupRoute    routing.Route // as routing returned it
 	loginFromRoute bool          // the route names the user at the backend
-	mode           string
+	mode           event.Mode
 	upstreamResult string        // result of the login at the backend; "" if not tried
 	upstreamTime   time.Duration // duration of that login
 	queueTime      time.Duration // part of it spent waiting for the backend's limits
@@ -281,7 +282,7 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 	if err != nil {
 		_ = c.conn.Close()
 		_ = up.Close()
-		sess.end(audit.ClientLost, err, 0, 0)
+		sess.end(event.ClientError, err, 0, 0)
 		return nil
 	}
 	client, fromClient := c.conn.Detach()
@@ -299,7 +300,7 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 		c.server.spliceSet.Start(clientSide, backendSide, c.server.tokenDeadline(a), sess.endSpliced)
 	case pooledLogin:
 		muxClient := mux.Client{
-			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: mux.Mode(a.mode), Caps: caps,
+			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: a.mode, Caps: caps,
 			LoginFromRoute: a.loginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
 		}
 		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
@@ -344,7 +345,7 @@ func laterOf(a, b time.Time) time.Time {
 func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error {
 	r := refusalOf(cause)
 	if ctx.Err() != nil {
-		r = unavailableRefusal(audit.GatewayStopping)
+		r = unavailableRefusal(event.Shutdown)
 	}
 	inTime := c.delayRefusal(ctx, a, cause)
 	c.recordRefusal(a, r, cause)
@@ -352,7 +353,7 @@ func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error 
 	case ctx.Err() != nil:
 		return ctx.Err() // BYE only; a NO would come too early
 	case !inTime, errors.Is(cause, errTooManyFailures) && !time.Now().Before(c.deadline):
-		return &closeError{audit.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
+		return &closeError{event.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
 	case r.reply == "":
 		return cause // no client to answer
 	}
@@ -367,13 +368,13 @@ func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error 
 		return err
 	}
 	if c.hasExhaustedAttempts() {
-		return &closeError{audit.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
+		return &closeError{event.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
 	}
 	if errors.Is(cause, errNotRecorded) {
-		return &closeError{audit.AuditAway, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
+		return &closeError{event.AuditUnavailable, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
 	}
 	if late {
-		return &closeError{audit.PreauthTimeout, loginTimeoutText, nil}
+		return &closeError{event.PreauthTimeout, loginTimeoutText, nil}
 	}
 	c.conn.SetDeadline(c.deadline)
 	return nil

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 )
 
@@ -27,7 +27,7 @@ func TestConnectionHasMaximumFailedLogins(t *testing.T) {
 	if took := time.Since(start); took < 6*minDenialTime {
 		t.Errorf("all of them took %v", took)
 	}
-	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.LoginAttempts) {
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.LoginAttempts) {
 		t.Errorf("%v", r)
 	}
 }

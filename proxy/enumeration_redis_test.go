@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
@@ -79,7 +79,7 @@ func TestDenialTimeDoesNotRevealRedisUsers(t *testing.T) {
 // learns the reason.
 func TestBlockedUserIsDeniedAfterProof(t *testing.T) {
 	b := openHarness(t, openTestBackend(t).addr(), withRedisPasswords(t))
-	for user, why := range map[string]audit.Reason{"blocked": audit.UserBlocked, "unknown": audit.BadCredentials, "frank": audit.BadCredentials} {
+	for user, why := range map[string]event.Reason{"blocked": event.UserBlocked, "unknown": event.BadCredentials, "frank": event.BadCredentials} {
 		if took, err := b.timeLogin(timingProbe{run: (*prober).requestChallenge}, user); err != nil || took < challengeFloor {
 			t.Errorf("%s: a challenge after %v: %v", user, took, err)
 		}

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/routing"
@@ -150,10 +150,10 @@ func TestHangingBackendLoginEndsAtDeadline(t *testing.T) {
 		c.expectLine("a " + unavailableReply)
 		c.expectLine("* BYE Login took too long.")
 		c.expectEOF()
-		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BackendTimeout) {
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.BackendTimeout) {
 			t.Error(r)
 		}
-		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.PreauthTimeout) {
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.PreauthTimeout) {
 			t.Error(r)
 		}
 	}
@@ -175,7 +175,7 @@ func TestDisconnectedClientReleasesResources(t *testing.T) {
 		c.reset()
 	}
 	eventually(t, "everything to be released", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
-	if r := b.wantRecord("login_refused", audit.BackendTimeout); r.field("user") != "hang@example.org" {
+	if r := b.wantRecord("login_refused", event.BackendTimeout); r.field("user") != "hang@example.org" {
 		t.Error(r)
 	}
 }
@@ -219,10 +219,10 @@ func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
 	c.write("a LOGIN carol right\r\n") // its route is looked up in an empty router
 	c.expectEOF()
 	b.wantPanics = 1
-	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.InternalMistake) || r.field("user") != "carol@example.org" {
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.InternalError) || r.field("user") != "carol@example.org" {
 		t.Error(r)
 	}
-	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.InternalMistake) {
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.InternalError) {
 		t.Error(r)
 	}
 	if !strings.Contains(b.logs.String(), "proxy.(*connection).connect") {
@@ -288,17 +288,17 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	if took := time.Since(start); took < 3*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	for c, why := range map[*client]audit.Reason{session: audit.Drained, leaving: audit.ClientClosed} {
+	for c, why := range map[*client]event.Reason{session: event.Drained, leaving: event.ClientClosed} {
 		if r := b.lastRecord("session_ended", c); r.field("reason") != string(why) {
 			t.Errorf("%v, want %s", r, why)
 		}
 	}
 	for _, c := range append(notified, mute...) {
-		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.GatewayStopping) {
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.Shutdown) {
 			t.Error(r)
 		}
 	}
-	if r := b.lastRecord("login_refused", hanging); r.field("reason") != string(audit.GatewayStopping) {
+	if r := b.lastRecord("login_refused", hanging); r.field("reason") != string(event.Shutdown) {
 		t.Error(r)
 	}
 }

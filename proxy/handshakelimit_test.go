@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // fullLimiter returns a limiter with no free slots whose burst is over; done releases all
@@ -228,7 +228,7 @@ func TestClientWithoutHandshakeSlotIsRefused(t *testing.T) {
 	if took := time.Since(start); took < maxHandshakeWait {
 		t.Errorf("refused after %v", took)
 	}
-	if r := b.wantRecord("connection_refused", audit.Overload); !strings.Contains(r.field("detail"), errOverloaded.Error()) {
+	if r := b.wantRecord("connection_refused", event.Overload); !strings.Contains(r.field("detail"), errOverloaded.Error()) {
 		t.Error(r)
 	}
 	limiter.mu.Lock()

@@ -25,6 +25,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
@@ -228,8 +229,8 @@ func (b *harness) checkInvariants() {
 	b.stopServer()
 	sessions, ended, logins := 0.0, map[string]int{}, 0.0
 	for _, r := range b.records() {
-		reason := audit.Reason(r.field("reason"))
-		if ofMux := audit.Why(reason).Known() && r["mailbox"] != nil; reason != "" && !ofMux && (!reason.Known() || reason == audit.InternalMistake && b.wantPanics == 0) {
+		reason := event.Reason(r.field("reason"))
+		if ofMux := audit.Why(reason).Known() && r["mailbox"] != nil; reason != "" && !ofMux && (!reason.Known() || reason == event.InternalError && b.wantPanics == 0) {
 			b.t.Errorf("reason %q: %v", reason, r)
 		}
 		switch r.field("event") {
@@ -332,7 +333,7 @@ func (b *harness) records() []auditRecord {
 }
 
 // wantRecord waits for a record of an event with a reason.
-func (b *harness) wantRecord(event string, reason audit.Reason) auditRecord {
+func (b *harness) wantRecord(event string, reason event.Reason) auditRecord {
 	b.t.Helper()
 	var found auditRecord
 	eventually(b.t, fmt.Sprintf("%s %s in the audit log", event, reason), func() bool {

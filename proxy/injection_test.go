@@ -9,7 +9,7 @@ import (
 	"testing"
 	"unicode"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/routing"
 )
@@ -173,14 +173,14 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	for _, c := range append(denied, wrong, blocked, unknown) {
 		c.expectLine("a " + authFailedReply)
 	}
-	for name, why := range map[string]audit.Reason{"paused": audit.UserPaused, "mallory": audit.RoutesAway, "ssrf": audit.RoutesAway} {
+	for name, why := range map[string]event.Reason{"paused": event.UserPaused, "mallory": event.RoutingUnavailable, "ssrf": event.RoutingUnavailable} {
 		c := try(name, "right")
 		c.expectLine("a " + unavailableReply)
 		if r := b.lastRecord("login_refused", c); r.field("reason") != string(why) {
 			t.Errorf("%s: %v", name, r)
 		}
 	}
-	for c, why := range map[*client]audit.Reason{wrong: audit.BadCredentials, blocked: audit.UserBlocked, unknown: audit.NoRoute, denied[0]: audit.BadName} {
+	for c, why := range map[*client]event.Reason{wrong: event.BadCredentials, blocked: event.UserBlocked, unknown: event.NoRoute, denied[0]: event.BadName} {
 		if r := b.lastRecord("login_refused", c); r.field("reason") != string(why) {
 			t.Errorf("%v, want %s", r, why)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/proxy/upstream"
@@ -63,7 +64,7 @@ func (c *connection) connectionLimitError(err error) error {
 		return nil
 	}
 	c.recordLimit(err, "")
-	return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", err}
+	return &closeError{event.TooManyConnections, "[UNAVAILABLE] Too many connections.", err}
 }
 
 // beginLogin checks limits before a login is verified, even an invalid one. A client with
@@ -122,7 +123,7 @@ func (c *connection) delayRefusal(ctx context.Context, a *attempt, cause error) 
 	}
 	c.failures++
 	isGuess := r.isDenial || a.verdict >= upstream.VerdictUnclear
-	if isGuess || r.reason == audit.LimitReached || r.reason == audit.ProvedAndLeft {
+	if isGuess || r.reason == event.LimitReached || r.reason == event.ClientAbortedAfterProof {
 		c.guesses++
 	}
 	minTime := max(c.server.minDenialTime, c.server.denialTimes.minRefusalTime(a, r))
@@ -205,6 +206,6 @@ func (c *connection) recordLimit(err error, user string) {
 	if r.Net.IsValid() {
 		subject = r.Net.String()
 	}
-	c.server.deps.Metrics.Limits.CountRefusal(string(r.Reason))
-	_ = c.server.deps.Audit.LimitHit(&c.client, &audit.LimitHit{Limit: audit.Limit(r.Reason), Subject: subject, Result: audit.Refused})
+	c.server.deps.Metrics.Limits.CountRefusal(event.Limit(r.Reason))
+	_ = c.server.deps.Audit.LimitHit(&c.client, &audit.LimitHit{Limit: event.Limit(r.Reason), Subject: subject, Result: event.ResultRefused})
 }

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/proxy/upstream"
 )
@@ -40,7 +40,7 @@ func (b *harness) expectRefusedFrom(address string) {
 	c := b.dialFrom(address)
 	c.expectLine("* BYE [UNAVAILABLE] Too many connections.")
 	c.expectEOF()
-	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.TooMany) {
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.TooManyConnections) {
 		b.t.Errorf("%v", r)
 	}
 }
@@ -149,7 +149,7 @@ func TestUserSessionLimit(t *testing.T) {
 			one := b.dialGreetedFrom(test.other)
 			one.write("a LOGIN frank right\r\n")
 			one.expectLine("a NO [LIMIT] Too many connections.")
-			if r := b.lastRecord("login_refused", one); r.field("reason") != string(audit.LimitReached) {
+			if r := b.lastRecord("login_refused", one); r.field("reason") != string(event.LimitReached) {
 				t.Errorf("%v", r)
 			}
 			eventually(t, "the end at the backend", func() bool { return m.connCount() == 2 })
@@ -319,7 +319,7 @@ func TestDelayEndsAtPreauthDeadline(t *testing.T) {
 	next := b.dialGreetedFrom("203.0.113.7")
 	next.write("a LOGIN frank right\r\n") // waits out the delay of the first
 	next.expectLine("* BYE Login took too long.")
-	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
+	if r := b.lastRecord("login_refused", next); r.field("reason") != string(event.LimitReached) || r.field("delay_ms") == "" {
 		t.Errorf("%v", r)
 	}
 }
@@ -358,7 +358,7 @@ func TestRefusedAddressDoesNotFloodLogs(t *testing.T) {
 			single[what]++
 		}
 	}
-	for _, what := range []string{"connection_refused " + string(audit.TooMany), "connection_refused " + string(audit.HandshakeFailed), "login_refused " + string(audit.BadExchange)} {
+	for _, what := range []string{"connection_refused " + string(event.TooManyConnections), "connection_refused " + string(event.HandshakeFailed), "login_refused " + string(event.BadExchange)} {
 		if sum[what] != flood || single[what] != 3 {
 			t.Errorf("%s: %v events, %d single records", what, sum[what], single[what])
 		}

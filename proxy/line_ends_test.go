@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
@@ -61,7 +61,7 @@ func TestSASLLineWithBareLFIsRefused(t *testing.T) {
 	c.expectLine("a BAD Lines end in CRLF.")
 	c.write("z NOOP\n")
 	c.expectLine("z OK Nothing done.")
-	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BadExchange) {
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.BadExchange) {
 		t.Error(r)
 	}
 	if m.connCount() > 0 {
@@ -98,7 +98,7 @@ func TestHTTPLineWithBareLFGetsNoAnswer(t *testing.T) {
 		c := b.dialGreeted("none")
 		c.write(request)
 		c.expectEOF()
-		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.WrongProtocol) {
 			t.Errorf("%q: %s", request, why)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -37,7 +37,7 @@ type logAggregator struct {
 	timer        *time.Timer // ends the minute; nil: none has begun
 	written      int         // lines in this minute
 	writtenByNet map[netip.Prefix]int
-	aggregated   map[audit.Reason]uint64 // lines not written
+	aggregated   map[event.Reason]uint64 // lines not written
 	level        zapcore.Level           // highest level of lines not written
 	nets         map[netip.Prefix]bool   // networks of lines not written
 }
@@ -47,7 +47,7 @@ func newLogAggregator(log *zap.Logger, summary string) *logAggregator {
 }
 
 // write writes a line about the client at addr, or counts it.
-func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, reason audit.Reason, fields []zap.Field) {
+func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, reason event.Reason, fields []zap.Field) {
 	switch {
 	case level == zapcore.DebugLevel || a.log.Core().Enabled(level) && !a.reserveLine(level, identity.AddrPrefix(addr), reason):
 		a.log.Debug(msg, fields...)
@@ -57,11 +57,11 @@ func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, 
 }
 
 // reserveLine reports whether the line may be written; otherwise it counts it.
-func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, reason audit.Reason) bool {
+func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, reason event.Reason) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.timer == nil {
-		a.writtenByNet, a.aggregated, a.nets = map[netip.Prefix]int{}, map[audit.Reason]uint64{}, map[netip.Prefix]bool{}
+		a.writtenByNet, a.aggregated, a.nets = map[netip.Prefix]int{}, map[event.Reason]uint64{}, map[netip.Prefix]bool{}
 		a.timer = time.AfterFunc(aggregateInterval, a.flush)
 	}
 	if a.written < maxLines && a.writtenByNet[network] < maxLinesPerNet {

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/routing"
@@ -128,22 +128,22 @@ func observeAggregator(t *testing.T, level zapcore.Level, test func(*logAggregat
 
 func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
 	const flood = 5000
-	reasons := []audit.Reason{audit.BadCredentials, audit.NoRoute}
+	reasons := []event.Reason{event.BadCredentials, event.NoRoute}
 	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range flood {
 			from := netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 100)})
 			f.write(zap.InfoLevel, "login refused", from, reasons[i%2], nil)
 		}
 		time.Sleep(aggregateInterval + time.Second)
-		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadName, nil)
+		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), event.BadName, nil)
 	})
 	single, sums := logged.FilterMessage("login refused").All(), logged.FilterMessage("logins refused").All()
 	if len(single) != maxLines+1 || len(sums) != 1 || single[maxLines].Time.Before(sums[0].Time) {
 		t.Fatalf("%d lines and %d sums", len(single), len(sums))
 	}
 	sum := sums[0].ContextMap()
-	counts := sum["reasons"].(map[audit.Reason]uint64)
-	if sum["count"] != uint64(flood-maxLines) || counts[audit.BadCredentials]+counts[audit.NoRoute] != flood-maxLines || sum["addresses"] != int64(100) {
+	counts := sum["reasons"].(map[event.Reason]uint64)
+	if sum["count"] != uint64(flood-maxLines) || counts[event.BadCredentials]+counts[event.NoRoute] != flood-maxLines || sum["addresses"] != int64(100) {
 		t.Errorf("the sum is %v", sum)
 	}
 }
@@ -151,8 +151,8 @@ func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
 func TestAggregateHasHighestLevel(t *testing.T) {
 	logged := observeAggregator(t, zap.WarnLevel, func(f *logAggregator) {
 		for range 100 {
-			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
-			f.write(zap.WarnLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BackendDown, nil)
+			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), event.BadCredentials, nil)
+			f.write(zap.WarnLevel, "login refused", netip.MustParseAddr("192.0.2.1"), event.BackendDown, nil)
 		}
 	})
 	sums := logged.FilterMessage("logins refused").All()
@@ -165,15 +165,15 @@ func TestAggregateHasHighestLevel(t *testing.T) {
 func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
 	for range maxLines + 1 {
-		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.66"), audit.BadCredentials, nil)
-		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, 0, byte(b.server.refusedLog.written)}), audit.BadCredentials, nil)
+		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.66"), event.BadCredentials, nil)
+		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, 0, byte(b.server.refusedLog.written)}), event.BadCredentials, nil)
 	}
 	if b.server.refusedLog.written != maxLines {
 		t.Fatalf("%d lines", b.server.refusedLog.written)
 	}
 	s := &connection{server: b.server, listener: b.server.listeners[0]}
 	for range maxLinesPerNet + 1 {
-		s.recordRefusal(&attempt{}, unavailableRefusal(audit.BackendDown), errors.New("connection refused"))
+		s.recordRefusal(&attempt{}, unavailableRefusal(event.BackendDown), errors.New("connection refused"))
 	}
 	var warned int
 	for _, r := range b.logLines("login refused") {
@@ -194,9 +194,9 @@ func TestOneAddressCannotTakeAllLines(t *testing.T) {
 	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range 1000 {
 			from := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)}) // in one /64
-			f.write(zap.InfoLevel, "login refused", from, audit.BadCredentials, nil)
+			f.write(zap.InfoLevel, "login refused", from, event.BadCredentials, nil)
 		}
-		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.NoRoute, nil)
+		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), event.NoRoute, nil)
 	})
 	lines := logged.FilterMessage("login refused").All()
 	if len(lines) != maxLinesPerNet+1 {
@@ -207,7 +207,7 @@ func TestOneAddressCannotTakeAllLines(t *testing.T) {
 func TestFloodFromManyNetworksIsBounded(t *testing.T) {
 	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range 10_000 {
-			f.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), audit.BadCredentials, nil)
+			f.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), event.BadCredentials, nil)
 		}
 		if len(f.nets) > maxCountedNets || len(f.writtenByNet) > maxLines {
 			t.Errorf("%d and %d addresses are kept", len(f.nets), len(f.writtenByNet))
@@ -221,7 +221,7 @@ func TestFloodFromManyNetworksIsBounded(t *testing.T) {
 func TestDebugLevelLogsEveryRefusedLogin(t *testing.T) {
 	logged := observeAggregator(t, zap.DebugLevel, func(f *logAggregator) {
 		for range 1000 {
-			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
+			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), event.BadCredentials, nil)
 		}
 	})
 	lines := logged.FilterMessage("login refused")

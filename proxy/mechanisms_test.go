@@ -21,7 +21,7 @@ import (
 	"github.com/xdg-go/scram"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/proxy/upstream"
@@ -121,7 +121,7 @@ func TestGuesserGetsNoServerProof(t *testing.T) {
 		line, err := c.r.ReadString('\n')
 		must(t, err)
 		lines = append(lines, line)
-		if r := b.lastRecord("login_refused", c); r.field("user") != user+"@example.org" || r.field("reason") != string(audit.BadCredentials) {
+		if r := b.lastRecord("login_refused", c); r.field("user") != user+"@example.org" || r.field("reason") != string(event.BadCredentials) {
 			t.Errorf("%v", r)
 		}
 		c.close()
@@ -139,7 +139,7 @@ func TestSCRAMCannotLogInToPasswordBackend(t *testing.T) {
 	c := b.dialGreeted("implicit")
 	c.startScram("SCRAM-SHA-256", "frank", password, "")
 	c.expectLine("a " + unavailableReply)
-	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.NothingToShow) || r.field("result") != "unavailable" {
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.NoPassword) || r.field("result") != "unavailable" {
 		t.Errorf("%v", r)
 	}
 	if !strings.Contains(b.logs.String(), errNoCredential.Error()) {
@@ -158,7 +158,7 @@ func TestClientMayCancelAfterServerProof(t *testing.T) {
 		c.readChallenge()
 		c.write("*\r\n")
 		c.expectLine("a BAD Cancelled.")
-		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.ProvedAndLeft) || r.field("user") != "carol@example.org" {
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.ClientAbortedAfterProof) || r.field("user") != "carol@example.org" {
 			t.Errorf("%v", r)
 		}
 	}
@@ -168,7 +168,7 @@ func TestClientMayCancelAfterServerProof(t *testing.T) {
 	gone.startScram("SCRAM-SHA-256", "carol", password, "")
 	gone.readChallenge()
 	gone.close()
-	if r := b.lastRecord("login_refused", gone); r.field("reason") != string(audit.ProvedAndLeft) {
+	if r := b.lastRecord("login_refused", gone); r.field("reason") != string(event.ClientAbortedAfterProof) {
 		t.Errorf("%v", r)
 	}
 	eventually(t, "the end at the backend", func() bool { return m.connCount() == 0 })
@@ -205,7 +205,7 @@ func TestLimitedClientCausesNoLookup(t *testing.T) {
 	for user, c := range waiting {
 		c.write("a AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n="+user+",r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
 		c.expectLine("a " + unavailableReply)
-		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.LimitReached) || r.field("user") != user+"@example.org" {
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.LimitReached) || r.field("user") != user+"@example.org" {
 			t.Errorf("%v", r)
 		}
 		c.close()
@@ -337,7 +337,7 @@ func TestUnofferedMechanismIsRefused(t *testing.T) {
 	strict.expectLine("b NO Unsupported mechanism.")
 	strict.expectLine("c NO Unsupported mechanism.")
 	strict.expectLine("d NO Unsupported mechanism.")
-	if r := b.lastRecord("login_refused", strict); r.field("reason") != string(audit.BadMechanism) {
+	if r := b.lastRecord("login_refused", strict); r.field("reason") != string(event.BadMechanism) {
 		t.Errorf("%v", r)
 	}
 	strict.startScram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")
@@ -429,7 +429,7 @@ func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
 		person.expectLine(c.answer)
 		person.close()
 	}
-	if r := b.wantRecord("login_accepted", ""); r.field("route") != string(routing.OriginHTTP) {
+	if r := b.wantRecord("login_accepted", ""); r.field("route") != string(event.OriginHTTP) {
 		t.Errorf("%v", r)
 	}
 	late, start := b.dialGreeted("implicit"), time.Now()

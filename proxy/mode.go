@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux"
@@ -16,7 +16,7 @@ import (
 )
 
 // spliceMode is the mode of sessions whose commands are not parsed.
-const spliceMode = "splice"
+const spliceMode = event.ModeSplice
 
 // backendLogin is a login at a backend: an upstream.Conn to be spliced, or an account of a
 // pool.
@@ -66,13 +66,13 @@ func (a *attempt) location() mux.Location {
 // splicePinned splices the rest of a pinned session.
 func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, onEnd func(mux.Result)) {
 	s.spliceSet.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
-		onEnd(mux.Result{Reason: audit.Reason(r.Reason), Err: r.Err, BytesIn: r.Up, BytesOut: r.Down})
+		onEnd(mux.Result{Reason: r.Reason, Err: r.Err, BytesIn: r.Up, BytesOut: r.Down})
 	})
 }
 
 // selectMode returns the mode for a user's session on a route. A backend that violates the
 // protocol assumptions of the mux modes is spliced.
-func (s *Server) selectMode(user identity.User, r *routing.Route) string {
+func (s *Server) selectMode(user identity.User, r *routing.Route) event.Mode {
 	name := r.Mode
 	if name == "" {
 		name = s.cfg.Modes[r.Backend].Name
@@ -80,10 +80,10 @@ func (s *Server) selectMode(user identity.User, r *routing.Route) string {
 	switch {
 	case s.hub.ShouldSplice(r.Backend, user):
 		return spliceMode
-	case name == string(mux.Reuse):
+	case name == event.ModeReuse:
 		return name
-	case name == string(mux.Resume), name == "park": // park is handled as resume
-		return string(mux.Resume)
+	case name == event.ModeResume, name == event.ModePark: // park is handled as resume
+		return event.ModeResume
 	}
 	return spliceMode
 }

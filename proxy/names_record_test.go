@@ -8,14 +8,14 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
 // recordedLogin is what the record of a refused login contains about the user.
 type recordedLogin struct {
 	user, claimed string
-	reason        audit.Reason
+	reason        event.Reason
 }
 
 const (
@@ -32,20 +32,20 @@ func badLogins() map[string]struct {
 		name, password string
 		want           recordedLogin
 	}{
-		"wrong password":         {"carol", "wrong", recordedLogin{"carol@example.org", "", audit.BadCredentials}},
-		"Latin-1 password":       {"carol", latin1Password, recordedLogin{"carol@example.org", "", audit.BadCredentials}},
-		"control in password":    {"carol", "a\x01b", recordedLogin{"carol@example.org", "", audit.BadCredentials}},
-		"long password":          {"carol", strings.Repeat("x", 1025), recordedLogin{"carol@example.org", "", audit.BadCredentials}},
-		"no password":            {"carol", "", recordedLogin{"", "", audit.BadCredentials}},
-		"bad name":               {invalidName, "wrong", recordedLogin{"", invalidName, audit.BadName}},
-		"bad name, Latin-1":      {"j\xf6rg", latin1Password, recordedLogin{"", `j\xf6rg`, audit.BadName}},
-		"control in name":        {"a\x02b", "wrong", recordedLogin{"", `a\x02b`, audit.BadName}},
-		"bad name and password":  {invalidName, "a\x01b", recordedLogin{"", invalidName, audit.BadName}},
-		"long name":              {strings.Repeat("n", 400), "wrong", recordedLogin{"", strings.Repeat("n", 253) + "…", audit.BadName}},
-		"no name":                {"", "wrong", recordedLogin{"", "", audit.BadName}},
-		"bad name, no password":  {invalidName, "", recordedLogin{"", "", audit.BadCredentials}},
-		"unknown":                {"unknown", "wrong", recordedLogin{"unknown@example.org", "", audit.BadCredentials}},
-		"bidirectional override": {"\u202ealice", "wrong", recordedLogin{"", `\u{202e}alice`, audit.BadName}},
+		"wrong password":         {"carol", "wrong", recordedLogin{"carol@example.org", "", event.BadCredentials}},
+		"Latin-1 password":       {"carol", latin1Password, recordedLogin{"carol@example.org", "", event.BadCredentials}},
+		"control in password":    {"carol", "a\x01b", recordedLogin{"carol@example.org", "", event.BadCredentials}},
+		"long password":          {"carol", strings.Repeat("x", 1025), recordedLogin{"carol@example.org", "", event.BadCredentials}},
+		"no password":            {"carol", "", recordedLogin{"", "", event.BadCredentials}},
+		"bad name":               {invalidName, "wrong", recordedLogin{"", invalidName, event.BadName}},
+		"bad name, Latin-1":      {"j\xf6rg", latin1Password, recordedLogin{"", `j\xf6rg`, event.BadName}},
+		"control in name":        {"a\x02b", "wrong", recordedLogin{"", `a\x02b`, event.BadName}},
+		"bad name and password":  {invalidName, "a\x01b", recordedLogin{"", invalidName, event.BadName}},
+		"long name":              {strings.Repeat("n", 400), "wrong", recordedLogin{"", strings.Repeat("n", 253) + "…", event.BadName}},
+		"no name":                {"", "wrong", recordedLogin{"", "", event.BadName}},
+		"bad name, no password":  {invalidName, "", recordedLogin{"", "", event.BadCredentials}},
+		"unknown":                {"unknown", "wrong", recordedLogin{"unknown@example.org", "", event.BadCredentials}},
+		"bidirectional override": {"\u202ealice", "wrong", recordedLogin{"", `\u{202e}alice`, event.BadName}},
 	}
 }
 
@@ -76,7 +76,7 @@ func (b *harness) expectRecordedLogin(c *client, p repeatingClient, what, mechan
 		return
 	}
 	r := b.lastRecord("login_refused", c)
-	got := recordedLogin{r.field("user"), r.field("claimed"), audit.Reason(r.field("reason"))}
+	got := recordedLogin{r.field("user"), r.field("claimed"), event.Reason(r.field("reason"))}
 	if got != want {
 		b.t.Errorf("%s: the record has %q, want %q", what, got, want)
 	}
@@ -137,37 +137,37 @@ func TestPasswordlessMechanismsRecordRefusalsAlike(t *testing.T) {
 	bearer := func(name, token string) string {
 		return "AUTHENTICATE OAUTHBEARER " + encodeBase64("n,a="+name+",\x01auth=Bearer "+token+"\x01\x01")
 	}
-	carol, noUser := "carol@example.org", recordedLogin{"", "", audit.BadCredentials}
+	carol, noUser := "carol@example.org", recordedLogin{"", "", event.BadCredentials}
 	for _, x := range []struct {
 		what, mechanism, text string
 		want                  recordedLogin
 	}{
-		{"wrong token", auth.SASLXOAuth2, xoauth("carol", "wrong") + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
-		{"no token", auth.SASLXOAuth2, xoauth("carol", "") + "\r\n", recordedLogin{"", "", audit.BadCredentials}},
-		{"Latin-1 token", auth.SASLXOAuth2, xoauth("carol", latin1Password) + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
-		{"long token", auth.SASLXOAuth2, xoauth("carol", strings.Repeat("x", 16<<10+1)), recordedLogin{carol, "", audit.BadExchange}},
-		{"bad name", auth.SASLXOAuth2, xoauth(invalidName, "wrong") + "\r\n", recordedLogin{"", invalidName, audit.BadName}},
-		{"control in name", auth.SASLXOAuth2, xoauth("a\tb", "wrong") + "\r\n", recordedLogin{"", `a\x09b`, audit.BadName}},
-		{"bad name and token", auth.SASLXOAuth2, xoauth(invalidName, latin1Password) + "\r\n", recordedLogin{"", invalidName, audit.BadName}},
-		{"no name", auth.SASLXOAuth2, xoauth("", "wrong") + "\r\n", recordedLogin{"", "", audit.BadName}},
+		{"wrong token", auth.SASLXOAuth2, xoauth("carol", "wrong") + "\r\n", recordedLogin{carol, "", event.BadCredentials}},
+		{"no token", auth.SASLXOAuth2, xoauth("carol", "") + "\r\n", recordedLogin{"", "", event.BadCredentials}},
+		{"Latin-1 token", auth.SASLXOAuth2, xoauth("carol", latin1Password) + "\r\n", recordedLogin{carol, "", event.BadCredentials}},
+		{"long token", auth.SASLXOAuth2, xoauth("carol", strings.Repeat("x", 16<<10+1)), recordedLogin{carol, "", event.BadExchange}},
+		{"bad name", auth.SASLXOAuth2, xoauth(invalidName, "wrong") + "\r\n", recordedLogin{"", invalidName, event.BadName}},
+		{"control in name", auth.SASLXOAuth2, xoauth("a\tb", "wrong") + "\r\n", recordedLogin{"", `a\x09b`, event.BadName}},
+		{"bad name and token", auth.SASLXOAuth2, xoauth(invalidName, latin1Password) + "\r\n", recordedLogin{"", invalidName, event.BadName}},
+		{"no name", auth.SASLXOAuth2, xoauth("", "wrong") + "\r\n", recordedLogin{"", "", event.BadName}},
 		{"no form", auth.SASLXOAuth2, "AUTHENTICATE XOAUTH2 " + encodeBase64("carol") + "\r\n", noUser},
-		{"wrong token", auth.SASLOAuthBearer, bearer("carol", "wrong") + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
-		{"Latin-1 token", auth.SASLOAuthBearer, bearer("carol", latin1Password) + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
-		{"long token", auth.SASLOAuthBearer, bearer("carol", strings.Repeat("x", 16<<10+1)), recordedLogin{carol, "", audit.BadExchange}},
-		{"bad name", auth.SASLOAuthBearer, bearer(invalidName, "wrong") + "\r\n", recordedLogin{"", invalidName, audit.BadName}},
-		{"bad escape", auth.SASLOAuthBearer, bearer("a=b", "wrong") + "\r\n", recordedLogin{"", "a=b", audit.BadName}},
+		{"wrong token", auth.SASLOAuthBearer, bearer("carol", "wrong") + "\r\n", recordedLogin{carol, "", event.BadCredentials}},
+		{"Latin-1 token", auth.SASLOAuthBearer, bearer("carol", latin1Password) + "\r\n", recordedLogin{carol, "", event.BadCredentials}},
+		{"long token", auth.SASLOAuthBearer, bearer("carol", strings.Repeat("x", 16<<10+1)), recordedLogin{carol, "", event.BadExchange}},
+		{"bad name", auth.SASLOAuthBearer, bearer(invalidName, "wrong") + "\r\n", recordedLogin{"", invalidName, event.BadName}},
+		{"bad escape", auth.SASLOAuthBearer, bearer("a=b", "wrong") + "\r\n", recordedLogin{"", "a=b", event.BadName}},
 		{"no name", auth.SASLOAuthBearer, "AUTHENTICATE OAUTHBEARER " + encodeBase64("n,,\x01auth=Bearer wrong\x01\x01") + "\r\n", noUser},
-		{"unknown mechanism", "AUTH=CRAM-MD5", "AUTHENTICATE CRAM-MD5", recordedLogin{"", "", audit.BadMechanism}},
-		{"cancelled", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n*", recordedLogin{"", "", audit.BadExchange}},
-		{"not base64", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n!", recordedLogin{"", "", audit.BadExchange}},
-		{"cancelled", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n=carol,r=abc") + "\r\n*", recordedLogin{carol, "", audit.BadExchange}},
-		{"as another", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,a=frank,n=carol,r=abc"), recordedLogin{carol, "", audit.BadCredentials}},
-		{"wrong binding", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("p=tls-exporter,,n=carol,r=abc"), recordedLogin{carol, "", audit.BadCredentials}},
+		{"unknown mechanism", "AUTH=CRAM-MD5", "AUTHENTICATE CRAM-MD5", recordedLogin{"", "", event.BadMechanism}},
+		{"cancelled", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n*", recordedLogin{"", "", event.BadExchange}},
+		{"not base64", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n!", recordedLogin{"", "", event.BadExchange}},
+		{"cancelled", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n=carol,r=abc") + "\r\n*", recordedLogin{carol, "", event.BadExchange}},
+		{"as another", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,a=frank,n=carol,r=abc"), recordedLogin{carol, "", event.BadCredentials}},
+		{"wrong binding", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("p=tls-exporter,,n=carol,r=abc"), recordedLogin{carol, "", event.BadCredentials}},
 		{"no form", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("carol"), noUser},
 	} {
 		b.expectRecordedLogin(b.dialAs("192.0.2.7", nil), lineClient("", x.text), x.mechanism+", "+x.what, x.mechanism, x.want)
 	}
-	for name, want := range map[string]recordedLogin{"carol": {carol, "", audit.BadCredentials}, invalidName: {"", invalidName, audit.BadName}, "a!b": {"", "a!b", audit.BadName}} {
+	for name, want := range map[string]recordedLogin{"carol": {carol, "", event.BadCredentials}, invalidName: {"", invalidName, event.BadName}, "a!b": {"", "a!b", event.BadName}} {
 		b.expectRecordedLogin(b.dialAs("192.0.2.7", nil), scramClient("", name, "wrong"), "SCRAM of "+name, "AUTH=SCRAM-SHA-256", want)
 	}
 	for _, x := range []struct {
@@ -175,8 +175,8 @@ func TestPasswordlessMechanismsRecordRefusalsAlike(t *testing.T) {
 		names          []string
 		want           recordedLogin
 	}{
-		{"as another", encodeBase64("frank"), []string{carol}, recordedLogin{carol, "", audit.BadCredentials}},
-		{"bad name", "=", []string{"a!b@example.org"}, recordedLogin{"", "a!b@example.org", audit.BadName}},
+		{"as another", encodeBase64("frank"), []string{carol}, recordedLogin{carol, "", event.BadCredentials}},
+		{"bad name", "=", []string{"a!b@example.org"}, recordedLogin{"", "a!b@example.org", event.BadName}},
 		{"two names", "=", []string{carol, "frank@example.org"}, noUser},
 	} {
 		cert := ca.issue(x.names, nil)

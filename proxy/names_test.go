@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -93,7 +93,7 @@ func (b *harness) expectNamedRecord(c *client, answer string, err error, mechani
 		b.t.Errorf("%s of %q: %q, %v", mechanism, kept, answer, err)
 		return
 	}
-	if r := b.lastRecord("login_accepted", c); r.field("user") != kept || r.field("mechanism") != mechanism || r.field("reason") == string(audit.BadName) {
+	if r := b.lastRecord("login_accepted", c); r.field("user") != kept || r.field("mechanism") != mechanism || r.field("reason") == string(event.BadName) {
 		b.t.Errorf("%s of %q: %v", mechanism, kept, r)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -144,13 +145,13 @@ func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch upstream.ResultOf(err) {
-	case upstream.ResultOK, upstream.ResultDenied:
+	case event.ConnectOK, event.ConnectDenied:
 		if verdict == upstream.VerdictNone { // the backend was not asked
 			return
 		}
 		s.endOutage(key)
 		delete(s.outages, groupKey)
-	case upstream.ResultRefused, upstream.ResultNotAccepted:
+	case event.ConnectRefused, event.ConnectNotAccepted:
 		delete(s.outages, groupKey)
 		if verdict == upstream.VerdictRight || verdict != upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)) { // RefusedError is forwarded
 			s.endOutage(key)
@@ -161,8 +162,8 @@ func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration
 			size = min(size, old.size)
 		}
 		s.outages[key.withoutSize()] = outage{took, verdict, size}
-	case upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol,
-		upstream.ResultDown, upstream.ResultBusy:
+	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol,
+		event.ConnectDown, event.ConnectBusy:
 		s.outages[groupKey] = outage{duration: took, verdict: verdict}
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
@@ -29,7 +29,7 @@ func unreachableError(t testing.TB) error {
 	t.Helper()
 	b := upstream.New(upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}, upstream.Hooks{}, zap.NewNop())
 	_, err := b.Login(t.Context(), upstream.Request{User: parseUser(t, "x"), Password: identity.NewSecret("y")})
-	if upstream.ResultOf(err) != upstream.ResultUnreachable {
+	if upstream.ResultOf(err) != event.ConnectUnreachable {
 		t.Fatal(err)
 	}
 	return err
@@ -162,10 +162,10 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 	if answers[authFailedReply]+answers[unavailableReply] != 40 || min(answers[authFailedReply], answers[unavailableReply]) < 10 {
 		t.Errorf("received %v", answers)
 	}
-	b.wantRecord("login_refused", audit.UserPaused)
-	b.wantRecord("login_refused", audit.NoRoute) // the operator sees the real reason
+	b.wantRecord("login_refused", event.UserPaused)
+	b.wantRecord("login_refused", event.NoRoute) // the operator sees the real reason
 	for _, r := range b.records() {
-		if r.field("reason") == string(audit.UserPaused) && r.field("user")[:4] != "user" {
+		if r.field("reason") == string(event.UserPaused) && r.field("user")[:4] != "user" {
 			t.Errorf("%v", r)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/proxy/mux"
 )
 
 // Old passwords may be in Latin-1, and only the verifier interprets octets from 128 on. So
@@ -22,7 +22,7 @@ func TestPasswordIsComparedByOctets(t *testing.T) {
 	})
 	hashed, err := auth.Hash("SHA512-CRYPT", identity.NewSecret(latin1))
 	must(t, err)
-	for _, mode := range []string{spliceMode, string(mux.Reuse)} {
+	for _, mode := range []string{spliceMode, string(event.ModeReuse)} {
 		b := newHarness(t, v.addr(), func(s *harnessConfig) {
 			s.auth.Mechanisms = []string{"PLAIN", "LOGIN"}
 			s.users = "frank@example.org:{PLAIN}" + latin1 + "\ngina@example.org:" + hashed + "\n"

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 )
 
@@ -93,11 +93,11 @@ func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
 	case foreignProtocols[cmd.Tag]:
-		return &closeError{audit.WrongProtocol, "", nil}
+		return &closeError{event.WrongProtocol, "", nil}
 	case errors.Is(err, imap.ErrDesynced):
-		return &closeError{audit.LiteralTooBig, "Literal refused.", nil}
+		return &closeError{event.LiteralTooBig, "Literal refused.", nil}
 	case errors.Is(err, imap.ErrLineTooLong):
-		return &closeError{audit.LineTooLong, "Line too long.", nil}
+		return &closeError{event.LineTooLong, "Line too long.", nil}
 	case errors.Is(err, imap.ErrLineSkipped):
 		return c.answerLongLine(cmd)
 	case errors.Is(err, imap.ErrLineEnding):
@@ -139,7 +139,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 		return err
 	}
 	if c.badCommands++; c.badCommands >= c.server.cfg.MaxBadCommands {
-		return &closeError{audit.BadCommands, "Too many bad commands.", nil}
+		return &closeError{event.BadCommands, "Too many bad commands.", nil}
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 // answerCommand answers one command, or returns a login attempt.
 func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*attempt, error) {
 	if foreignProtocols[cmd.Tag] {
-		return nil, &closeError{audit.WrongProtocol, "", nil}
+		return nil, &closeError{event.WrongProtocol, "", nil}
 	}
 	switch cmd.Name {
 	case "CAPABILITY", "STARTTLS", "LOGOUT":
@@ -187,7 +187,7 @@ func (c *connection) answerLogout(tag string) error {
 	if err := c.sendLine("* BYE Logging out.\r\n" + tag + " OK Logged out."); err != nil {
 		return err
 	}
-	return &closeError{audit.ClientLogout, "", nil}
+	return &closeError{event.ClientLogout, "", nil}
 }
 
 // startTLS starts TLS and clears what the client sent before it. Bytes after the command
@@ -197,7 +197,7 @@ func (c *connection) startTLS(tag string) error {
 		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
 	}
 	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {
-		return &closeError{audit.StartTLSInjection, "", imap.ErrInjected}
+		return &closeError{event.StartTLSInjection, "", imap.ErrInjected}
 	}
 	if err := c.respond(tag, "OK Begin TLS negotiation now."); err != nil {
 		return err
@@ -223,6 +223,6 @@ func (c *connection) rejectCleartext(cmd imap.Command) error {
 			a.login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
-	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.Cleartext}, nil)
+	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.Cleartext}, nil)
 	return c.rejectCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
 }

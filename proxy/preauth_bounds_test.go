@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // The "resource exhaustion and parser abuse before the login" rows of the attack catalogue.
@@ -22,14 +22,14 @@ func TestEndlessLineIsRefused(t *testing.T) {
 	c.write("b " + strings.Repeat("x", 8192-2)) // the maximum that is read of one
 	c.expectLine("* BYE Line too long.")
 	c.expectEOF()
-	if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.LineTooLong) {
+	if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.LineTooLong) {
 		t.Error(why)
 	}
 	for _, listener := range []string{"none", "starttls", "implicit"} {
 		c := b.dialGreeted(listener)
 		_, _ = io.WriteString(c.nc, "a LOGIN alice "+strings.Repeat("x", 1<<20)) // the gateway closes before its end
 		c.expectNone("a ")
-		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.LineTooLong) {
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.LineTooLong) {
 			t.Errorf("%s: %s", listener, why)
 		}
 	}
@@ -114,7 +114,7 @@ func TestUnreadCommandFloodEndsAtDeadline(t *testing.T) {
 		if grown := int64(heapSize()) - int64(before); grown > 4<<20 {
 			t.Errorf("%s: the heap has grown by %d", listener, grown)
 		}
-		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.PreauthTimeout) {
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.PreauthTimeout) {
 			t.Errorf("%s: %s", listener, why)
 		}
 		c.close()
@@ -208,7 +208,7 @@ func TestOverlongResponseEndsConnection(t *testing.T) {
 	c.write(strings.Repeat("A", 8192))
 	c.expectLine("* BYE Line too long.")
 	c.expectEOF()
-	if why := b.lastRecord("login_refused", c).field("reason"); why != string(audit.BadExchange) {
+	if why := b.lastRecord("login_refused", c).field("reason"); why != string(event.BadExchange) {
 		t.Error(why)
 	}
 }
@@ -266,7 +266,7 @@ func TestNonReadingClientIsEnded(t *testing.T) {
 	other.write("a LOGIN alice right\r\n")
 	other.expectLine("a OK …")
 	for _, c := range stuck {
-		if why := b.lastRecord("session_ended", c).field("reason"); why != string(audit.ClientStalled) {
+		if why := b.lastRecord("session_ended", c).field("reason"); why != string(event.ClientStalled) {
 			t.Error(why)
 		}
 	}
@@ -282,7 +282,7 @@ func TestExcessConnectionsGetBye(t *testing.T) {
 		if rest := c.readAll(); rest != want {
 			t.Errorf("%s: received %q", listener, rest)
 		}
-		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.TooMany) {
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.TooManyConnections) {
 			t.Error(why)
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 )
 
 // healthCheck is a balancer's health check: it connects, takes some steps and closes.
@@ -25,35 +25,35 @@ func healthChecks() []healthCheck {
 	}
 	local := proxyV2(0x20, 0, "")
 	return []healthCheck{
-		{"none", metrics.ProbeConnect, func(*client) {}},
-		{"none", metrics.ProbeConnect, (*client).reset},
-		{"none", metrics.ProbeConnect, func(c *client) { c.expectLine("* OK …") }},
-		{"none", metrics.ProbeIMAP, quits},
-		{"none", metrics.ProbeIMAP, func(c *client) {
+		{"none", event.ProbeConnect, func(*client) {}},
+		{"none", event.ProbeConnect, (*client).reset},
+		{"none", event.ProbeConnect, func(c *client) { c.expectLine("* OK …") }},
+		{"none", event.ProbeIMAP, quits},
+		{"none", event.ProbeIMAP, func(c *client) {
 			c.expectLine("* OK …")
 			c.write("a CAPABILITY\r\n")
 			c.expectLine("* CAP…")
 			c.expectLine("a OK …")
 		}},
-		{"starttls", metrics.ProbeIMAP, func(c *client) {
+		{"starttls", event.ProbeIMAP, func(c *client) {
 			c.expectLine("* OK …")
 			c.write("a STARTTLS\r\n")
 			c.expectLine("a OK …")
 			c.startTLS()
 		}},
-		{"starttls", metrics.ProbeIMAP, func(c *client) { c.expectLine("* OK …"); c.write("a STARTTLS\r\n"); c.expectLine("a OK …") }},
-		{"implicit", metrics.ProbeConnect, func(*client) {}},
-		{"implicit", metrics.ProbeConnect, (*client).reset},
-		{"implicit", metrics.ProbeTLS, (*client).startTLS},
-		{"implicit", metrics.ProbeTLS, func(c *client) { c.startTLS(); c.expectLine("* OK …") }},
-		{"implicit", metrics.ProbeIMAP, func(c *client) { c.startTLS(); quits(c) }},
-		{"balanced-none", metrics.ProbeConnect, func(*client) {}},
-		{"balanced-implicit", metrics.ProbeConnect, (*client).reset},
-		{"balanced-none", metrics.ProbeLocal, func(c *client) { c.write(local); c.expectLine("* OK …") }},
-		{"balanced-none", metrics.ProbeLocal, func(c *client) { c.write("PROXY UNKNOWN\r\n"); quits(c) }},
-		{"balanced-implicit", metrics.ProbeLocal, func(c *client) { c.write(local) }},
-		{"balanced-implicit", metrics.ProbeLocal, func(c *client) { c.write(local); c.startTLS() }},
-		{"trusting-none", metrics.ProbeConnect, func(*client) {}},
+		{"starttls", event.ProbeIMAP, func(c *client) { c.expectLine("* OK …"); c.write("a STARTTLS\r\n"); c.expectLine("a OK …") }},
+		{"implicit", event.ProbeConnect, func(*client) {}},
+		{"implicit", event.ProbeConnect, (*client).reset},
+		{"implicit", event.ProbeTLS, (*client).startTLS},
+		{"implicit", event.ProbeTLS, func(c *client) { c.startTLS(); c.expectLine("* OK …") }},
+		{"implicit", event.ProbeIMAP, func(c *client) { c.startTLS(); quits(c) }},
+		{"balanced-none", event.ProbeConnect, func(*client) {}},
+		{"balanced-implicit", event.ProbeConnect, (*client).reset},
+		{"balanced-none", event.ProbeLocal, func(c *client) { c.write(local); c.expectLine("* OK …") }},
+		{"balanced-none", event.ProbeLocal, func(c *client) { c.write("PROXY UNKNOWN\r\n"); quits(c) }},
+		{"balanced-implicit", event.ProbeLocal, func(c *client) { c.write(local) }},
+		{"balanced-implicit", event.ProbeLocal, func(c *client) { c.write(local); c.startTLS() }},
+		{"trusting-none", event.ProbeConnect, func(*client) {}},
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"testing/iotest"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 )
 
@@ -127,7 +127,7 @@ func TestInvalidProxyHeaderClosesSilently(t *testing.T) {
 			if rest := c.readAll(); rest != "" {
 				t.Errorf("%.60q: received %q", header, rest)
 			}
-			if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.BadProxyHeader) || r.field("client") != "" {
+			if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.BadProxyHeader) || r.field("client") != "" {
 				t.Errorf("%.60q: %v", header, r)
 			}
 		}
@@ -180,7 +180,7 @@ func TestCommandsAfterProxyHeaderAreKeptAndInjectionIsDetected(t *testing.T) {
 	c.write(header + "a STARTTLS\r\nb NOOP\r\n")
 	c.expectLine("* OK …")
 	c.expectEOF()
-	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.StartTLSInjection) {
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.StartTLSInjection) {
 		t.Error(r)
 	}
 	c = b.dial("balanced-none")
@@ -204,7 +204,7 @@ func TestSecondProxyHeaderIsClientInput(t *testing.T) {
 	c = b.dial("balanced-implicit")
 	c.write(proxyV2(0x21, 0x11, addresses4) + proxyV2(0x21, 0x11, local4))
 	c.readAll()
-	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 || r.field("reason") != string(audit.HandshakeFailed) {
+	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 || r.field("reason") != string(event.HandshakeFailed) {
 		t.Error(r)
 	}
 }
@@ -232,7 +232,7 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 		c := b.dial(listener)
 		c.write("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
 		c.expectNone("* ")
-		if r := b.lastRecord("connection_refused", c); r.field("client") != "" || r.field("reason") != string(audit.HandshakeFailed) {
+		if r := b.lastRecord("connection_refused", c); r.field("client") != "" || r.field("reason") != string(event.HandshakeFailed) {
 			t.Error(r)
 		}
 	}
@@ -307,7 +307,7 @@ func TestProxyHeaderTimeout(t *testing.T) {
 	clients[2].write("PROXY TCP4 ")
 	for _, c := range clients {
 		c.expectEOF()
-		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.BadProxyHeader) {
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(event.BadProxyHeader) {
 			t.Error(r)
 		}
 	}

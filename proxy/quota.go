@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 )
 
@@ -26,36 +27,36 @@ func (s *session) quota() *quota {
 
 // Command and the methods below add records to those of limit.Quota.
 func (q *quota) Command() time.Duration {
-	return q.recordThrottle(audit.LimitCommands, q.Quota.Command())
+	return q.recordThrottle(event.LimitCommands, q.Quota.Command())
 }
 
 func (q *quota) Read(n int) time.Duration {
-	return q.recordThrottle(audit.LimitBytesIn, q.Quota.Read(n))
+	return q.recordThrottle(event.LimitBytesIn, q.Quota.Read(n))
 }
 
 func (q *quota) Written(n int) time.Duration {
-	return q.recordThrottle(audit.LimitBytesOut, q.Quota.Written(n))
+	return q.recordThrottle(event.LimitBytesOut, q.Quota.Written(n))
 }
 
 func (q *quota) Upload(ctx context.Context, n int64) bool {
 	ok := q.Quota.Upload(ctx, n)
 	if !ok {
-		q.session.server.deps.Metrics.Limits.CountRefusal(string(audit.LimitAppend))
-		q.recordHit(audit.LimitAppend, audit.Refused)
+		q.session.server.deps.Metrics.Limits.CountRefusal(event.LimitAppend)
+		q.recordHit(event.LimitAppend, event.ResultRefused)
 	}
 	return ok
 }
 
 // recordThrottle records a wait, if there is one, and returns it.
-func (q *quota) recordThrottle(limitName audit.Limit, wait time.Duration) time.Duration {
+func (q *quota) recordThrottle(limitName event.Limit, wait time.Duration) time.Duration {
 	if wait > 0 {
-		q.session.server.deps.Metrics.Limits.CountThrottle(string(limitName))
-		q.recordHit(limitName, audit.Slowed)
+		q.session.server.deps.Metrics.Limits.CountThrottle(limitName)
+		q.recordHit(limitName, event.ResultSlowed)
 	}
 	return wait
 }
 
-func (q *quota) recordHit(limitName audit.Limit, measure audit.Measure) {
+func (q *quota) recordHit(limitName event.Limit, measure event.Result) {
 	s := q.session
 	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.record.User.String(), Result: measure})
 }

@@ -11,9 +11,9 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
-	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
@@ -40,8 +40,8 @@ func (a *attempt) auditLogin() *audit.Login {
 
 // claimedName returns the name of a login refused because of it, as the client sent it. In
 // logins refused for another reason the name may be a misplaced password.
-func (a *attempt) claimedName(reason audit.Reason) string {
-	if reason != audit.BadName {
+func (a *attempt) claimedName(reason event.Reason) string {
+	if reason != event.BadName {
 		return ""
 	}
 	return a.rawLogin.ClaimedName
@@ -69,17 +69,17 @@ func (c *connection) recordRefusal(a *attempt, r refusal, cause error) {
 	if limitErr := (*limit.Refusal)(nil); errors.As(cause, &limitErr) {
 		fields = append(fields, zap.String("limit", string(limitErr.Reason)))
 	}
-	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
+	if r.result == event.ResultUnavailable || r.reason == event.BackendRefused {
 		level, lines, fields = zap.WarnLevel, c.server.unavailableLog, append(fields, zap.Error(cause))
 	}
 	lines.write(level, "login refused", addr, r.reason, fields)
 }
 
-func loginResult(err error) string {
+func loginResult(err error) event.Result {
 	if err != nil {
-		return metrics.Abandoned
+		return event.ResultAbandoned
 	}
-	return metrics.Accepted
+	return event.ResultAccepted
 }
 
 // close ends a connection that did not log in: BYE, socket, records.
@@ -105,7 +105,7 @@ func (c *connection) closeWithBye(e *closeError) {
 	if e.bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // without TLS the client cannot read a BYE
 		c.conn.WriteFinal(byeTimeout, "* BYE "+e.bye+"\r\n")
 	}
-	if e.bye != "" && e.reason != audit.TooMany && e.reason != audit.Overload || e.reason == audit.ClientLogout {
+	if e.bye != "" && e.reason != event.TooManyConnections && e.reason != event.Overload || e.reason == event.ClientLogout {
 		parking.Linger(c.conn.NetConn())
 	}
 	_ = c.conn.Close()
@@ -142,7 +142,7 @@ func (c *connection) recordEnd(e *closeError) {
 func (c *connection) isAlreadyLogged(e *closeError) bool {
 	var limitErr *limit.Refusal
 	switch e.reason {
-	case audit.ClientClosed, audit.ClientLogout, audit.LoginAttempts:
+	case event.ClientClosed, event.ClientLogout, event.LoginAttempts:
 		return c.attempts > 0
 	}
 	return errors.As(e.err, &limitErr)
@@ -150,21 +150,21 @@ func (c *connection) isAlreadyLogged(e *closeError) bool {
 
 // probeType returns the probe type of a connection that ended in good order without a login
 // attempt, such as a balancer's health check. It is "" for all others.
-func (c *connection) probeType(e *closeError) string {
-	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && c.serverCert == nil
+func (c *connection) probeType(e *closeError) event.Probe {
+	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == event.HandshakeFailed && c.serverCert == nil
 	switch {
 	case c.sentOtherCommand || c.attempts > 0 || c.badCommands > 0 || c.conn.Buffered() > 0:
 		return ""
-	case e.reason != audit.ClientClosed && e.reason != audit.ClientLogout && !(sentNothing && isClosed(e.err)):
+	case e.reason != event.ClientClosed && e.reason != event.ClientLogout && !(sentNothing && isClosed(e.err)):
 		return ""
 	case c.proxyLocal:
-		return metrics.ProbeLocal
+		return event.ProbeLocal
 	case c.sentProbeCommand:
-		return metrics.ProbeIMAP
+		return event.ProbeIMAP
 	case c.client.TLSVersion != 0:
-		return metrics.ProbeTLS
+		return event.ProbeTLS
 	}
-	return metrics.ProbeConnect
+	return event.ProbeConnect
 }
 
 // errorField is the last field of a session's log line; it is present without an error too.
@@ -183,21 +183,21 @@ func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
 	var e *closeError
 	switch {
 	case ctx.Err() != nil:
-		return &closeError{reason: audit.GatewayStopping, bye: "[UNAVAILABLE] Server is going down."}
+		return &closeError{reason: event.Shutdown, bye: "[UNAVAILABLE] Server is going down."}
 	case errors.As(err, &e):
 		return e
 	case isTimeout(err):
-		return &closeError{reason: audit.PreauthTimeout, bye: loginTimeoutText}
+		return &closeError{reason: event.PreauthTimeout, bye: loginTimeoutText}
 	case isClosed(err):
-		return &closeError{reason: audit.ClientClosed}
+		return &closeError{reason: event.ClientClosed}
 	}
-	return &closeError{reason: audit.ClientLost, err: err}
+	return &closeError{reason: event.ClientError, err: err}
 }
 
 // recordPanic records a login that panics.
 func (c *connection) recordPanic(a *attempt) {
 	if value := recover(); value != nil {
-		c.recordRefusal(a, unavailableRefusal(audit.InternalMistake), nil)
+		c.recordRefusal(a, unavailableRefusal(event.InternalError), nil)
 		panic(value) // recoverPanic logs the original stack
 	}
 }
@@ -211,7 +211,7 @@ func (c *connection) recoverPanic() {
 	}
 	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Session), zap.String("fault", fmt.Sprintf("%T", value)),
 		zap.ByteString("stack", debug.Stack()))
-	c.close(context.Background(), &closeError{reason: audit.InternalMistake})
+	c.close(context.Background(), &closeError{reason: event.InternalError})
 }
 
 // session holds the data of a relayed client for the records of its end.
@@ -231,7 +231,7 @@ func (s *session) route() SessionRoute {
 // endSpliced and endMux are the relays' callbacks at the end of a session.
 func (s *session) endSpliced(r splice.Result) {
 	s.server.deps.Sockets.RemoveBackend() // both are closed
-	s.end(audit.Reason(r.Reason), r.Err, r.Up, r.Down)
+	s.end(r.Reason, r.Err, r.Up, r.Down)
 }
 
 func (s *session) endMux(r mux.Result) {
@@ -240,7 +240,7 @@ func (s *session) endMux(r mux.Result) {
 }
 
 // end records the end of a session and releases its slots. It is called once.
-func (s *session) end(reason audit.Reason, err error, up, down int64) {
+func (s *session) end(reason event.Reason, err error, up, down int64) {
 	srv := s.server
 	s.record.BytesIn, s.record.BytesOut = uint64(up), uint64(down) // never negative
 	s.record.Duration = time.Since(s.startedAt)
@@ -248,8 +248,8 @@ func (s *session) end(reason audit.Reason, err error, up, down int64) {
 	srv.sessions.remove(s.record.User, s.route())
 	srv.removeConnection()
 	_ = srv.deps.Audit.SessionEnded(&s.client, &s.record, reason)
-	srv.deps.Metrics.EndSession(s.record.Mode, string(reason))
+	srv.deps.Metrics.EndSession(s.record.Mode, reason)
 	srv.deps.Log.Info("session", zap.String("session", s.client.Session), zap.Stringer("user", s.record.User),
-		zap.String("backend", s.record.Backend), zap.String("mode", s.record.Mode), zap.String("reason", string(reason)),
+		zap.String("backend", s.record.Backend), zap.String("mode", string(s.record.Mode)), zap.String("reason", string(reason)),
 		zap.Int64("bytes", up+down), zap.Duration("dur", s.record.Duration), errorField(err))
 }

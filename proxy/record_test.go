@@ -3,7 +3,7 @@ package proxy
 import (
 	"testing"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 func TestLoginRecordHasUpstreamResultAndAttempt(t *testing.T) {
@@ -15,7 +15,7 @@ func TestLoginRecordHasUpstreamResultAndAttempt(t *testing.T) {
 	c.write("b LOGIN alice right\r\n")
 	c.expectLine("b OK …")
 	for event, want := range map[string]map[string]string{
-		"login_refused":  {"attempt": "1", "upstream": "denied", "result": "refused", "reason": string(audit.BadCredentials)},
+		"login_refused":  {"attempt": "1", "upstream": "denied", "result": "refused", "reason": string(event.BadCredentials)},
 		"login_accepted": {"attempt": "2", "upstream": "ok", "result": "accepted", "backend": "east", "method": "passthrough"},
 	} {
 		r := b.lastRecord(event, c)

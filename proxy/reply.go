@@ -10,9 +10,9 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -24,8 +24,6 @@ const (
 	tooManySessionsReply = "NO [LIMIT] Too many connections." // only after a right login
 	tooLongReply         = "NO [LIMIT] Credentials are longer than the server takes."
 )
-
-const resultRefused = metrics.Refused
 
 // Reasons of the gateway itself to refuse a login.
 var (
@@ -46,7 +44,7 @@ var (
 // closeError ends a connection before its login, with a reason and the text of the BYE, ""
 // for none.
 type closeError struct {
-	reason audit.Reason
+	reason event.Reason
 	bye    string
 	err    error
 }
@@ -64,8 +62,8 @@ func (e *closeError) Unwrap() error { return e.err }
 type refusal struct {
 	untagged string // untagged responses with their CRLF, "" for none
 	reply    string // text after the tag
-	result   string // metrics label
-	reason   audit.Reason
+	result   event.Result
+	reason   event.Reason
 	isDenial bool // caused by the client's credentials
 }
 
@@ -74,38 +72,38 @@ type refusal struct {
 // is reported wrong.
 func refusalOf(err error) refusal {
 	var backendRefusal *upstream.RefusedError
-	denial := refusal{reply: authFailedReply, result: resultRefused, isDenial: true}
+	denial := refusal{reply: authFailedReply, result: event.ResultRefused, isDenial: true}
 	switch {
 	case errors.Is(err, errProofUnanswered):
-		return refusal{result: metrics.Abandoned, reason: audit.ProvedAndLeft}
+		return refusal{result: event.ResultAbandoned, reason: event.ClientAbortedAfterProof}
 	case errors.Is(err, errProofCancelled):
-		return refusal{reply: "BAD Cancelled.", result: resultRefused, reason: audit.ProvedAndLeft}
+		return refusal{reply: "BAD Cancelled.", result: event.ResultRefused, reason: event.ClientAbortedAfterProof}
 	case errors.Is(err, errMasked):
-		return refusal{reply: unavailableReply, result: resultRefused, reason: maskedReason(err)}
+		return refusal{reply: unavailableReply, result: event.ResultRefused, reason: maskedReason(err)}
 	case errors.Is(err, errBackendDisagrees), errors.Is(err, errNoVerdict):
-		return unavailableRefusal(audit.BackendRefused)
+		return unavailableRefusal(event.BackendRefused)
 	case errors.Is(err, auth.ErrTooLong):
-		return refusal{reply: tooLongReply, result: resultRefused, reason: audit.BadExchange}
+		return refusal{reply: tooLongReply, result: event.ResultRefused, reason: event.BadExchange}
 	case errors.Is(err, errTooManySessions):
-		return refusal{reply: tooManySessionsReply, result: metrics.Limited, reason: audit.LimitReached}
+		return refusal{reply: tooManySessionsReply, result: event.ResultLimited, reason: event.LimitReached}
 	case errors.Is(err, errTooManyFailures):
-		return refusal{reply: unavailableReply, result: metrics.Limited, reason: audit.LimitReached}
+		return refusal{reply: unavailableReply, result: event.ResultLimited, reason: event.LimitReached}
 	case errors.Is(err, identity.ErrName):
-		denial.reason = audit.BadName
+		denial.reason = event.BadName
 		return denial
 	case errors.Is(err, routing.ErrBlocked): // also if auth denies for that reason
-		denial.reason = audit.UserBlocked
+		denial.reason = event.UserBlocked
 		return denial
 	case errors.Is(err, auth.ErrDenied), errors.Is(err, upstream.ErrDenied):
-		denial.reason = audit.BadCredentials
+		denial.reason = event.BadCredentials
 		return denial
 	case errors.Is(err, routing.ErrNoUser):
-		denial.reason = audit.NoRoute
+		denial.reason = event.NoRoute
 		return denial
 	case errors.As(err, &backendRefusal):
 		return refusal{
 			untagged: string(upstream.AppendAlerts(nil, backendRefusal.Alerts)), reply: "NO [" + backendRefusal.Code + "] " + backendRefusal.Text,
-			result: resultRefused, reason: audit.BackendRefused,
+			result: event.ResultRefused, reason: event.BackendRefused,
 		}
 	}
 	return unavailableRefusal(unavailableReason(err))
@@ -113,55 +111,55 @@ func refusalOf(err error) refusal {
 
 // maskedReason returns the operator's reason for a masked denial, which the client cannot
 // distinguish from an unavailable account.
-func maskedReason(err error) audit.Reason {
+func maskedReason(err error) event.Reason {
 	if errors.Is(err, routing.ErrBlocked) {
-		return audit.UserBlocked
+		return event.UserBlocked
 	}
-	return audit.NoRoute
+	return event.NoRoute
 }
 
-func unavailableRefusal(reason audit.Reason) refusal {
-	return refusal{reply: unavailableReply, result: metrics.Unavailable, reason: reason}
+func unavailableRefusal(reason event.Reason) refusal {
+	return refusal{reply: unavailableReply, result: event.ResultUnavailable, reason: reason}
 }
 
-func unavailableReason(err error) audit.Reason {
+func unavailableReason(err error) event.Reason {
 	switch {
 	case errors.Is(err, context.Canceled):
-		return audit.GatewayStopping
+		return event.Shutdown
 	case errors.Is(err, audit.ErrUnavailable):
-		return audit.AuditAway
+		return event.AuditUnavailable
 	case errors.Is(err, auth.ErrBusy):
-		return audit.Overload
+		return event.Overload
 	case errors.Is(err, auth.ErrUnavailable):
-		return audit.AuthAway
+		return event.AuthUnavailable
 	case errors.Is(err, routing.ErrPaused):
-		return audit.UserPaused
+		return event.UserPaused
 	case errors.Is(err, routing.ErrMoved):
-		return audit.Moved
+		return event.Moved
 	case errors.Is(err, routing.ErrUnavailable):
-		return audit.RoutesAway
+		return event.RoutingUnavailable
 	case errors.Is(err, errWrongUser):
-		return audit.IdentityMismatch
+		return event.IdentityViolation
 	case errors.Is(err, errUnverified):
-		return audit.NotAuthorized
+		return event.NotAuthorized
 	case errors.Is(err, errNoCredential):
-		return audit.NothingToShow
+		return event.NoPassword
 	}
 	switch upstream.ResultOf(err) {
-	case upstream.ResultLoop:
-		return audit.ForwardingLoop
-	case upstream.ResultTLS:
-		return audit.BackendTLS
-	case upstream.ResultTimeout:
-		return audit.BackendTimeout
-	case upstream.ResultProtocol:
-		return audit.BackendProtocol
-	case upstream.ResultBusy:
-		return audit.Overload
-	case upstream.ResultDenied, upstream.ResultRefused, upstream.ResultNotAccepted:
-		return audit.BackendRefused
+	case event.ConnectLoop:
+		return event.ForwardingLoop
+	case event.ConnectTLS:
+		return event.BackendTLS
+	case event.ConnectTimeout:
+		return event.BackendTimeout
+	case event.ConnectProtocol:
+		return event.BackendProtocol
+	case event.ConnectBusy:
+		return event.Overload
+	case event.ConnectDenied, event.ConnectRefused, event.ConnectNotAccepted:
+		return event.BackendRefused
 	}
-	return audit.BackendDown
+	return event.BackendDown
 }
 
 // welcome sends the tagged OK of the login, last of all, with the capabilities of the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/routing"
 )
 
@@ -58,6 +59,6 @@ func (s *Server) routeFromAuth(ctx context.Context, id auth.Identity) (routing.R
 	if err != nil {
 		return routing.Route{}, err
 	}
-	s.deps.Metrics.CountRouteLookup(string(routing.OriginHTTP))
-	return routing.Route{User: id.User(), Backend: name, Login: id.User().String(), Origin: routing.OriginHTTP}, nil
+	s.deps.Metrics.CountRouteLookup(event.OriginHTTP)
+	return routing.Route{User: id.User(), Backend: name, Login: id.User().String(), Origin: event.OriginHTTP}, nil
 }

@@ -29,6 +29,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/listen"
@@ -85,7 +86,7 @@ type Config struct {
 
 // Mode is how a backend's sessions are relayed unless a user's route names another mode.
 type Mode struct {
-	Name string // splice, reuse or resume
+	Name event.Mode // splice, reuse or resume
 	Mux  mux.Settings
 }
 
@@ -247,11 +248,11 @@ func (s *Server) drain() {
 	defer ticker.Stop()
 	for {
 		elapsed := time.Since(start)
-		s.hub.Drain(muxedToKeep(muxed, elapsed, s.cfg.DrainTimeout), audit.GatewayStopping)
+		s.hub.Drain(muxedToKeep(muxed, elapsed, s.cfg.DrainTimeout), event.Shutdown)
 		if s.Sessions() == 0 || elapsed >= s.cfg.DrainTimeout {
 			return
 		}
-		s.spliceSet.EndIdle(splicedToKeep(spliced, elapsed, s.cfg.DrainTimeout), splice.Drained)
+		s.spliceSet.EndIdle(splicedToKeep(spliced, elapsed, s.cfg.DrainTimeout), event.Drained)
 		<-ticker.C
 	}
 }
@@ -279,8 +280,8 @@ const (
 
 // Close ends every session now; Serve then returns without waiting for them.
 func (s *Server) Close() {
-	s.hub.AbortAll(audit.Drained)
-	s.spliceSet.EndAll(splice.Drained)
+	s.hub.AbortAll(event.Drained)
+	s.spliceSet.EndAll(event.Drained)
 }
 
 func (s *Server) closeListeners() {
@@ -354,7 +355,7 @@ type listener struct {
 	server        *Server
 	tcp           *net.TCPListener // set by listen
 	acceptCounter prometheus.Counter
-	probeCounters map[string]prometheus.Counter // by probe type
+	probeCounters map[event.Probe]prometheus.Counter // by probe type
 }
 
 func (l *listener) listen() error {

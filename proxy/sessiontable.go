@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/proxy/mux"
 )
@@ -14,9 +15,9 @@ import (
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there
 // and a mode. A session keeps the values it was admitted with, also after it is pinned.
 type SessionRoute struct {
-	Backend string `json:"backend"`
-	Login   string `json:"login"`
-	Mode    string `json:"mode"`
+	Backend string     `json:"backend"`
+	Login   string     `json:"login"`
+	Mode    event.Mode `json:"mode"`
 }
 
 // SessionCount is the number of a user's live sessions with one SessionRoute.
@@ -67,20 +68,20 @@ func (t *sessionTable) countsOf(user identity.User) []SessionCount {
 	defer t.mu.Unlock()
 	counts := slices.Clone(t.users[user])
 	slices.SortFunc(counts, func(a, b SessionCount) int {
-		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Login, b.Login), strings.Compare(a.Mode, b.Mode))
+		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Login, b.Login), cmp.Compare(a.Mode, b.Mode))
 	})
 	return counts
 }
 
 // countByBackend counts the sessions at each backend by mode.
-func (t *sessionTable) countByBackend() map[string]map[string]int {
+func (t *sessionTable) countByBackend() map[string]map[event.Mode]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := map[string]map[string]int{}
+	all := map[string]map[event.Mode]int{}
 	for _, counts := range t.users {
 		for _, c := range counts {
 			if all[c.Backend] == nil {
-				all[c.Backend] = map[string]int{}
+				all[c.Backend] = map[event.Mode]int{}
 			}
 			all[c.Backend][c.Mode] += c.Count
 		}
@@ -98,9 +99,9 @@ func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.sessio
 
 // BackendState is the state of a backend at this gateway.
 type BackendState struct {
-	Name     string         `json:"name"`
-	Mode     string         `json:"mode"`     // of sessions whose route names none
-	Sessions map[string]int `json:"sessions"` // live sessions, by the mode they were admitted in
+	Name     string             `json:"name"`
+	Mode     event.Mode         `json:"mode"`     // of sessions whose route names none
+	Sessions map[event.Mode]int `json:"sessions"` // live sessions, by the mode they were admitted in
 	mux.ViolationStatus
 }
 
@@ -111,7 +112,7 @@ func (s *Server) Backends() []BackendState {
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
 		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, spliceMode), Sessions: sessions[name], ViolationStatus: s.hub.ViolationStatus(name)}
 		if b.Sessions == nil {
-			b.Sessions = map[string]int{}
+			b.Sessions = map[event.Mode]int{}
 		}
 		all = append(all, b)
 	}

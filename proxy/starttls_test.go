@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/tlsconf"
 )
 
@@ -28,7 +28,7 @@ func TestCommandsPipelinedAfterSTARTTLSAreNotRead(t *testing.T) {
 			t.Errorf("%.20q after STARTTLS: received %q", extra, rest)
 		}
 		r := b.lastRecord("connection_refused", c)
-		if why := r.field("reason"); why != string(audit.StartTLSInjection) {
+		if why := r.field("reason"); why != string(event.StartTLSInjection) {
 			t.Errorf("%.20q after STARTTLS: %v", extra, r)
 		}
 	}
@@ -47,8 +47,8 @@ func TestLatePlaintextBreaksHandshake(t *testing.T) {
 		c.write("b NOOP\r\n")
 		_ = c.handshake(&tls.Config{})
 		c.expectNone("b OK", "b BAD")
-		switch why := audit.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
-		case audit.StartTLSInjection, audit.HandshakeFailed:
+		switch why := event.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
+		case event.StartTLSInjection, event.HandshakeFailed:
 		default:
 			t.Errorf("%v later: %s", wait, why)
 		}
@@ -64,8 +64,8 @@ func TestBytesBeyondBufferGoToTLS(t *testing.T) {
 	c.write("x NOOP " + strings.Repeat("y", 512-len("x NOOP \r\n")-len(last)) + "\r\n" + last + "b NOOP\r\n")
 	c.expectLine("x BAD …")
 	c.expectNone("b OK", "b BAD")
-	switch why := audit.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
-	case audit.StartTLSInjection, audit.HandshakeFailed:
+	switch why := event.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
+	case event.StartTLSInjection, event.HandshakeFailed:
 	default:
 		t.Error(why)
 	}
@@ -155,7 +155,7 @@ func TestCleartextLoginIsRefused(t *testing.T) {
 		c.expectLine("a NO [PRIVACYREQUIRED] STARTTLS must come first.")
 		c.expectLine("b OK Nothing done.")
 		c.close()
-		if r := b.lastRecord("login_refused", c); r.field("user")+r.field("claimed") != "" || r.field("reason") != string(audit.Cleartext) {
+		if r := b.lastRecord("login_refused", c); r.field("user")+r.field("claimed") != "" || r.field("reason") != string(event.Cleartext) {
 			t.Errorf("%s: %v", command, r)
 		}
 	}
@@ -182,7 +182,7 @@ func TestWrongALPNIsRefusedInHandshake(t *testing.T) {
 				t.Errorf("%s, ALPN %q: %v", listener, protocols, err)
 			}
 			c.close()
-			if why := b.lastRecord("connection_refused", c).field("reason"); !ok && why != string(audit.WrongALPN) {
+			if why := b.lastRecord("connection_refused", c).field("reason"); !ok && why != string(event.WrongALPN) {
 				t.Errorf("%s, ALPN %q: recorded as %s", listener, protocols, why)
 			}
 		}
@@ -200,7 +200,7 @@ func TestHTTPInsideTLSGetsNoAnswer(t *testing.T) {
 		if rest := c.readAll(); rest != "" {
 			t.Errorf("%q: received %q", request, rest)
 		}
-		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(event.WrongProtocol) {
 			t.Errorf("%q: %s", request, why)
 		}
 	}
@@ -224,8 +224,8 @@ func TestHandshakeHasOneDeadline(t *testing.T) {
 	}
 	for _, c := range []*client{silent, slow, later} {
 		c.expectNone()
-		why := audit.Reason(b.lastRecord("connection_refused", c).field("reason"))
-		if why != audit.HandshakeTimeout && (c != slow || why != audit.HandshakeFailed) {
+		why := event.Reason(b.lastRecord("connection_refused", c).field("reason"))
+		if why != event.HandshakeTimeout && (c != slow || why != event.HandshakeFailed) {
 			t.Error(why)
 		}
 	}

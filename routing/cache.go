@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 
 	"github.com/redis/go-redis/v9"
@@ -144,7 +145,7 @@ func (c *cache) tryGet(ctx context.Context, u identity.User) (trial *query, res 
 	level := c.freshnessOf(e, now)
 	if level == entryFresh {
 		e.list.MoveToFront(e.elem)
-		res := e.toResolution(OriginCache, now)
+		res := e.toResolution(event.OriginCache, now)
 		c.mu.Unlock()
 		return nil, res, nil
 	}
@@ -256,7 +257,7 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 		c.retain(q, e, e.missingSince.Add(confirmDelay))
 		c.warn("route record is missing without an invalidation from Redis; the last good route is kept until its absence is confirmed",
 			zap.Stringer("user", q.user), zap.String("key", e.decision.key))
-		return e.toResolution(OriginStale, now), nil
+		return e.toResolution(event.OriginStale, now), nil
 	}
 	if e == nil {
 		e = &entry{user: q.user}
@@ -269,7 +270,7 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 		learnedAt: now, expiresAt: now.Add(c.freshFor(d)), invalidated: q.invalidatedDuring, versions: q.versions,
 	}
 	c.insert(e)
-	return e.toResolution(OriginRedis, now), nil
+	return e.toResolution(event.OriginRedis, now), nil
 }
 
 // retain keeps e although Redis disagrees, and schedules the next query.
@@ -324,16 +325,16 @@ func (c *cache) lastGood(e *entry, now time.Time) (resolution, bool) {
 	if !c.canServe(e, now) {
 		return resolution{}, false
 	}
-	return e.toResolution(OriginStale, now), true
+	return e.toResolution(event.OriginStale, now), true
 }
 
 // toResolution copies e for a caller.
-func (e *entry) toResolution(origin Origin, now time.Time) resolution {
+func (e *entry) toResolution(origin event.Origin, now time.Time) resolution {
 	switch {
 	case e.fromDisk:
-		origin = OriginSnapshot
+		origin = event.OriginSnapshot
 	case e.retained:
-		origin = OriginStale
+		origin = event.OriginStale
 	}
 	return resolution{decision: e.decision, origin: origin, age: now.Sub(e.learnedAt), fromDisk: e.fromDisk}
 }

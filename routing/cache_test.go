@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -157,7 +158,7 @@ func makeUsers(t testing.TB, n int) (all []identity.User) {
 func advance(d time.Duration) { <-time.After(d) }
 
 // checkBackend checks one lookup; backend "" stands for "no such user".
-func checkBackend(t *testing.T, c *cache, u identity.User, backend string, origin Origin) {
+func checkBackend(t *testing.T, c *cache, u identity.User, backend string, origin event.Origin) {
 	t.Helper()
 	got, err := c.get(t.Context(), u)
 	if err != nil || got.backend != backend || got.origin != origin {
@@ -176,18 +177,18 @@ func TestAnExpiredRouteIsReadAgain(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, unknown, "", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
+		checkBackend(t, c, unknown, "", event.OriginRedis)
 		advance(4 * time.Second)
-		checkBackend(t, c, unknown, "", OriginCache)
+		checkBackend(t, c, unknown, "", event.OriginCache)
 		advance(time.Second)
-		checkBackend(t, c, unknown, "", OriginRedis)
-		checkBackend(t, c, alice, "east", OriginCache)
+		checkBackend(t, c, unknown, "", event.OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginCache)
 		o.set(alice, MatchUser, "west")
 		advance(48 * time.Second) // 53 s: before ttl less a tenth
-		checkBackend(t, c, alice, "east", OriginCache)
+		checkBackend(t, c, alice, "east", event.OriginCache)
 		advance(7 * time.Second)
-		checkBackend(t, c, alice, "west", OriginRedis)
+		checkBackend(t, c, alice, "west", event.OriginRedis)
 	})
 }
 
@@ -195,19 +196,19 @@ func TestAStaleRouteServesWhileRedisIsDownUntilItExpires(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, unknown, "", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
+		checkBackend(t, c, unknown, "", event.OriginRedis)
 		o.fail(errUnreachable, 0)
 		advance(2 * time.Minute)
-		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
 		checkUnavailable(t, c, unknown) // a failure is not "no such user"
 		advance(23*time.Hour + 57*time.Minute)
-		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
 		advance(2 * time.Minute)
 		checkUnavailable(t, c, alice)
 		o.fail(nil, 0)
 		advance(2 * time.Second)
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 	})
 }
 
@@ -230,7 +231,7 @@ func TestTheBreakerOpensWhenRedisFails(t *testing.T) {
 		o.fail(nil, 0)
 		advance(breaker.TrialInterval * 5 / 4)
 		for i := range 100 {
-			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "", event.OriginRedis)
 		}
 	})
 }
@@ -240,7 +241,7 @@ func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
 		runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 			alice := user(t, "alice@example.org")
 			o.set(alice, MatchUser, "east")
-			checkBackend(t, c, alice, "east", OriginRedis)
+			checkBackend(t, c, alice, "east", event.OriginRedis)
 			o.fail(errUnreachable, 0)
 			for i := range breaker.Threshold {
 				checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
@@ -274,7 +275,7 @@ func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
 				t.Errorf("%d wait, %d do not", c.waiting, atOnce.Load())
 			}
 			began = time.Now()
-			if checkBackend(t, c, alice, "east", OriginStale); time.Since(began) != 0 {
+			if checkBackend(t, c, alice, "east", event.OriginStale); time.Since(began) != 0 {
 				t.Errorf("a user with a last good answer waited %v", time.Since(began))
 			}
 			lookups.Wait()
@@ -305,7 +306,7 @@ func TestAnErrorReplyForOneKeyDoesNotOpenTheBreaker(t *testing.T) {
 				checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 			}
 			o.fail(nil, 0)
-			checkBackend(t, c, alice, "east", OriginRedis)
+			checkBackend(t, c, alice, "east", event.OriginRedis)
 		})
 	}
 }
@@ -314,17 +315,17 @@ func TestACachedRouteServesWhileRedisIsSlow(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 		o.set(alice, MatchUser, "west")
 		o.fail(nil, 300*time.Millisecond)
 		advance(2 * time.Minute)
 		began := time.Now()
-		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
 		if took := time.Since(began); took != staleGrace {
 			t.Errorf("it took %v", took)
 		}
 		advance(300 * time.Millisecond)
-		checkBackend(t, c, alice, "west", OriginCache) // the query was not abandoned
+		checkBackend(t, c, alice, "west", event.OriginCache) // the query was not abandoned
 	})
 }
 
@@ -332,16 +333,16 @@ func TestAnInvalidatedRouteWaitsForRedis(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 		o.set(alice, MatchUser, "west")
 		o.fail(nil, 300*time.Millisecond)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
-		checkBackend(t, c, alice, "west", OriginRedis)
+		checkBackend(t, c, alice, "west", event.OriginRedis)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
 		o.fail(errUnreachable, 0)
-		checkBackend(t, c, alice, "west", OriginStale)
+		checkBackend(t, c, alice, "west", event.OriginStale)
 		o.fail(nil, 0)
-		checkBackend(t, c, alice, "west", OriginRedis) // the invalidation is not lost
+		checkBackend(t, c, alice, "west", event.OriginRedis) // the invalidation is not lost
 	})
 }
 
@@ -366,10 +367,10 @@ func TestAnInvalidationDuringAQueryIsNotLost(t *testing.T) {
 				o.set(u, source, "west")
 				change()
 			}()
-			checkBackend(t, c, u, "east", OriginRedis) // read before the change
+			checkBackend(t, c, u, "east", event.OriginRedis) // read before the change
 			o.fail(nil, 0)
-			checkBackend(t, c, u, "west", OriginRedis)
-			checkBackend(t, c, u, "west", OriginCache)
+			checkBackend(t, c, u, "west", event.OriginRedis)
+			checkBackend(t, c, u, "west", event.OriginCache)
 		}
 	})
 }
@@ -381,15 +382,15 @@ func TestADomainInvalidationAffectsOnlyItsUsers(t *testing.T) {
 		o.set(org, MatchDomain, "east")
 		o.set(net, MatchDomain, "east")
 		for _, u := range []identity.User{own, org, net} {
-			checkBackend(t, c, u, "east", OriginRedis)
+			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"})
-		checkBackend(t, c, own, "east", OriginCache)
-		checkBackend(t, c, org, "east", OriginRedis)
-		checkBackend(t, c, net, "east", OriginCache)
+		checkBackend(t, c, own, "east", event.OriginCache)
+		checkBackend(t, c, org, "east", event.OriginRedis)
+		checkBackend(t, c, net, "east", event.OriginCache)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
-		checkBackend(t, c, own, "east", OriginCache)
-		checkBackend(t, c, net, "east", OriginRedis)
+		checkBackend(t, c, own, "east", event.OriginCache)
+		checkBackend(t, c, net, "east", event.OriginRedis)
 	})
 }
 
@@ -398,20 +399,20 @@ func TestADeletedRecordIsTrustedWhenInvalidatedOrMissingTwice(t *testing.T) {
 		alice, bob := user(t, "alice"), user(t, "bob")
 		for _, u := range append(makeUsers(t, 4), alice, bob) {
 			o.set(u, MatchUser, "east")
-			checkBackend(t, c, u, "east", OriginRedis)
+			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
 		o.set(alice, MatchDefault, "west")
 		o.set(bob, MatchNone, "")
 		c.suspectAll()
-		checkBackend(t, c, alice, "east", OriginStale)
-		checkBackend(t, c, bob, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
+		checkBackend(t, c, bob, "east", event.OriginStale)
 		advance(confirmDelay - time.Millisecond)
 		c.suspectAll() // more queries do not confirm it sooner
-		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
-		checkBackend(t, c, bob, "", OriginRedis)
+		checkBackend(t, c, bob, "", event.OriginRedis)
 		advance(time.Millisecond)
-		checkBackend(t, c, alice, "west", OriginRedis)
+		checkBackend(t, c, alice, "west", event.OriginRedis)
 	})
 }
 
@@ -421,10 +422,10 @@ func TestARestoredRecordIsNotCountedAsMissing(t *testing.T) {
 		for range 3 {
 			o.set(alice, MatchUser, "east")
 			c.suspectAll()
-			checkBackend(t, c, alice, "east", OriginRedis)
+			checkBackend(t, c, alice, "east", event.OriginRedis)
 			o.set(alice, MatchNone, "")
 			c.suspectAll()
-			checkBackend(t, c, alice, "east", OriginStale)
+			checkBackend(t, c, alice, "east", event.OriginStale)
 			advance(confirmDelay)
 		}
 	})
@@ -434,13 +435,13 @@ func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, unknown, "", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
+		checkBackend(t, c, unknown, "", event.OriginRedis)
 		o.fail(fieldError(fieldBackend, "is odd"), 0)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:unknown"})
 		queriesBefore := o.queryCount(alice)
 		for range 20 {
-			checkBackend(t, c, alice, "east", OriginStale)
+			checkBackend(t, c, alice, "east", event.OriginStale)
 			checkUnavailable(t, c, unknown)
 		}
 		if n := o.queryCount(alice) - queriesBefore; n != 1 {
@@ -452,7 +453,7 @@ func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
 		o.fail(nil, 0)
 		o.set(alice, MatchUser, "west")
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
-		checkBackend(t, c, alice, "west", OriginRedis)
+		checkBackend(t, c, alice, "west", event.OriginRedis)
 	})
 }
 
@@ -470,7 +471,7 @@ func TestConcurrentLookupsOfAUserShareAQuery(t *testing.T) {
 			}
 		})
 		for range 50 {
-			wg.Go(func() { checkBackend(t, c, alice, "east", OriginRedis) })
+			wg.Go(func() { checkBackend(t, c, alice, "east", event.OriginRedis) })
 		}
 		wg.Wait()
 		if n := o.queryCount(alice); n != 1 {
@@ -506,10 +507,10 @@ func TestUnknownUsersDoNotEvictUsersWithRecords(t *testing.T) {
 		c.maxUserEntries, c.maxSharedEntries = 10, 5
 		for i := range 10 {
 			o.set(user(t, fmt.Sprint("known", i)), MatchUser, "east")
-			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", event.OriginRedis)
 		}
 		for i := range 1000 {
-			checkBackend(t, c, user(t, fmt.Sprint("unknown", i)), "", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("unknown", i)), "", event.OriginRedis)
 		}
 		if len(c.entries) != 15 || c.userEntries.Len() != 10 || c.sharedEntries.Len() != 5 {
 			t.Errorf("%d entries, %d and %d", len(c.entries), c.userEntries.Len(), c.sharedEntries.Len())
@@ -517,12 +518,12 @@ func TestUnknownUsersDoNotEvictUsersWithRecords(t *testing.T) {
 		o.fail(errUnreachable, 0)
 		c.suspectAll()
 		for i := range 10 {
-			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", OriginStale)
+			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", event.OriginStale)
 		}
 		o.fail(nil, 0)
 		advance(2 * time.Second)
 		o.set(user(t, "eleventh"), MatchUser, "east")
-		checkBackend(t, c, user(t, "eleventh"), "east", OriginRedis)
+		checkBackend(t, c, user(t, "eleventh"), "east", event.OriginRedis)
 		if c.entries[user(t, "known0")] != nil || c.userEntries.Len() != 10 {
 			t.Error("the least recently used entry was not evicted")
 		}
@@ -533,16 +534,16 @@ func TestTheDomainLimitLosesNoInvalidation(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		first := user(t, "a@first.example")
 		o.set(first, MatchDomain, "east")
-		checkBackend(t, c, first, "east", OriginRedis)
+		checkBackend(t, c, first, "east", event.OriginRedis)
 		for i := range maxDomains + 1 {
-			checkBackend(t, c, user(t, fmt.Sprint("a@d", i)), "", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("a@d", i)), "", event.OriginRedis)
 		}
 		if len(c.domains) > maxDomains {
 			t.Errorf("%d domain counters", len(c.domains))
 		}
 		o.set(first, MatchDomain, "west")
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
-		checkBackend(t, c, first, "west", OriginRedis)
+		checkBackend(t, c, first, "west", event.OriginRedis)
 	})
 }
 
@@ -550,7 +551,7 @@ func TestRevalidationIsRateLimitedAfterAnOutage(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		for i := range 2000 {
 			o.set(user(t, fmt.Sprint("u", i)), MatchUser, "east")
-			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "east", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "east", event.OriginRedis)
 		}
 		before := o.totalQueries
 		c.suspectAll()
@@ -569,12 +570,12 @@ func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 		c.suspectUser(alice)
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 		c.suspectUser(alice)
 		o.fail(errUnreachable, 0)
-		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, alice, "east", event.OriginStale)
 	})
 }
 

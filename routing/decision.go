@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -13,7 +14,7 @@ type decision struct {
 	key       string
 	backend   string
 	login     string
-	mode      string
+	mode      event.Mode
 	state     string
 	hasRecord bool // the user has a record, even if it decides nothing
 	password  identity.Secret
@@ -54,7 +55,7 @@ func (k keys) decide(u identity.User, user, domain, defaultRecord record) decisi
 // resolution is a decision and how it was obtained.
 type resolution struct {
 	decision
-	origin   Origin
+	origin   event.Origin
 	age      time.Duration
 	fromDisk bool
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 
 	"github.com/redis/go-redis/v9"
@@ -24,13 +25,13 @@ type Explanation struct {
 	// The decision.
 	Backend string        `json:"backend,omitempty"`
 	Login   string        `json:"login,omitempty"`
-	Mode    string        `json:"mode,omitempty"`
+	Mode    event.Mode    `json:"mode,omitempty"`
 	Match   Match         `json:"source,omitempty"`
 	Key     string        `json:"key,omitempty"`
-	Origin  Origin        `json:"from,omitempty"`
+	Origin  event.Origin  `json:"from,omitempty"`
 	Age     time.Duration `json:"age_ns"`
 	Error   string        `json:"error,omitempty"` // why there is no route
-	Outcome string        `json:"outcome"`         // as reported to Metrics.Lookup
+	Outcome event.Origin  `json:"outcome"`         // as reported to Metrics.Lookup
 	// Next is the decision of the current records, if the gateway has not noticed it yet.
 	Next *Decision `json:"next,omitempty"`
 
@@ -43,11 +44,11 @@ type Explanation struct {
 
 // Decision is the result of the records for one user.
 type Decision struct {
-	Backend string `json:"backend,omitempty"`
-	Login   string `json:"login,omitempty"`
-	Mode    string `json:"mode,omitempty"`
-	Key     string `json:"key,omitempty"`
-	Error   string `json:"error,omitempty"` // why there is no route
+	Backend string     `json:"backend,omitempty"`
+	Login   string     `json:"login,omitempty"`
+	Mode    event.Mode `json:"mode,omitempty"`
+	Key     string     `json:"key,omitempty"`
+	Error   string     `json:"error,omitempty"` // why there is no route
 }
 
 func newDecision(route Route, err error) Decision {
@@ -85,7 +86,7 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 		x.Steps, next = r.store.steps(ctx, u)
 		x.BreakerOpen = r.cache.breakerOpen()
 		x.Store = r.cache.storeStatus()
-		if next != nil && *next != newDecision(route, err) && x.Outcome != OutcomeUnavailable && x.Store.State != StoreSuspect && x.Store.State != StoreEmptied {
+		if next != nil && *next != newDecision(route, err) && x.Outcome != event.LookupUnavailable && x.Store.State != StoreSuspect && x.Store.State != StoreEmptied {
 			x.Next = next
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -83,7 +84,7 @@ type record struct {
 	present  bool
 	backend  string // "" only if state is paused or blocked
 	login    string
-	mode     string
+	mode     event.Mode
 	state    string
 	password identity.Secret
 }
@@ -145,8 +146,9 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 		}
 		rec.state = state
 	}
-	if mode, ok := fields[fieldMode]; ok {
-		if !isKnownMode(mode) {
+	if name, ok := fields[fieldMode]; ok {
+		mode := event.Mode(name)
+		if !mode.Known() {
 			return record{}, fieldError(fieldMode, "is not splice, reuse, resume or park")
 		}
 		rec.mode = mode
@@ -184,10 +186,6 @@ func checkSize(fields map[string]string) error {
 // fieldError omits the value of the field: it may be a secret.
 func fieldError(field, problem string) error {
 	return fmt.Errorf("%w: field %q %s", errInvalidRecord, field, problem)
-}
-
-func isKnownMode(mode string) bool {
-	return slices.Contains([]string{"splice", "reuse", "resume", "park"}, mode)
 }
 
 func isKnownState(state string) bool {

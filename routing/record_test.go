@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -136,7 +137,7 @@ func TestAnInvalidRecordNeverFallsThrough(t *testing.T) {
 			}
 		}
 		r.cache.invalidateKeys(r.keys, []string{key + known.String()})
-		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != OriginStale {
+		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != event.OriginStale {
 			t.Errorf("%s: a known user goes %+v, %v", name, got, err)
 		}
 		if got, err := r.Lookup(t.Context(), fresh); !errors.Is(err, ErrUnavailable) {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 
@@ -121,7 +122,7 @@ func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 			// The invalidation may arrive after the lookup, once.
 			testbed.Eventually(t, moveDeadline, u.String()+" to be cached", func() bool {
 				again, err := r.Lookup(t.Context(), u)
-				return err == nil && again.Origin == OriginCache
+				return err == nil && again.Origin == event.OriginCache
 			})
 		}
 	}
@@ -312,7 +313,7 @@ func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 	second := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), keep)
 	startRouter(t, second)
 	got, err := second.Lookup(t.Context(), alice)
-	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.Origin != OriginSnapshot || got.Key != "imapgate:user:alice" {
+	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.Origin != event.OriginSnapshot || got.Key != "imapgate:user:alice" {
 		t.Fatalf("after the restart: %+v, %v", got, err)
 	}
 	for _, name := range []string{"mallory", "unknown"} {
@@ -491,7 +492,7 @@ func TestExplainShowsEveryRecord(t *testing.T) {
 	startAndAwaitUp(t, r)
 	alice := user(t, "alice@example.org")
 	x := r.Explain(t.Context(), alice)
-	if x.Outcome != OutcomeUnavailable || x.Error == "" || len(x.Steps) != 3 || x.Steps[0].Content != noRecord ||
+	if x.Outcome != event.LookupUnavailable || x.Error == "" || len(x.Steps) != 3 || x.Steps[0].Content != noRecord ||
 		!strings.Contains(x.Steps[1].Content, "not a configured backend") || x.Steps[2].Content != `backend="west"` {
 		t.Errorf("%+v", x)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 
@@ -233,7 +234,7 @@ func TestADatabaseOfItsOwnHoldsTheRoutes(t *testing.T) {
 			}
 			testbed.Eventually(t, testbed.Timeout, "the route to be cached again", func() bool {
 				got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
-				return err == nil && got.Origin == OriginCache && got.Age < time.Minute
+				return err == nil && got.Origin == event.OriginCache && got.Age < time.Minute
 			})
 		})
 	}

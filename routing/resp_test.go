@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -156,7 +157,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 			}
 			faulty.Store(true)
 			r.Revalidate(known)
-			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != OriginStale {
+			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != event.OriginStale {
 				t.Errorf("a known user: %+v, %v", got, err)
 			}
 			if got, err := r.Lookup(t.Context(), unknown); !errors.Is(err, ErrUnavailable) {

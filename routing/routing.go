@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 
 	"github.com/redis/go-redis/v9"
@@ -40,28 +41,6 @@ const (
 	MatchNone    Match = "" // no record at all: no such user
 )
 
-// Origin is how a route was obtained.
-type Origin string
-
-// The origins of a route. These and the outcomes below are the closed set of labels for
-// Metrics.Lookup.
-const (
-	OriginCache    Origin = "cache"    // a fresh cache entry
-	OriginRedis    Origin = "redis"    // read from Redis for this lookup
-	OriginStale    Origin = "stale"    // the last good route, because Redis gave none
-	OriginStatic   Origin = "static"   // the configuration
-	OriginSnapshot Origin = "snapshot" // the last good route of an earlier process
-	OriginHTTP     Origin = "http"     // supplied by an auth server with its verdict; never by a Router
-)
-
-// Outcomes of a lookup without a route.
-const (
-	OutcomeNoUser      = "no_user"
-	OutcomeBlocked     = "blocked"
-	OutcomePaused      = "paused"
-	OutcomeUnavailable = "unavailable"
-)
-
 // errRouteAtLogin is returned with SourceHTTP. As an ErrUnavailable it keeps sessions where
 // they are.
 var errRouteAtLogin = fmt.Errorf("%w: the auth server supplies routes with logins", ErrUnavailable)
@@ -91,7 +70,7 @@ type Config struct {
 type Metrics struct {
 	// Lookup receives, for every lookup, the Origin of the route or the Outcome if there is
 	// none.
-	Lookup func(result string)
+	Lookup func(event.Origin)
 	// Invalidation receives whether changes are received as they happen, when that changes.
 	Invalidation func(up bool)
 	// Store receives StoreEmptied when Redis has lost its records, and another state when they
@@ -103,12 +82,12 @@ type Metrics struct {
 type Route struct {
 	User    identity.User // user the route is for, and no other
 	Backend string
-	Login   string // login name at the backend
-	Mode    string // relay mode; "" for the backend's default
+	Login   string     // login name at the backend
+	Mode    event.Mode // relay mode; "" for the backend's default
 	Match   Match
 	Key     string // key of the record that decided, or the configuration key
 	Age     time.Duration
-	Origin  Origin
+	Origin  event.Origin
 }
 
 // Router looks up the backends of users. It is safe for concurrent use.
@@ -236,7 +215,7 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 		return identity.Secret{}, err
 	case res.fromDisk:
 		return identity.Secret{}, errHashUnknown
-	case res.password.IsZero() && res.origin == OriginStale:
+	case res.password.IsZero() && res.origin == event.OriginStale:
 		return identity.Secret{}, errHashUnknown
 	case res.password.IsZero():
 		return identity.Secret{}, ErrNoUser
@@ -253,16 +232,16 @@ func (r *Router) Revalidate(u identity.User) {
 }
 
 // outcome returns the metrics label of one lookup.
-func outcome(route Route, err error) string {
+func outcome(route Route, err error) event.Origin {
 	switch {
 	case err == nil:
-		return string(route.Origin)
+		return route.Origin
 	case errors.Is(err, ErrUnavailable):
-		return OutcomeUnavailable
+		return event.LookupUnavailable
 	case errors.Is(err, ErrBlocked):
-		return OutcomeBlocked
+		return event.LookupBlocked
 	case errors.Is(err, ErrPaused):
-		return OutcomePaused
+		return event.LookupPaused
 	}
-	return OutcomeNoUser
+	return event.LookupNoUser
 }

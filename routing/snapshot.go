@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/plainfile"
 
 	"go.uber.org/zap"
@@ -38,12 +39,12 @@ type snapshot struct {
 
 // savedRoute is one route of the snapshot.
 type savedRoute struct {
-	User      string    `json:"user"`
-	Backend   string    `json:"backend"`
-	Login     string    `json:"login,omitempty"`
-	Mode      string    `json:"mode,omitempty"`
-	Match     Match     `json:"source"`
-	LearnedAt time.Time `json:"learned"`
+	User      string     `json:"user"`
+	Backend   string     `json:"backend"`
+	Login     string     `json:"login,omitempty"`
+	Mode      event.Mode `json:"mode,omitempty"`
+	Match     Match      `json:"source"`
+	LearnedAt time.Time  `json:"learned"`
 }
 
 // loadSnapshot restores the routes of an earlier process. If the file is missing or invalid,
@@ -153,7 +154,7 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !isKnownMode(s.Mode) {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !s.Mode.Known() {
 		return nil, false
 	}
 	d := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}

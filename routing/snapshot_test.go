@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"imapgate/internal/event"
 )
 
 // checkSnapshotFile checks that a snapshot file contains has, and not hasNot.
@@ -106,7 +108,7 @@ func TestSnapshotRoutesAreCheckedLikeRecords(t *testing.T) {
 	}
 	got, err := r.Lookup(t.Context(), user(t, "bob@x"))
 	if err != nil || got.Backend != "west" || got.Mode != "park" || got.Key != "imapgate:domain:x" ||
-		got.Origin != OriginSnapshot || got.Age < time.Hour-time.Second || got.Age > time.Hour+time.Minute {
+		got.Origin != event.OriginSnapshot || got.Age < time.Hour-time.Second || got.Age > time.Hour+time.Minute {
 		t.Errorf("learned an hour ago: %+v, %v", got, err)
 	}
 }

@@ -3,6 +3,7 @@ package routing
 import (
 	"fmt"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -51,7 +52,7 @@ func newStatic(c Config) (*static, error) {
 }
 
 func (s *static) lookup(u identity.User) (Route, error) {
-	r := Route{User: u, Login: u.String(), Origin: OriginStatic}
+	r := Route{User: u, Login: u.String(), Origin: event.OriginStatic}
 	if b, ok := s.users[u]; ok {
 		r.Backend, r.Match, r.Key = b, MatchUser, "routing.static.users"
 	} else if b, ok := s.domains[u.Domain()]; ok {

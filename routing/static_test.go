@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 
 	"imapgate/internal/identity"
@@ -24,7 +25,7 @@ func TestStaticRoutesPreferUserThenDomainThenDefault(t *testing.T) {
 		"alice":             {Backend: "last", Match: MatchDefault, Key: "routing.static.default"},
 	} {
 		u := user(t, name)
-		want.User, want.Login, want.Origin = u, name, OriginStatic
+		want.User, want.Login, want.Origin = u, name, event.OriginStatic
 		if got, err := r.Lookup(t.Context(), u); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
@@ -98,7 +99,7 @@ func TestRoutesOfAnAuthServerAreUnavailableToLookup(t *testing.T) {
 	if _, err := r.Lookup(t.Context(), u); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("lookup: %v", err) // which keeps a live session on its backend
 	}
-	if x := r.Explain(t.Context(), u); x.Outcome != OutcomeUnavailable || len(x.Steps) != 1 {
+	if x := r.Explain(t.Context(), u); x.Outcome != event.LookupUnavailable || len(x.Steps) != 1 {
 		t.Errorf("explained as %+v", x)
 	}
 }

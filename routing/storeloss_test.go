@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -32,7 +33,7 @@ func runLossTest(t *testing.T, n int, f func(t *testing.T, s *lossTest)) {
 		s := &lossTest{T: t, cache: c, o: o, users: makeUsers(t, n)}
 		for _, u := range s.users {
 			o.set(u, MatchUser, "east")
-			checkBackend(t, c, u, "east", OriginRedis)
+			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
 		s.startInspections()
 		f(t, s)
@@ -123,8 +124,8 @@ func TestLostRecordsMakeUnknownUsersUnavailable(t *testing.T) {
 				checkUnavailable(t, s.cache, unknown)
 				s.o.restore(before)
 				advance(2 * emptiedInterval)
-				checkBackend(t, s.cache, unknown, "", OriginRedis)
-				checkBackend(t, s.cache, s.users[3], "east", OriginRedis)
+				checkBackend(t, s.cache, unknown, "", event.OriginRedis)
+				checkBackend(t, s.cache, s.users[3], "east", event.OriginRedis)
 				s.checkAlarms(StoreEmptied, StoreHolding)
 			})
 		})
@@ -136,7 +137,7 @@ func TestTheFirstReadAfterALossIsNotTrusted(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) { // without inspections
 		alice, bob := user(t, "alice"), user(t, "bob@example.org")
 		o.set(alice, MatchUser, "east")
-		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, alice, "east", event.OriginRedis)
 		o.clearRecords()
 		o.set(user(t, "someone@example.org"), MatchDomain, "west") // the domain's record is back first
 		checkUnavailable(t, c, user(t, "unknown"))
@@ -157,10 +158,10 @@ func TestALossIsDetectedWithoutLookups(t *testing.T) {
 
 func TestAnEmptyStoreDeniesUnknownUsers(t *testing.T) {
 	runLossTest(t, 0, func(t *testing.T, s *lossTest) {
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.suspectAll()
 		advance(time.Minute)
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.checkAlarms()
 		if s.o.inspections != 0 {
 			t.Errorf("it was inspected %d times", s.o.inspections)
@@ -173,10 +174,10 @@ func TestInvalidatedDeletionsAreTrustedDownToTheLastRecord(t *testing.T) {
 		for _, u := range s.users {
 			s.o.set(u, MatchNone, "")
 			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
-			checkBackend(t, s.cache, u, "", OriginRedis)
+			checkBackend(t, s.cache, u, "", event.OriginRedis)
 		}
 		advance(time.Minute)
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.checkAlarms()
 	})
 }
@@ -199,9 +200,9 @@ func TestADeletionDuringAnInspectionIsTrusted(t *testing.T) {
 			t.Fatal("there was no inspection")
 		}
 		for _, u := range s.users {
-			checkBackend(t, s.cache, u, "", OriginRedis)
+			checkBackend(t, s.cache, u, "", event.OriginRedis)
 		}
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.checkAlarms()
 	})
 }
@@ -216,7 +217,7 @@ func TestAnInvalidationAfterTheAbsenceIsInTime(t *testing.T) {
 		advance(20 * time.Millisecond)
 		s.invalidateKeys(s.keys, []string{s.keys.user(alice)})
 		advance(suspectInterval)
-		checkBackend(t, s.cache, alice, "", OriginRedis)
+		checkBackend(t, s.cache, alice, "", event.OriginRedis)
 		advance(time.Minute)
 		s.checkAlarms()
 	})
@@ -246,7 +247,7 @@ func TestAFewDeletionsWithoutInvalidationAreTrusted(t *testing.T) {
 		s.checkLastGood(gone...)
 		advance(confirmDelay)
 		for _, u := range gone {
-			checkBackend(t, s.cache, u, "", OriginRedis)
+			checkBackend(t, s.cache, u, "", event.OriginRedis)
 		}
 		s.checkAlarms()
 	})
@@ -260,7 +261,7 @@ func TestNewRecordsDoNotEndALoss(t *testing.T) {
 		for i := range 3 * maxSample {
 			u := user(t, "new"+string(rune('a'+i%26))+string(rune('a'+i/26)))
 			s.o.set(u, MatchUser, "west")
-			checkBackend(t, s.cache, u, "west", OriginRedis)
+			checkBackend(t, s.cache, u, "west", event.OriginRedis)
 		}
 		advance(time.Hour)
 		s.checkLastGood(s.users...)
@@ -283,10 +284,10 @@ func TestHalfOfTheRecordsEndALossWhenRecoveryStops(t *testing.T) {
 		s.checkAlarms(StoreEmptied)
 		advance(recoveryTimeout)
 		s.checkAlarms(StoreEmptied, StoreHolding)
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.checkLastGood(s.users[9]) // its record must again be missing twice
 		advance(confirmDelay)
-		checkBackend(t, s.cache, s.users[9], "", OriginRedis)
+		checkBackend(t, s.cache, s.users[9], "", event.OriginRedis)
 	})
 }
 
@@ -300,8 +301,8 @@ func TestAcceptEmptyEndsOnlyTheCurrentLoss(t *testing.T) {
 		checkUnavailable(t, s.cache, user(t, "unknown")) // it does not apply
 		s.o.acceptLoss(200, "dave")
 		advance(2 * emptiedInterval)
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
-		checkBackend(t, s.cache, s.users[0], "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
+		checkBackend(t, s.cache, s.users[0], "", event.OriginRedis)
 		s.checkAlarms(StoreEmptied, "") // the sample is empty
 		if by := s.alarms[1].AcceptedBy; by != "dave" {
 			t.Errorf("ended by %q", by)
@@ -309,7 +310,7 @@ func TestAcceptEmptyEndsOnlyTheCurrentLoss(t *testing.T) {
 		for _, u := range s.users {
 			s.o.set(u, MatchUser, "east")
 			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
-			checkBackend(t, s.cache, u, "east", OriginRedis)
+			checkBackend(t, s.cache, u, "east", event.OriginRedis)
 		}
 		advance(time.Minute)
 		s.o.clearRecords()
@@ -325,7 +326,7 @@ func TestAnAcceptanceBeforeTheStartIsIgnored(t *testing.T) {
 		s := &lossTest{T: t, cache: c, o: o, users: makeUsers(t, 10)}
 		for _, u := range s.users {
 			o.set(u, MatchUser, "east")
-			checkBackend(t, c, u, "east", OriginRedis)
+			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
 		o.acceptLoss(100, "carol")
 		s.startInspections()
@@ -346,7 +347,7 @@ func TestAnAcceptanceAppliesToALossDetectedSoonAfter(t *testing.T) {
 		advance(holdingInterval)
 		s.o.clearRecords()
 		advance(2 * holdingInterval)
-		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", event.OriginRedis)
 		s.checkAlarms()
 	})
 }
@@ -369,7 +370,7 @@ func TestALostNodeAffectsOnlyItsUsers(t *testing.T) {
 				s := &lossTest{T: t, cache: c, o: o, users: makeUsers(t, 10)}
 				for _, u := range s.users {
 					o.set(u, MatchUser, "east")
-					checkBackend(t, c, u, "east", OriginRedis)
+					checkBackend(t, c, u, "east", event.OriginRedis)
 				}
 				lost, intact := s.users[:5], s.users[5:]
 				for _, u := range lost {
@@ -387,9 +388,9 @@ func TestALostNodeAffectsOnlyItsUsers(t *testing.T) {
 				advance(time.Minute)
 				s.checkLastGood(lost...)
 				checkUnavailable(t, c, user(t, "unknown3"))
-				checkBackend(t, c, user(t, "unknown7"), "", OriginRedis)
+				checkBackend(t, c, user(t, "unknown7"), "", event.OriginRedis)
 				for _, u := range intact {
-					checkBackend(t, c, u, "east", OriginRedis)
+					checkBackend(t, c, u, "east", event.OriginRedis)
 				}
 				s.checkAlarms(StoreEmptied)
 				if st := c.storeStatus(); st.Missing != 5 || st.Node != c.sample.addressOf(t, lost[0], c.keys) {
@@ -406,7 +407,7 @@ func TestAReadFromARemovedNodeIsNotTrusted(t *testing.T) {
 		o.nodes = nodeByUser("a", "b")
 		for _, u := range makeUsers(t, 10) {
 			o.set(u, MatchUser, "east")
-			checkBackend(t, c, u, "east", OriginRedis)
+			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
 		for _, u := range makeUsers(t, 5) {
 			o.set(u, MatchNone, "")
@@ -496,7 +497,7 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 				}
 				o.acceptLoss(1, "carol")
 				advance(2 * emptiedInterval)
-				checkBackend(t, second.cache, user(t, "unknown"), "", OriginRedis)
+				checkBackend(t, second.cache, user(t, "unknown"), "", event.OriginRedis)
 				if err := second.saveSnapshot(); err != nil {
 					t.Fatal(err)
 				}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
@@ -77,7 +78,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 			})
 			testbed.Eventually(t, Timeout, "the connection in the east to end", func() bool { return sessionEnded(r.east, "mover") })
 			r.runSession("other")
-			if n := r.g.sumMetric(closedSeries(metrics.DiscardMoved)); n != 1 || sessionEnded(r.east, "other") || strings.Count(r.east.Log(), "user=<other>") != 1 {
+			if n := r.g.sumMetric(closedSeries(event.DiscardMoved)); n != 1 || sessionEnded(r.east, "other") || strings.Count(r.east.Log(), "user=<other>") != 1 {
 				t.Errorf("%v connections closed; log of the east:\n%s", n, r.east.Log())
 			}
 		})
@@ -91,12 +92,12 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 	for _, c := range []struct {
 		user, home string
 		more       []string
-		reason     audit.Reason
+		reason     event.Reason
 		discarded  string
 	}{
-		{"mover", "west", nil, audit.Moved, metrics.DiscardMoved},
-		{"renamed", "east", []string{"login", "other"}, audit.LoginChanged, metrics.DiscardMoved},
-		{"villain", "east", []string{"state", "blocked"}, audit.LoginRevoked, metrics.DiscardCredentials},
+		{"mover", "west", nil, event.Moved, event.DiscardMoved},
+		{"renamed", "east", []string{"login", "other"}, event.LoginChanged, event.DiscardMoved},
+		{"villain", "east", []string{"state", "blocked"}, event.LoginRevoked, event.DiscardCredentials},
 	} {
 		r.store.setRoute(t, c.user, "east")
 		client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
@@ -148,7 +149,7 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 				t.Errorf("box.a logged in %d times more, and its session received:\n%s", n-logins, received)
 			}
 			testbed.Eventually(t, Timeout, "its end to be in the audit log", func() bool {
-				return countReasons(r.g.records("session_ended", "boxer"))[string(audit.LoginChanged)] == 1
+				return countReasons(r.g.records("session_ended", "boxer"))[string(event.LoginChanged)] == 1
 			})
 		})
 	}

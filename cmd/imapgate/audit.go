@@ -18,6 +18,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/duration"
+	"imapgate/internal/event"
 )
 
 func newAudit() *cobra.Command {
@@ -61,12 +62,12 @@ The exit status is 1 if nothing was found.`,
 	flags.StringVar(&s.User, "user", "", "records of this user, with the domain, or of this name as the client sent it")
 	flags.StringVar(&s.Session, "session", "", "records of this session")
 	flags.StringVar(&s.Address, "address", "", "records of clients with this address or in this network, and of its bans")
-	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(audit.Events(), ", "))
+	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(event.Values("Event"), ", "))
 	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(audit.Results(), ", "))
 	flags.StringVar(&s.Since, "since", "", "at or after this time")
 	flags.StringVar(&s.Until, "until", "", "before this time")
 	flags.BoolVar(&s.JSON, "json", false, "print the records unchanged, as JSON")
-	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(audit.Events(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(event.Values("Event"), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(audit.Results(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -156,8 +157,8 @@ type matcher struct {
 func (a auditQuery) newMatcher(now time.Time) (*matcher, error) {
 	m := &matcher{auditQuery: a}
 	for _, e := range a.Events {
-		if !slices.Contains(audit.Events(), e) {
-			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(audit.Events(), ", "))
+		if !slices.Contains(event.Values("Event"), e) {
+			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(event.Values("Event"), ", "))
 		}
 	}
 	for _, r := range a.Results {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // sentences has members of records, by event, and their descriptions.
@@ -81,7 +82,7 @@ func TestAuditGrepDescribesEveryEvent(t *testing.T) {
 		}
 		described[x.event] = true
 	}
-	for _, event := range audit.Events() {
+	for _, event := range event.Values("Event") {
 		if !described[event] {
 			t.Errorf("no sentence describes %s", event)
 		}

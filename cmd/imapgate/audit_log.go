@@ -3,6 +3,7 @@ package main
 import (
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 )
 
@@ -48,6 +49,6 @@ func (g *gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
 }
 
 // recordSignal records an operator's signal, and err if it was not carried out.
-func (g *gateway) recordSignal(action audit.Action, err error) {
+func (g *gateway) recordSignal(action event.Action, err error) {
 	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}))
 }

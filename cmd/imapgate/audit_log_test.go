@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
@@ -18,19 +19,19 @@ import (
 
 func TestLimitWordsMatchTheAuditLog(t *testing.T) {
 	for _, r := range limit.Reasons() {
-		if !audit.Limit(r).Known() {
+		if !event.Limit(r).Known() {
 			t.Errorf("the audit log has no limit %s", r)
 		}
 	}
 	for _, w := range []limit.BanReason{limit.ManyFailures, limit.ManyBans, limit.ByOperator, limit.Merged} {
-		if !audit.Cause(w).Known() {
+		if !event.BanReason(w).Known() {
 			t.Errorf("the audit log has no cause %s of a ban", w)
 		}
 	}
 	for _, result := range []string{
-		upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout,
-		upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown, upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop,
-		upstream.ResultNotAccepted,
+		event.ConnectOK, event.ConnectDenied, event.ConnectRefused, event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout,
+		event.ConnectClosed, event.ConnectProtocol, event.ConnectDown, event.ConnectBusy, event.ConnectCanceled, event.ConnectLoop,
+		event.ConnectNotAccepted,
 	} {
 		if !audit.IsConnectResult(result) {
 			t.Errorf("the audit log has no end %s of a login at a backend", result)

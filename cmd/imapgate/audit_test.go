@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -43,12 +44,12 @@ func writeAuditLog(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	c := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Addr: netip.MustParseAddrPort("[2001:db8::7]:500")}
-	_ = l.LoginRefused(c, &audit.Login{ClaimedName: "Al ice"}, audit.BadName)
+	_ = l.LoginRefused(c, &audit.Login{ClaimedName: "Al ice"}, event.BadName)
 	rotate(t, l, path, path+".2")
 	_ = l.LoginAccepted(c, &audit.Login{User: alice, Backend: "east", RouteSource: "cache", Mechanism: "LOGIN"})
 	rotate(t, l, path, path+".1")
-	_ = l.SessionEnded(c, &audit.Session{User: alice, Backend: "east", BytesIn: 1, BytesOut: 2}, audit.ClientLogout)
-	_ = l.BanAdded(&audit.Ban{Subject: "192.0.2.0/24", Reason: audit.CauseOperator, Operator: "carol"})
+	_ = l.SessionEnded(c, &audit.Session{User: alice, Backend: "east", BytesIn: 1, BytesOut: 2}, event.ClientLogout)
+	_ = l.BanAdded(&audit.Ban{Subject: "192.0.2.0/24", Reason: event.BanOperator, Operator: "carol"})
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

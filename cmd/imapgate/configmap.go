@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/proxy"
@@ -51,7 +52,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		Modes:            make(map[string]proxy.Mode, len(cfg.Backends)),
 	}
 	for name, b := range cfg.Backends {
-		p.Modes[name] = proxy.Mode{Name: b.Mode, Mux: b.Mux.Settings()}
+		p.Modes[name] = proxy.Mode{Name: event.Mode(b.Mode), Mux: b.Mux.Settings()}
 	}
 	for _, l := range cfg.Listeners {
 		out := proxy.Listener{Name: l.Name, Address: l.Address, TLS: proxy.TLSMode(l.TLS), Trusted: l.TrustedNetworks}

@@ -16,6 +16,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy"
@@ -165,14 +166,14 @@ func (g *gateway) openBackends(instance string) {
 // limit of the backend. The audit log is open before the first login.
 func (g *gateway) recordLoginWait(backend string) func(upstream.Wait) {
 	return func(w upstream.Wait) {
-		result := audit.Delayed
+		result := event.ResultDelayed
 		if w.TimedOut {
-			result = audit.Refused
+			result = event.ResultRefused
 			g.metrics.Limits.CountRefusal(w.Limit)
 		} else {
 			g.metrics.Limits.CountThrottle(w.Limit)
 		}
-		_ = g.audit.LimitHit(&audit.Client{}, &audit.LimitHit{Limit: audit.Limit(w.Limit), Subject: backend, Result: result})
+		_ = g.audit.LimitHit(&audit.Client{}, &audit.LimitHit{Limit: w.Limit, Subject: backend, Result: result})
 	}
 }
 
@@ -225,7 +226,7 @@ func (g *gateway) run(ctx context.Context) error {
 	g.metrics.CountReload(nil) // the configuration was just loaded
 	g.logLostRecord("started", g.audit.GatewayStarted(readBuildInfo().Version))
 	serveErr := g.proxy.Serve(ctx)
-	g.logLostRecord("stopped", g.audit.GatewayStopped(audit.GatewayStopping))
+	g.logLostRecord("stopped", g.audit.GatewayStopped(event.Shutdown))
 	stop()
 	return errors.Join(serveErr, watchers.Wait())
 }

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/admin"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/proxy"
@@ -80,14 +81,14 @@ func (g *gateway) openLimits() (err error) {
 func (g *gateway) recordBan(b limit.Ban) {
 	g.log.Info("banned", zap.Stringer("network", b.Net), zap.String("why", string(b.Reason)), zap.Duration("for", b.Remaining))
 	g.logLostRecord("ban_added", g.audit.BanAdded(&audit.Ban{
-		Subject: b.Net.String(), Reason: audit.Cause(b.Reason), Until: time.Now().Add(b.Remaining), Note: b.Note,
+		Subject: b.Net.String(), Reason: event.BanReason(b.Reason), Until: time.Now().Add(b.Remaining), Note: b.Note,
 	}))
 }
 
 // recordOperatorBan records a change by an operator. Every gateway records it,
 // wherever the operator made it.
 func (g *gateway) recordOperatorBan(o limit.BanRequest) {
-	ban := audit.Ban{Subject: o.Net.String(), Reason: audit.CauseOperator, Operator: "operator", Note: o.Note}
+	ban := audit.Ban{Subject: o.Net.String(), Reason: event.BanOperator, Operator: "operator", Note: o.Note}
 	if o.Duration == 0 {
 		g.log.Info("ban removed by an operator", zap.Stringer("network", o.Net))
 		g.logLostRecord("ban_removed", g.audit.BanRemoved(&ban))
@@ -137,18 +138,18 @@ func (g *gateway) newAdminLimits() admin.Limits {
 		ShowLimits: func(ctx context.Context, subject string) (any, error) { return a.showLimits(ctx, subject) },
 		ResetLimits: func(ctx context.Context, subject string) (any, error) {
 			done, err := a.resetLimits(ctx, subject)
-			g.recordAdminAction(audit.ActLimitsReset, subject, err)
+			g.recordAdminAction(event.ActionLimitsReset, subject, err)
 			return done, err
 		},
 		ListBans: func(ctx context.Context) (any, error) { return a.listBans(ctx) },
 		AddBan: func(ctx context.Context, o admin.BanRequest) (any, error) {
 			done, err := a.addBan(ctx, o)
-			g.recordAdminAction(audit.ActBan, o.Subject, err)
+			g.recordAdminAction(event.ActionBan, o.Subject, err)
 			return done, err
 		},
 		RemoveBans: func(ctx context.Context, subject string) (any, error) {
 			done, err := a.removeBans(ctx, subject)
-			g.recordAdminAction(audit.ActUnban, subject, err)
+			g.recordAdminAction(event.ActionUnban, subject, err)
 			return done, err
 		},
 	}
@@ -156,7 +157,7 @@ func (g *gateway) newAdminLimits() admin.Limits {
 
 // recordAdminAction records an operator's command that came through the admin
 // address.
-func (g *gateway) recordAdminAction(action audit.Action, subject string, err error) {
+func (g *gateway) recordAdminAction(action event.Action, subject string, err error) {
 	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
 }
 

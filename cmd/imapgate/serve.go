@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/listen"
 )
 
@@ -160,7 +160,7 @@ func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) 
 			case ctx.Err() != nil:
 				return errForcedExit // the process exits with the remaining sessions
 			default:
-				g.recordSignal(audit.ActDrain, nil)
+				g.recordSignal(event.ActionDrain, nil)
 				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.DrainTimeout))
 				drain()
 			}
@@ -179,7 +179,7 @@ func (g *gateway) reload() {
 	g.audit.Reopen()
 	changed, filesErr := g.files.Reload()
 	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
-	g.recordSignal(audit.ActReload, err)
+	g.recordSignal(event.ActionReload, err)
 	g.metrics.CountReload(err)
 	event := "config_reloaded"
 	if err != nil {

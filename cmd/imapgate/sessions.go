@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/proxy"
 	"imapgate/routing"
 )
@@ -41,7 +42,7 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 		return sessionReport{Error: err.Error()}
 	}
 	p := sessionReport{Known: true, Gateway: dialableAddress(t.cfg.Admin.Address), Counts: all, user: x.User, backend: x.Backend, login: x.Login}
-	if x.Outcome == routing.OutcomeUnavailable {
+	if x.Outcome == event.LookupUnavailable {
 		return p
 	}
 	atRoute, elsewhere := 0, 0

@@ -13,6 +13,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -57,7 +58,7 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 			t.Fatalf("%q is %q, %v", name, u, err)
 		}
 		_ = l.LoginAccepted(client, &audit.Login{User: u, Backend: "east", RouteSource: "cache", Mechanism: "LOGIN"})
-		_ = l.LoginRefused(client, &audit.Login{ClaimedName: name + "|", Mechanism: "LOGIN"}, audit.BadName)
+		_ = l.LoginRefused(client, &audit.Login{ClaimedName: name + "|", Mechanism: "LOGIN"}, event.BadName)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -25,10 +26,10 @@ const (
 
 // aggregateKey identifies the events that are counted together.
 type aggregateKey struct {
-	eventType eventType
-	reason    Reason
-	net       netip.Prefix  // the client's; zero: counted for all addresses together
-	user      identity.User // of a login; zero also for an invalid name
+	event  event.Event
+	reason event.Reason
+	net    netip.Prefix  // the client's; zero: counted for all addresses together
+	user   identity.User // of a login; zero also for an invalid name
 }
 
 // aggregate counts the events since the last record.
@@ -65,8 +66,8 @@ func (c *Client) effectiveAddr() netip.Addr {
 }
 
 // aggregateKey returns the key under which an event of the client is counted.
-func (c *Client) aggregateKey(k eventType, reason Reason, u identity.User) aggregateKey {
-	return aggregateKey{k, reason, identity.AddrPrefix(c.effectiveAddr()), u}
+func (c *Client) aggregateKey(e event.Event, reason event.Reason, u identity.User) aggregateKey {
+	return aggregateKey{e, reason, identity.AddrPrefix(c.effectiveAddr()), u}
 }
 
 // add reports whether an event is folded; next has the content of its record.
@@ -123,7 +124,7 @@ func (a *aggregator) takeDue(now time.Time) map[aggregateKey]aggregate {
 // writeAggregates writes the records of folded events whose minute is over.
 func (l *Log) writeAggregates(now time.Time) {
 	for k, a := range l.aggregator.takeDue(now) {
-		if k.eventType == loginRefused {
+		if k.event == event.LoginRefused {
 			_ = l.writeLoginRefused(&a.client, &a.login, k.reason, a.count) // an error is counted as lost
 			continue
 		}
@@ -133,11 +134,11 @@ func (l *Log) writeAggregates(now time.Time) {
 
 // isUnverified reports whether a login was refused before its credentials were
 // verified. Such a login reveals nothing about the password.
-func isUnverified(login *Login, reason Reason) bool {
+func isUnverified(login *Login, reason event.Reason) bool {
 	switch reason {
-	case Cleartext, BadMechanism, BadExchange, ClientWentAway:
+	case event.Cleartext, event.BadMechanism, event.BadExchange, event.ClientAborted:
 		return true
-	case LimitReached:
+	case event.LimitReached:
 		return login.Method == "" // with a method, the limit applies after a correct password
 	}
 	return false

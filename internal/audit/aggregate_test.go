@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -58,15 +59,15 @@ func TestFloodFromOneAddressIsAggregated(t *testing.T) {
 	const flood = 41_551
 	records, _ := runAggregating(t, 10, func(l *Log) {
 		for i := range flood {
-			if err := l.ConnectionRefused(clientNumber(i), TooMany, "limit: banned", time.Second); err != nil {
+			if err := l.ConnectionRefused(clientNumber(i), event.TooManyConnections, "limit: banned", time.Second); err != nil {
 				t.Error(err)
 			}
 			if i%5000 == 0 {
 				time.Sleep(time.Second) // in the bubble's clock
 			}
 		}
-		_ = l.ConnectionRefused(clientNumber(flood), HandshakeFailed, "x", 0) // another reason has its own count
-		time.Sleep(2 * aggregateInterval)                                     // without any event
+		_ = l.ConnectionRefused(clientNumber(flood), event.HandshakeFailed, "x", 0) // another reason has its own count
+		time.Sleep(2 * aggregateInterval)                                           // without any event
 	})
 	events, folded := countEvents(records)
 	if events != flood+1 || folded != 1 || len(records) != 12 {
@@ -84,7 +85,7 @@ func TestAggregatedEventsAreAllCounted(t *testing.T) {
 	const seconds = 150
 	records, _ := runAggregating(t, 10, func(l *Log) {
 		for i := range seconds * 10 {
-			_ = l.ConnectionRefused(clientNumber(i), WrongProtocol, "", 0)
+			_ = l.ConnectionRefused(clientNumber(i), event.WrongProtocol, "", 0)
 			time.Sleep(100 * time.Millisecond)
 		}
 	})
@@ -99,7 +100,7 @@ func TestFloodFromManyAddressesIsBounded(t *testing.T) {
 	records, _ := runAggregating(t, 10, func(l *Log) {
 		for i := range flood {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 16), byte(i >> 8), byte(i)})
-			_ = l.ConnectionRefused(&Client{Peer: netip.AddrPortFrom(addr, 1)}, PreauthTimeout, "", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.AddrPortFrom(addr, 1)}, event.PreauthTimeout, "", 0)
 		}
 	})
 	events, folded := countEvents(records)
@@ -115,7 +116,7 @@ func TestIPv6AddressesAreAggregatedByNetwork(t *testing.T) {
 	records, _ := runAggregating(t, 10, func(l *Log) {
 		for i := range 100 {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)})
-			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("10.0.0.9:1"), Addr: netip.AddrPortFrom(addr, 1)}, ClientClosed, "", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("10.0.0.9:1"), Addr: netip.AddrPortFrom(addr, 1)}, event.ClientClosed, "", 0)
 		}
 	})
 	if events, folded := countEvents(records); events != 100 || folded != 1 || len(records) != 11 {
@@ -132,7 +133,7 @@ func TestVerdictsAreNeverAggregated(t *testing.T) {
 	}
 	for why := range reasons {
 		for _, method := range []string{"", "file"} {
-			want := why == Cleartext || why == BadMechanism || why == BadExchange || why == ClientWentAway || why == LimitReached && method == ""
+			want := why == event.Cleartext || why == event.BadMechanism || why == event.BadExchange || why == event.ClientAborted || why == event.LimitReached && method == ""
 			records, _ := runAggregating(t, 10, func(l *Log) {
 				for range 30 {
 					_ = l.LoginRefused(clientNumber(1), &Login{User: alice, Method: method}, why)
@@ -146,7 +147,7 @@ func TestVerdictsAreNeverAggregated(t *testing.T) {
 	records, _ := runAggregating(t, 10, func(l *Log) {
 		for range 30 {
 			_ = l.LoginAccepted(clientNumber(1), &Login{User: alice})
-			_ = l.ConnectionRefused(clientNumber(1), InternalMistake, "", 0)
+			_ = l.ConnectionRefused(clientNumber(1), event.InternalError, "", 0)
 		}
 	})
 	if events, folded := countEvents(records); events != 60 || folded > 0 {
@@ -157,7 +158,7 @@ func TestVerdictsAreNeverAggregated(t *testing.T) {
 func TestZeroDisablesAggregation(t *testing.T) {
 	records, _ := runAggregating(t, 0, func(l *Log) {
 		for i := range 1000 {
-			_ = l.ConnectionRefused(clientNumber(i), TooMany, "", 0)
+			_ = l.ConnectionRefused(clientNumber(i), event.TooManyConnections, "", 0)
 		}
 	})
 	if _, folded := countEvents(records); len(records) != 1000 || folded > 0 {

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"strconv"
+
+	"imapgate/internal/event"
 )
 
 // hashPrefix begins the last member of a chained record. The hash covers the 32
@@ -53,7 +55,7 @@ func (c *chain) sum(text []byte) [sha256.Size]byte {
 // record names the last hash of the previous file, unless the chain begins here.
 func (c *chain) firstRecord() ([]byte, chain) {
 	next := *c
-	record := new(headerWriter).appendHeader(nil, logOpened)
+	record := new(headerWriter).appendHeader(nil, event.LogOpened)
 	if c.seq > 0 {
 		record = appendText(record, "previous", hex.EncodeToString(c.hash[:]), sha256.Size*2)
 	}

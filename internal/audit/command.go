@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -16,24 +17,6 @@ const (
 	WriteCommands CommandFilter = "writes" // those that may change something
 	AllCommands   CommandFilter = "all"
 )
-
-// CommandResult is the result of a command. Other values than the constants below
-// are recorded as other.
-type CommandResult string
-
-// Results of commands.
-const (
-	CommandOK  CommandResult = "ok"
-	CommandNo  CommandResult = "no"
-	CommandBad CommandResult = "bad"
-	CommandCut CommandResult = "aborted" // no answer: a connection ended
-)
-
-// commandResults is every CommandResult. Constant.
-var commandResults = map[CommandResult]bool{CommandOK: true, CommandNo: true, CommandBad: true, CommandCut: true}
-
-// Known reports whether c is one of the constants.
-func (c CommandResult) Known() bool { return commandResults[c] }
 
 // MaxLiteralSizes bounds the literals whose sizes are recorded individually.
 const MaxLiteralSizes = 16
@@ -50,7 +33,7 @@ type Command struct {
 	Messages      uint32 // number of messages it names; 0 is left out
 	LiteralSizes  []int64
 	OtherLiterals LiteralTotal // those not in LiteralSizes
-	Result        CommandResult
+	Result        event.Result
 	ResponseCode  string // the response code of its answer
 	Duration      time.Duration
 }
@@ -70,11 +53,8 @@ func (l *Log) Command(c *Client, cmd *Command) error {
 	if l.cfg.Commands != AllCommands && (l.cfg.Commands != WriteCommands || !cmd.IsWrite) {
 		return nil
 	}
-	result := string(cmd.Result)
-	if !cmd.Result.Known() {
-		result = other
-	}
-	return l.appendRecord(recordMeta{eventType: command, result: result}, func(b []byte) []byte {
+	result := event.OrOther(cmd.Result)
+	return l.appendRecord(recordMeta{event.CommandEvent, result}, func(b []byte) []byte {
 		b = appendText(b, "session", c.Session, maxNameBytes)
 		b = appendAddress(b, "peer", c.Peer)
 		b = appendAddress(b, "client", c.Addr)

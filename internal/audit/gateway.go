@@ -1,29 +1,14 @@
 package audit
 
-import "time"
+import (
+	"time"
 
-// Action is an operator action. Other values than the constants below are recorded
-// as other.
-type Action string
-
-// Actions of an operator.
-const (
-	ActReload      Action = "reload" // SIGHUP
-	ActDrain       Action = "drain"  // SIGTERM or SIGINT
-	ActBan         Action = "ban"
-	ActUnban       Action = "unban"
-	ActLimitsReset Action = "limits_reset" // clears a user's failed logins
+	"imapgate/internal/event"
 )
-
-// actions is every Action. Constant.
-var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true, ActLimitsReset: true}
-
-// Known reports whether a is one of the constants.
-func (a Action) Known() bool { return actions[a] }
 
 // OperatorAction is a command of an operator to the gateway.
 type OperatorAction struct {
-	Action   Action
+	Action   event.Action
 	Operator string // a name, an address, or "signal"
 	Subject  string // a user, an address, or a network
 	Err      error  // why it was refused
@@ -31,14 +16,14 @@ type OperatorAction struct {
 
 // GatewayStarted records that a gateway began to serve.
 func (l *Log) GatewayStarted(version string) error {
-	return l.appendRecord(recordMeta{eventType: started, priority: priorityNormal}, func(b []byte) []byte {
+	return l.appendRecord(recordMeta{event: event.Started}, func(b []byte) []byte {
 		return appendText(b, "version", version, maxNameBytes)
 	})
 }
 
 // GatewayStopped records that a gateway shut down cleanly, and why.
-func (l *Log) GatewayStopped(reason Reason) error {
-	return l.appendRecord(recordMeta{eventType: stopped, priority: priorityNormal}, func(b []byte) []byte {
+func (l *Log) GatewayStopped(reason event.Reason) error {
+	return l.appendRecord(recordMeta{event: event.Stopped}, func(b []byte) []byte {
 		return appendReason(b, reason)
 	})
 }
@@ -46,12 +31,12 @@ func (l *Log) GatewayStopped(reason Reason) error {
 // ConfigReloaded records a reload: reread names the reloaded files, and err reports
 // those that were not read, or were read but are not used.
 func (l *Log) ConfigReloaded(reread string, err error) error {
-	t := configReloaded
+	e := event.ConfigReloaded
 	if err != nil {
-		t = configRejected
+		e = event.ConfigRejected
 	}
 	result, detail := resultOf(err)
-	return l.appendRecord(recordMeta{t, priorityNormal, result}, func(b []byte) []byte {
+	return l.appendRecord(recordMeta{e, result}, func(b []byte) []byte {
 		b = appendText(b, "result", result, maxNameBytes)
 		b = appendText(b, "reread", reread, maxTextBytes)
 		return appendText(b, "detail", detail, maxTextBytes)
@@ -61,11 +46,8 @@ func (l *Log) ConfigReloaded(reread string, err error) error {
 // OperatorAction records a command of an operator.
 func (l *Log) OperatorAction(a *OperatorAction) error {
 	result, detail := resultOf(a.Err)
-	action := string(a.Action)
-	if !a.Action.Known() {
-		action = other
-	}
-	return l.appendRecord(recordMeta{operatorAction, priorityNormal, result}, func(b []byte) []byte {
+	action := event.OrOther(a.Action)
+	return l.appendRecord(recordMeta{event.OperatorAction, result}, func(b []byte) []byte {
 		b = appendText(b, "action", action, maxNameBytes)
 		b = appendText(b, "by", a.Operator, maxNameBytes)
 		b = appendText(b, "subject", a.Subject, maxUserBytes)
@@ -77,9 +59,9 @@ func (l *Log) OperatorAction(a *OperatorAction) error {
 // resultOf returns the fields result and detail for an error.
 func resultOf(err error) (result, detail string) {
 	if err == nil {
-		return accepted, ""
+		return string(event.ResultAccepted), ""
 	}
-	return refused, err.Error()
+	return string(event.ResultRefused), err.Error()
 }
 
 // appendTime appends a time, or nothing for the zero time.

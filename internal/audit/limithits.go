@@ -3,6 +3,8 @@ package audit
 import (
 	"sync"
 	"time"
+
+	"imapgate/internal/event"
 )
 
 const (
@@ -15,8 +17,8 @@ const (
 )
 
 type limitHitKey struct {
-	limit   Limit
-	result  Measure
+	limit   event.Limit
+	result  event.Result
 	subject string
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+
+	"imapgate/internal/event"
 )
 
 const (
@@ -133,7 +135,7 @@ func (l *Log) readyLocked() error {
 			return errClosed
 		case w.failing:
 			return errSinkFailing
-		case w.isFullFor(priorityRequired):
+		case w.isFullFor(event.PriorityRequired):
 			return errFull
 		}
 	}
@@ -254,21 +256,21 @@ func (l *Log) appendRecord(m recordMeta, appendFields func([]byte) []byte) error
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.readyLocked(); err != nil && m.priority == priorityRequired {
+	if err := l.readyLocked(); err != nil && m.event.Priority() == event.PriorityRequired {
 		return err
 	}
-	l.record = append(appendFields(l.header.appendHeader(l.record[:0], m.eventType)), '}', '\n')
+	l.record = append(appendFields(l.header.appendHeader(l.record[:0], m.event)), '}', '\n')
 	for _, w := range l.writers {
 		switch {
 		case !w.filter.matches(m):
-		case l.closed || w.isFullFor(m.priority):
+		case l.closed || w.isFullFor(m.event.Priority()):
 			w.totalLost++
 		default:
 			w.bufferRecord(l.record)
-			w.signal(m.eventType)
+			w.signal(m.event)
 		}
 	}
-	if m.priority == priorityRequired {
+	if m.event.Priority() == event.PriorityRequired {
 		return nil
 	}
 	return l.readyLocked()

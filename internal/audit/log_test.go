@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"imapgate/internal/testbed"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imapgate/internal/event"
+	"imapgate/internal/testbed"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -67,7 +69,7 @@ func lines(t *testing.T, path string) []map[string]any {
 func recordRefusal(l *Log, session string) {
 	c := testClient()
 	c.Session = session
-	_ = l.LoginRefused(c, &Login{}, BadCredentials)
+	_ = l.LoginRefused(c, &Login{}, event.BadCredentials)
 }
 
 func TestEveryRecordOfManyWritersReachesTheFileOnce(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -80,7 +81,7 @@ type Login struct {
 type Session struct {
 	User     identity.User
 	Backend  string
-	Mode     string
+	Mode     event.Mode
 	BytesIn  uint64 // bytes from the client, after the login
 	BytesOut uint64 // bytes to the client, after the login
 	// Commands is the number of the client's commands after the login; 0 is left out.
@@ -92,37 +93,37 @@ type Session struct {
 // LoginAccepted records a login that the backend accepted. After an error there is
 // no record, and the caller must refuse the login (LoginRefused, AuditAway).
 func (l *Log) LoginAccepted(c *Client, login *Login) error {
-	return l.appendRecord(recordMeta{loginAccepted, priorityRequired, accepted}, func(b []byte) []byte {
-		return appendText(login.appendTo(c.appendTo(b)), "result", accepted, maxNameBytes)
+	return l.appendRecord(recordMeta{event.LoginAccepted, string(event.ResultAccepted)}, func(b []byte) []byte {
+		return appendText(login.appendTo(c.appendTo(b)), "result", string(event.ResultAccepted), maxNameBytes)
 	})
 }
 
 // LoginRefused records a refused login and its reason, which may be more detailed
 // than the client's answer. A refusal before verification may be folded.
-func (l *Log) LoginRefused(c *Client, login *Login, reason Reason) error {
+func (l *Log) LoginRefused(c *Client, login *Login, reason event.Reason) error {
 	if isUnverified(login, reason) {
-		if l.aggregator.add(c.aggregateKey(loginRefused, reason, login.User), aggregate{client: *c, login: *login}, time.Now()) {
+		if l.aggregator.add(c.aggregateKey(event.LoginRefused, reason, login.User), aggregate{client: *c, login: *login}, time.Now()) {
 			return nil
 		}
 	}
 	return l.writeLoginRefused(c, login, reason, 1)
 }
 
-func (l *Log) writeLoginRefused(c *Client, login *Login, reason Reason, count uint64) error {
-	return l.appendRecord(recordMeta{loginRefused, priorityNormal, reason.result()}, func(b []byte) []byte {
+func (l *Log) writeLoginRefused(c *Client, login *Login, reason event.Reason, count uint64) error {
+	return l.appendRecord(recordMeta{event.LoginRefused, string(reason.LoginResult())}, func(b []byte) []byte {
 		b = login.appendTo(c.appendTo(b))
-		b = appendReason(appendText(b, "result", reason.result(), maxNameBytes), reason)
+		b = appendReason(appendText(b, "result", string(reason.LoginResult()), maxNameBytes), reason)
 		return appendAggregateCount(b, count)
 	})
 }
 
 // SessionEnded records the end of a connection that had logged in.
-func (l *Log) SessionEnded(c *Client, s *Session, reason Reason) error {
-	return l.appendRecord(recordMeta{eventType: sessionEnded, priority: priorityNormal}, func(b []byte) []byte {
+func (l *Log) SessionEnded(c *Client, s *Session, reason event.Reason) error {
+	return l.appendRecord(recordMeta{event: event.SessionEnded}, func(b []byte) []byte {
 		b = c.appendTo(b)
 		b = appendText(b, "user", s.User.String(), maxUserBytes)
 		b = appendText(b, "backend", s.Backend, maxNameBytes)
-		b = appendText(b, "mode", s.Mode, maxNameBytes)
+		b = appendText(b, "mode", string(s.Mode), maxNameBytes)
 		b = appendReason(b, reason)
 		b = appendCount(b, "bytes_in", s.BytesIn)
 		b = appendCount(b, "bytes_out", s.BytesOut)
@@ -135,17 +136,17 @@ func (l *Log) SessionEnded(c *Client, s *Session, reason Reason) error {
 // folded with others. detail may quote the client or the TLS library; it is
 // sanitized. These records have low priority, because unauthenticated clients can
 // cause any number of them.
-func (l *Log) ConnectionRefused(c *Client, reason Reason, detail string, duration time.Duration) error {
+func (l *Log) ConnectionRefused(c *Client, reason event.Reason, detail string, duration time.Duration) error {
 	a := aggregate{client: *c, detail: detail, duration: duration}
-	if reason != InternalMistake && l.aggregator.add(c.aggregateKey(connectionRefused, reason, identity.User{}), a, time.Now()) {
+	if reason != event.InternalError && l.aggregator.add(c.aggregateKey(event.ConnectionRefused, reason, identity.User{}), a, time.Now()) {
 		return nil
 	}
 	a.count = 1
 	return l.writeConnectionRefused(c, reason, &a)
 }
 
-func (l *Log) writeConnectionRefused(c *Client, reason Reason, a *aggregate) error {
-	return l.appendRecord(recordMeta{eventType: connectionRefused, priority: priorityLow}, func(b []byte) []byte {
+func (l *Log) writeConnectionRefused(c *Client, reason event.Reason, a *aggregate) error {
+	return l.appendRecord(recordMeta{event: event.ConnectionRefused}, func(b []byte) []byte {
 		b = c.appendTo(b)
 		b = appendReason(b, reason)
 		b = appendText(b, "detail", a.detail, maxTextBytes)
@@ -186,7 +187,7 @@ type headerWriter struct {
 }
 
 // appendHeader begins a record with its version, time and event.
-func (h *headerWriter) appendHeader(b []byte, t eventType) []byte {
+func (h *headerWriter) appendHeader(b []byte, e event.Event) []byte {
 	now := time.Now().UTC()
 	if second := now.Unix(); second != h.second || h.secondText == nil {
 		h.second, h.secondText = second, now.AppendFormat(h.secondText[:0], secondLayout)
@@ -198,7 +199,7 @@ func (h *headerWriter) appendHeader(b []byte, t eventType) []byte {
 	ms := now.Nanosecond() / 1e6
 	b = append(b, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
 	b = append(b, `Z","event":"`...)
-	b = append(b, eventNames[t]...)
+	b = append(b, e...)
 	return append(b, '"')
 }
 

@@ -1,12 +1,16 @@
 package audit
 
-import "testing"
+import (
+	"testing"
+
+	"imapgate/internal/event"
+)
 
 // When a backend restarts, all its sessions lose their upstream at once.
 func TestUpstreamLossBurstKeepsBufferForLogins(t *testing.T) {
 	l, o := newBufferedLog() // as if the file were stuck
 	login := testLogin(t)
-	loss := &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: LostBye}
+	loss := &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: event.LossBye}
 	for range maxBufferedRecords {
 		if err := l.UpstreamLost(testClient(), loss); err != nil {
 			t.Fatalf("losses alone block logins: %v", err)
@@ -18,7 +22,7 @@ func TestUpstreamLossBurstKeepsBufferForLogins(t *testing.T) {
 	if err := l.LoginAccepted(testClient(), login); err != nil {
 		t.Error(err)
 	}
-	if err := l.SessionEnded(testClient(), &Session{User: login.User}, UpstreamAway); err != nil || o.bufferedRecords != maxRecordsForLow+2 {
+	if err := l.SessionEnded(testClient(), &Session{User: login.User}, event.UpstreamUnavailable); err != nil || o.bufferedRecords != maxRecordsForLow+2 {
 		t.Errorf("%d records wait, %v", o.bufferedRecords, err)
 	}
 }
@@ -26,7 +30,7 @@ func TestUpstreamLossBurstKeepsBufferForLogins(t *testing.T) {
 func TestUnauthenticatedFloodKeepsBufferForLogins(t *testing.T) {
 	l, o := newBufferedLog()
 	for range 2 * maxBufferedRecords {
-		if err := l.ConnectionRefused(testClient(), TooMany, "", 0); err != nil {
+		if err := l.ConnectionRefused(testClient(), event.TooManyConnections, "", 0); err != nil {
 			t.Fatalf("refused connections alone block logins: %v", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -24,15 +25,15 @@ const (
 // probeAggregate is the probes of an address since the last record of them.
 type probeAggregate struct {
 	aggregate
-	reasons map[Reason]uint64 // number of probes per reason
-	kinds   map[string]uint64 // number of probes per kind
+	reasons map[event.Reason]uint64 // number of probes per reason
+	kinds   map[event.Probe]uint64  // number of probes per kind
 }
 
 // mainReason returns the most frequent reason; of equally frequent ones, the first
 // in the alphabet.
-func (p *probeAggregate) mainReason() Reason {
+func (p *probeAggregate) mainReason() event.Reason {
 	reasons := slices.Sorted(maps.Keys(p.reasons))
-	return slices.MaxFunc(reasons, func(a, b Reason) int { return cmp.Compare(p.reasons[a], p.reasons[b]) })
+	return slices.MaxFunc(reasons, func(a, b event.Reason) int { return cmp.Compare(p.reasons[a], p.reasons[b]) })
 }
 
 // probeAggregator counts the health checks of load balancers, so that they cause one
@@ -43,7 +44,7 @@ type probeAggregator struct {
 }
 
 // add reports whether a probe is recorded now; otherwise it is counted.
-func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind string, reason Reason, now time.Time) bool {
+func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind event.Probe, reason event.Reason, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.aggregates == nil {
@@ -59,7 +60,7 @@ func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind string, rea
 		return true
 	}
 	if a.count == 0 {
-		a.reasons, a.kinds = map[Reason]uint64{}, map[string]uint64{}
+		a.reasons, a.kinds = map[event.Reason]uint64{}, map[event.Probe]uint64{}
 	}
 	a.reasons[reason]++
 	a.kinds[kind]++
@@ -90,11 +91,11 @@ func (p *probeAggregator) takeDue(now time.Time) []probeAggregate {
 // ProbeEnded records the end of a connection from a trusted address that was only a
 // health check; kind is what it did. An address has one record a minute, and one
 // line in the ordinary log, which count the others.
-func (l *Log) ProbeEnded(c *Client, kind string, reason Reason, duration time.Duration) {
+func (l *Log) ProbeEnded(c *Client, kind event.Probe, reason event.Reason, duration time.Duration) {
 	next := aggregate{client: *c, duration: duration}
 	if l.probes.add(identity.AddrPrefix(c.effectiveAddr()), next, kind, reason, time.Now()) {
 		next.count = 1
-		l.writeProbe(&probeAggregate{next, map[Reason]uint64{reason: 1}, map[string]uint64{kind: 1}})
+		l.writeProbe(&probeAggregate{next, map[event.Reason]uint64{reason: 1}, map[event.Probe]uint64{kind: 1}})
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"imapgate/internal/event"
 )
 
 // The health checks of a load balancer, every two seconds in several ways, are one
@@ -16,9 +18,9 @@ func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 	records, logs := runAggregating(t, 0, func(l *Log) {
 		for range minutes * int(time.Minute/every) {
 			probed++
-			kind, why := "connect", ClientClosed
+			kind, why := "connect", event.ClientClosed
 			if probed%2 == 0 {
-				kind, why = "tls", HandshakeFailed
+				kind, why = "tls", event.HandshakeFailed
 			}
 			l.ProbeEnded(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
 			<-time.After(every) // in the bubble's clock
@@ -43,17 +45,17 @@ func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 	c := &Client{Peer: netip.MustParseAddrPort("10.0.0.9:4711")}
 	records, logs := runAggregating(t, 0, func(l *Log) {
-		l.ProbeEnded(c, "connect", ClientClosed, 0)
-		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
-		l.ProbeEnded(c, "connect", HandshakeFailed, 0)
-		l.ProbeEnded(c, "connect", ClientClosed, 0)
-		l.ProbeEnded(c, "connect", HandshakeFailed, 0)
-		l.ProbeEnded(c, "imap", ClientClosed, 0)
-		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
-		l.ProbeEnded(c, "imap", ClientLogout, 0)
+		l.ProbeEnded(c, "connect", event.ClientClosed, 0)
+		l.ProbeEnded(c, "tls", event.HandshakeFailed, 0)
+		l.ProbeEnded(c, "connect", event.HandshakeFailed, 0)
+		l.ProbeEnded(c, "connect", event.ClientClosed, 0)
+		l.ProbeEnded(c, "connect", event.HandshakeFailed, 0)
+		l.ProbeEnded(c, "imap", event.ClientClosed, 0)
+		l.ProbeEnded(c, "tls", event.HandshakeFailed, 0)
+		l.ProbeEnded(c, "imap", event.ClientLogout, 0)
 	})
 	lines := logs.FilterMessage("probe").All()
-	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(HandshakeFailed) || lines[1].ContextMap()["reason"] != string(HandshakeFailed) {
+	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(event.HandshakeFailed) || lines[1].ContextMap()["reason"] != string(event.HandshakeFailed) {
 		t.Fatalf("%v, %v", records, lines)
 	}
 	want := map[string]uint64{"connect": 3, "tls": 2, "imap": 2}
@@ -67,7 +69,7 @@ func TestProbesFromManyAddressesAreBounded(t *testing.T) {
 	records, logs := runAggregating(t, 0, func(l *Log) {
 		for i := range flood {
 			addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-			l.ProbeEnded(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", ClientClosed, 0)
+			l.ProbeEnded(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", event.ClientClosed, 0)
 		}
 	})
 	if events, _ := countEvents(records); events != flood || len(records) > maxProbeNets+2 || logs.Len() > maxProbeNets+2 {
@@ -79,7 +81,7 @@ func TestLimitHitLogsOneLineAMinute(t *testing.T) {
 	c := &Client{Session: "s", Listener: "imaps", Peer: netip.MustParseAddrPort("192.0.2.7:4711")}
 	_, logs := runAggregating(t, 0, func(l *Log) {
 		for range 120 {
-			_ = l.LimitHit(c, &LimitHit{Limit: LimitBanned, Subject: "192.0.2.7/32", Result: Refused})
+			_ = l.LimitHit(c, &LimitHit{Limit: event.LimitBanned, Subject: "192.0.2.7/32", Result: Refused})
 			<-time.After(time.Second) // in the bubble's clock
 		}
 	})

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -90,42 +91,42 @@ func TestRecordsHaveTheRequiredFields(t *testing.T) {
 	}{
 		"accepted": {func(l *Log) { _ = l.LoginAccepted(testClient(), login) },
 			[]map[string]any{common, attempt, {"event": "login_accepted", "user": "alice@example.org", "result": "accepted"}}},
-		"refused": {func(l *Log) { _ = l.LoginRefused(testClient(), login, BadCredentials) },
+		"refused": {func(l *Log) { _ = l.LoginRefused(testClient(), login, event.BadCredentials) },
 			[]map[string]any{common, attempt, {"event": "login_refused", "user": "alice@example.org", "result": "refused", "reason": "bad_credentials"}}},
-		"backend down": {func(l *Log) { _ = l.LoginRefused(testClient(), login, BackendDown) },
+		"backend down": {func(l *Log) { _ = l.LoginRefused(testClient(), login, event.BackendDown) },
 			[]map[string]any{common, attempt, {"event": "login_refused", "user": "alice@example.org", "result": "unavailable", "reason": "backend_down"}}},
 		"bad name": {func(l *Log) {
-			_ = l.LoginRefused(testClient(), &Login{ClaimedName: "al\x1bice", Mechanism: "LOGIN"}, BadName)
+			_ = l.LoginRefused(testClient(), &Login{ClaimedName: "al\x1bice", Mechanism: "LOGIN"}, event.BadName)
 		},
 			[]map[string]any{common, {"event": "login_refused", "claimed": `al\x1bice`, "mechanism": "LOGIN", "result": "refused", "reason": "bad_name", "duration_ms": 0.0}}},
 		"session": {func(l *Log) {
-			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", BytesIn: 7, BytesOut: 1 << 40, Duration: time.Hour}, ClientLogout)
+			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", BytesIn: 7, BytesOut: 1 << 40, Duration: time.Hour}, event.ClientLogout)
 		}, []map[string]any{common, {"event": "session_ended", "user": "alice@example.org", "backend": "east", "mode": "splice",
 			"reason": "client_logout", "bytes_in": 7.0, "bytes_out": float64(1 << 40), "duration_ms": 3600000.0}}},
-		"connection": {func(l *Log) { _ = l.ConnectionRefused(testClient(), StartTLSInjection, "", time.Second) },
+		"connection": {func(l *Log) { _ = l.ConnectionRefused(testClient(), event.StartTLSInjection, "", time.Second) },
 			[]map[string]any{common, {"event": "connection_refused", "reason": "starttls_injection", "duration_ms": 1000.0}}},
 		"bare client": {func(l *Log) {
-			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:9")}, BadProxyHeader, "x", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:9")}, event.BadProxyHeader, "x", 0)
 		}, []map[string]any{{"event": "connection_refused", "peer": "192.0.2.1:9", "reason": "bad_proxy_header", "detail": "x", "duration_ms": 0.0}}},
 		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
 			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
 		"attached": {func(l *Log) {
-			_ = l.SessionReattached(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Reason: AfterLoss, Result: AttachOK,
+			_ = l.SessionReattached(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Reason: event.ReattachLost, Result: event.ResultOK,
 				Expunged: 3, Arrived: 1, Duration: 40 * time.Millisecond})
 		}, []map[string]any{common, {"event": "session_attached", "user": "alice@example.org", "backend": "east",
 			"mailbox": `Sent\x0d\x0a"`, "reason": "lost", "result": "ok", "expunged": 3.0, "arrived": 1.0, "duration_ms": 40.0}}},
 		"upstream lost": {func(l *Log) {
-			_ = l.UpstreamLost(testClient(), &MuxEvent{User: login.User, Backend: "east", Reason: LostBye, Duration: time.Minute})
+			_ = l.UpstreamLost(testClient(), &MuxEvent{User: login.User, Backend: "east", Reason: event.LossBye, Duration: time.Minute})
 		}, []map[string]any{common, {"event": "upstream_lost", "user": "alice@example.org", "backend": "east", "reason": "bye", "duration_ms": 60000.0}}},
 		"pinned": {func(l *Log) {
-			_ = l.SessionPinned(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: PinNotify})
+			_ = l.SessionPinned(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: event.PinNotify})
 		}, []map[string]any{common, {"event": "session_pinned", "user": "alice@example.org", "backend": "east", "mailbox": "INBOX", "reason": "notify"}}},
 		"strange words": {func(l *Log) {
 			_ = l.SessionReattached(&Client{}, &MuxEvent{User: login.User, Reason: `x","reason":"y`, Result: "made up"})
 		}, []map[string]any{{"event": "session_attached", "user": "alice@example.org", "reason": "other", "result": "other",
 			"expunged": 0.0, "arrived": 0.0, "duration_ms": 0.0}}},
 		"started": {func(l *Log) { _ = l.GatewayStarted("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
-		"stopped": {func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
+		"stopped": {func(l *Log) { _ = l.GatewayStopped(event.Shutdown) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
 		"reload":  {func(l *Log) { _ = l.ConfigReloaded("audit log", nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted", "reread": "audit log"}}},
 		"bad reload": {func(l *Log) { _ = l.ConfigReloaded("", errors.New("a\nb")) },
 			[]map[string]any{{"event": "config_rejected", "result": "refused", "detail": `a\x0ab`}}},
@@ -176,7 +177,7 @@ func TestUnsafeTextIsEscaped(t *testing.T) {
 		strings.Repeat("ü", 200):       strings.Repeat("ü", 126) + "…",
 		strings.Repeat("\x00", 64<<10): strings.Repeat(`\x00`, 50) + "…",
 	} {
-		record := encode(t, func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{ClaimedName: in}, BadName) })
+		record := encode(t, func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{ClaimedName: in}, event.BadName) })
 		if got := decode(t, record)["claimed"]; got != want {
 			t.Errorf("%.40q became %q, want %q", in, got, want)
 		}
@@ -190,8 +191,8 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		c.Session, c.Listener, c.ServerName, c.ALPN = long, long, long, long
 		c.TLSVersion, c.Cipher = 0xffff, 0xffff
 		login := &Login{ClaimedName: long, Mechanism: long, Method: long, Backend: long, UpstreamUser: long, RouteSource: long, Duration: 1 << 62}
-		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, IdentityMismatch) }))
-		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
+		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, event.IdentityViolation) }))
+		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, event.StartTLSInjection, long, 1<<62) }))
 		change := &MuxEvent{User: testLogin(t).User, Backend: long, Mailbox: long, Reason: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
 			Arrived: 1<<32 - 1, Duration: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.SessionReattached(c, change) }))
@@ -203,9 +204,11 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		}
 		decode(t, encode(t, func(l *Log) {
 			_ = l.Command(c, &Command{User: change.User, Backend: long, Name: long, Mailbox: long, Destination: long, Messages: 1<<32 - 1,
-				LiteralSizes: sizes, OtherLiterals: LiteralTotal{1<<32 - 1, 1<<62 - 1}, Result: CommandResult(long), ResponseCode: long, Duration: 1 << 62})
+				LiteralSizes: sizes, OtherLiterals: LiteralTotal{1<<32 - 1, 1<<62 - 1}, Result: event.Result(long), ResponseCode: long, Duration: 1 << 62})
 		}))
-		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &LimitHit{Limit: Limit(long), Subject: long, Result: Measure(long)}) }))
+		decode(t, encode(t, func(l *Log) {
+			_ = l.LimitHit(c, &LimitHit{Limit: Limit(long), Subject: long, Result: event.Result(long)})
+		}))
 		decode(t, encode(t, func(l *Log) {
 			_ = l.BanAdded(&Ban{Subject: long, Reason: Cause(long), Until: time.Unix(1<<40, 0), Operator: long, Note: long})
 		}))
@@ -218,7 +221,7 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 func TestRecordCostsNoAllocation(t *testing.T) {
 	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(t)
-	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Reason: AfterLoss, Result: AttachOK}
+	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Reason: event.ReattachLost, Result: event.ResultOK}
 	cmd := testCommand(login)
 	if n := testing.AllocsPerRun(100, func() {
 		o.pending, o.bufferedRecords = o.pending[:0], 0
@@ -232,7 +235,7 @@ func TestRecordCostsNoAllocation(t *testing.T) {
 
 func testCommand(login *Login) *Command {
 	return &Command{User: login.User, Backend: "east", Name: "UID STORE", IsWrite: true, Mailbox: "INBOX", Messages: 3,
-		LiteralSizes: []int64{310}, Result: CommandOK, Duration: 3 * time.Millisecond}
+		LiteralSizes: []int64{310}, Result: event.ResultOK, Duration: 3 * time.Millisecond}
 }
 
 // BenchmarkLoginAccepted measures the caller's cost: a record in the buffer.
@@ -265,13 +268,13 @@ func FuzzAuditRecord(f *testing.F) {
 		c := testClient()
 		c.ServerName = server
 		c.SetProgram([][2]string{{"VERSION", server}, {"Name", detail}})
-		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{ClaimedName: user, Mechanism: detail}, BadName) }))
+		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{ClaimedName: user, Mechanism: detail}, event.BadName) }))
 		checkField(t, got["claimed"], user, maxTextBytes)
 		checkField(t, got["mechanism"], detail, maxNameBytes)
 		checkField(t, got["server_name"], server, maxTextBytes)
 		checkField(t, got["program"], detail, maxNameBytes)
 		checkField(t, got["program_version"], server, maxNameBytes)
-		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
+		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, event.BadProxyHeader, detail, 0) }))
 		checkField(t, got["detail"], detail, maxTextBytes)
 		got = decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, &MuxEvent{Mailbox: detail, Reason: Why(user)}) }))
 		checkField(t, got["mailbox"], detail, maxTextBytes)
@@ -284,8 +287,8 @@ func FuzzAuditRecord(f *testing.F) {
 func fuzzOtherEvents(t *testing.T, user, words, more string) {
 	ban := &Ban{Subject: user, Reason: Cause(words), Operator: words, Note: more}
 	action := &OperatorAction{Action: Action(words), Operator: words, Subject: user, Err: errors.New(more)}
-	cmd := &Command{Name: words, Mailbox: user, Destination: user, ResponseCode: more, Result: CommandResult(more), LiteralSizes: []int64{int64(len(more))}}
-	hit := &LimitHit{Limit: Limit(words), Subject: user, Result: Measure(more)}
+	cmd := &Command{Name: words, Mailbox: user, Destination: user, ResponseCode: more, Result: event.Result(more), LiteralSizes: []int64{int64(len(more))}}
+	hit := &LimitHit{Limit: Limit(words), Subject: user, Result: event.Result(more)}
 	var chained chain
 	for _, event := range []struct {
 		write  func(*Log)
@@ -381,14 +384,14 @@ func checkConstants(t *testing.T, file, kind string, want int) {
 		t.Fatal(err)
 	}
 	known := map[string]func(string) bool{
-		"Reason": func(s string) bool { return Reason(s).Known() },
+		"Reason": func(s string) bool { return event.Reason(s).Known() },
 		"Why":    func(s string) bool { return Why(s).Known() },
 		"Result": func(s string) bool { return Result(s).Known() },
 		"Action": func(s string) bool { return Action(s).Known() },
 		"Limit":  func(s string) bool { return Limit(s).Known() },
 		"Cause":  func(s string) bool { return Cause(s).Known() },
 
-		"CommandResult": func(s string) bool { return CommandResult(s).Known() },
+		"CommandResult": func(s string) bool { return event.Result(s).Known() },
 	}[kind]
 	count := 0
 	for line := range strings.Lines(string(source)) {

@@ -1,5 +1,7 @@
 package audit
 
+import "imapgate/internal/event"
+
 // RouteStore is a Redis that has lost route records, or has them again.
 type RouteStore struct {
 	Node     string // address of the node; "" if there is only one
@@ -11,13 +13,13 @@ type RouteStore struct {
 // RoutesEmptied records that most of the known route records are missing from Redis.
 // From then on no user is treated as unknown.
 func (l *Log) RoutesEmptied(s *RouteStore) error {
-	return l.appendRecord(recordMeta{eventType: routesEmptied, priority: priorityNormal}, s.appendTo)
+	return l.appendRecord(recordMeta{event: event.RoutesEmptied}, s.appendTo)
 }
 
 // RoutesRestored records that the records are back, or that an operator confirmed
 // their loss.
 func (l *Log) RoutesRestored(s *RouteStore) error {
-	return l.appendRecord(recordMeta{eventType: routesRestored, priority: priorityNormal}, func(b []byte) []byte {
+	return l.appendRecord(recordMeta{event: event.RoutesRestored}, func(b []byte) []byte {
 		return appendText(s.appendTo(b), "by", s.Operator, maxNameBytes)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -99,9 +100,9 @@ func appendHex(b []byte, v uint32, digits int) []byte {
 
 // appendReason appends a reason. A value outside the closed set is written as
 // internal, so that readers can rely on the set.
-func appendReason(b []byte, reason Reason) []byte {
+func appendReason(b []byte, reason event.Reason) []byte {
 	if !reason.Known() {
-		reason = InternalMistake
+		reason = event.InternalError
 	}
 	b = append(b, `,"reason":"`...)
 	b = append(b, reason...)
@@ -141,22 +142,6 @@ func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds
 func appendDuration(b []byte, d time.Duration) []byte {
 	return appendCount(b, "duration_ms", milliseconds(d))
 }
-
-// other replaces every value outside a closed set.
-const other = "other"
-
-// oneOf returns s, or other if it is not in the set.
-func oneOf(set map[string]bool, s string) string {
-	if set[s] {
-		return s
-	}
-	return other
-}
-
-// connectResults has every result of a login at a backend, as in proxy/upstream.
-// Constant.
-var connectResults = map[string]bool{"ok": true, "denied": true, "refused": true, "unreachable": true, "tls": true, "timeout": true,
-	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true, "not_taken": true}
 
 // IsConnectResult reports whether result is a known result of a login at a backend.
 func IsConnectResult(result string) bool { return connectResults[result] }

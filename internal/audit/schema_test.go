@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -111,7 +112,7 @@ func schema(t *testing.T) []eventDoc {
 		Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
 		Program: "Mac OS X Mail", Version: "16.0 (3826.400.131)",
 	}
-	mux := &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: AfterLoss, Result: AttachOK, Expunged: 1, Arrived: 3, Duration: 40 * time.Millisecond}
+	mux := &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.ReattachLost, Result: event.ResultOK, Expunged: 1, Arrived: 3, Duration: 40 * time.Millisecond}
 	least := &MuxEvent{User: u, Backend: "east"}
 	until := time.Date(2026, 5, 1, 12, 10, 0, 0, time.UTC)
 	return []eventDoc{
@@ -123,8 +124,8 @@ func schema(t *testing.T) []eventDoc {
 				{"result", "word", always, "`refused`: another password may help; `unavailable`: a later attempt may"},
 				{"reason", "word", always, "the reason; [below](#reason)"},
 				{"count", "number", "when folded", "number of events; the other fields are of the last one; [below](#folded-records)"}}},
-			func(l *Log) { _ = l.writeLoginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), BadName, 40) },
-			func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{}, BadName) }},
+			func(l *Log) { _ = l.writeLoginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), event.BadName, 40) },
+			func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{}, event.BadName) }},
 		{"session_ended", "The end of a connection after a login. Each accepted connection has one end, this or the next.",
 			[][]fieldDoc{clientFields, {
 				{"user", "user", always, "the canonical name"},
@@ -136,10 +137,10 @@ func schema(t *testing.T) []eventDoc {
 				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`; only those before `session_pinned`"},
 				{"duration_ms", "number", always, "since the login"}}},
 			func(l *Log) {
-				_ = l.SessionEnded(c, &Session{User: u, Backend: "east", Mode: "reuse", BytesIn: 812, BytesOut: 90211, Commands: 17, Duration: time.Minute}, ClientLogout)
+				_ = l.SessionEnded(c, &Session{User: u, Backend: "east", Mode: "reuse", BytesIn: 812, BytesOut: 90211, Commands: 17, Duration: time.Minute}, event.ClientLogout)
 			},
 			func(l *Log) {
-				_ = l.SessionEnded(&Client{}, &Session{User: u, Backend: "east", Mode: "splice"}, ClientLogout)
+				_ = l.SessionEnded(&Client{}, &Session{User: u, Backend: "east", Mode: "splice"}, event.ClientLogout)
 			}},
 		{"connection_refused", "The end of a connection without a login.",
 			[][]fieldDoc{clientFields, {
@@ -148,9 +149,9 @@ func schema(t *testing.T) []eventDoc {
 				{"duration_ms", "number", always, "since the connection was accepted"},
 				{"count", "number", "when folded", "number of events; the other fields are of the last one; [below](#folded-records)"}}},
 			func(l *Log) {
-				_ = l.writeConnectionRefused(c, HandshakeFailed, &aggregate{detail: "remote error: tls: bad certificate", duration: time.Second, count: 40})
+				_ = l.writeConnectionRefused(c, event.HandshakeFailed, &aggregate{detail: "remote error: tls: bad certificate", duration: time.Second, count: 40})
 			},
-			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
+			func(l *Log) { _ = l.ConnectionRefused(&Client{}, event.HandshakeFailed, "", 0) }},
 		{"limit_hit", "A limit took effect. At most one record a minute for each limit and subject: the first at once, and later ones that count the hits since, without a client.",
 			[][]fieldDoc{clientFields, {
 				{"limit", "word", always, "the limit; [below](#limit)"},
@@ -158,9 +159,9 @@ func schema(t *testing.T) []eventDoc {
 				{"result", "word", always, "`refused`, `delayed` or `slowed`"},
 				{"count", "number", always, "number of hits since the last such record"}}},
 			func(l *Log) {
-				_ = l.LimitHit(c, &LimitHit{Limit: LimitRate, Subject: "2001:db8::/64", Result: Refused})
+				_ = l.LimitHit(c, &LimitHit{Limit: event.LimitConnectionRate, Subject: "2001:db8::/64", Result: Refused})
 			},
-			func(l *Log) { _ = l.LimitHit(&Client{}, &LimitHit{Limit: LimitRate, Result: Refused}) }},
+			func(l *Log) { _ = l.LimitHit(&Client{}, &LimitHit{Limit: event.LimitConnectionRate, Result: Refused}) }},
 		{"ban_added", "A ban begins.",
 			[][]fieldDoc{{
 				{"subject", "text", always, "an address or a network"},
@@ -169,9 +170,9 @@ func schema(t *testing.T) []eventDoc {
 				{"by", "text", "when an operator added it", "the operator"},
 				{"detail", "text", "when an operator gave one", "the operator's remark"}}},
 			func(l *Log) {
-				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Reason: CauseOperator, Until: until, Operator: "carol", Note: "complaint 17"})
+				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Reason: event.BanOperator, Until: until, Operator: "carol", Note: "complaint 17"})
 			},
-			func(l *Log) { _ = l.BanAdded(&Ban{Subject: "192.0.2.7", Reason: CauseFailures}) }},
+			func(l *Log) { _ = l.BanAdded(&Ban{Subject: "192.0.2.7", Reason: event.BanFailures}) }},
 		{"ban_removed", "A ban was removed. A ban that ends at its time has no such record.",
 			[][]fieldDoc{{
 				{"subject", "text", always, "an address or a network"},
@@ -180,9 +181,9 @@ func schema(t *testing.T) []eventDoc {
 				{"by", "text", "when an operator removed it", "the operator"},
 				{"detail", "text", "when an operator gave one", "the operator's remark"}}},
 			func(l *Log) {
-				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Reason: CauseOperator, Until: until, Operator: "carol", Note: "cleared"})
+				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Reason: event.BanOperator, Until: until, Operator: "carol", Note: "cleared"})
 			},
-			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Reason: CauseOperator}) }},
+			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Reason: event.BanOperator}) }},
 		{"spray_suspected", "A few passwords seem to be tried for many users. The end of the suspicion is only in the ordinary log.",
 			[][]fieldDoc{{
 				{"subject", "text", "when it is a single network", "the source network"},
@@ -219,10 +220,10 @@ func schema(t *testing.T) []eventDoc {
 				{"duration_ms", "number", always, "from its first line to its answer, without the wait for a quota; for `IDLE`, its whole duration"}}},
 			func(l *Log) {
 				_ = l.Command(c, &Command{User: u, Backend: "east", Name: "UID REPLACE", IsWrite: true, Mailbox: "INBOX", Destination: "Sent", Messages: 1,
-					LiteralSizes: []int64{2310}, OtherLiterals: LiteralTotal{1, 20}, Result: CommandOK, ResponseCode: "APPENDUID", Duration: 21 * time.Millisecond})
+					LiteralSizes: []int64{2310}, OtherLiterals: LiteralTotal{1, 20}, Result: event.ResultOK, ResponseCode: "APPENDUID", Duration: 21 * time.Millisecond})
 			},
 			func(l *Log) {
-				_ = l.Command(&Client{}, &Command{User: u, Backend: "east", Name: "NOOP", Result: CommandOK})
+				_ = l.Command(&Client{}, &Command{User: u, Backend: "east", Name: "NOOP", Result: event.ResultOK})
 			}},
 		{"session_attached", "In mode `resume`, a session was reattached to its backend, or reattaching failed.",
 			[][]fieldDoc{clientFields, muxFields, {
@@ -237,13 +238,13 @@ func schema(t *testing.T) []eventDoc {
 				{"reason", "word", always, "how it was lost; [below](#reason-of-the-modes-reuse-and-resume)"},
 				{"duration_ms", "number", always, "how long the session had the connection"}}},
 			func(l *Log) {
-				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: LostBye, Duration: time.Minute})
+				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.LossBye, Duration: time.Minute})
 			},
 			func(l *Log) { _ = l.UpstreamLost(&Client{}, least) }},
 		{"session_pinned", "From now on a session ends with its connection to the backend.",
 			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "the reason; [below](#reason-of-the-modes-reuse-and-resume)"}}},
 			func(l *Log) {
-				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: PinNotify})
+				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.PinNotify})
 			},
 			func(l *Log) { _ = l.SessionPinned(&Client{}, least) }},
 		{"started", "A gateway is ready to serve clients.",
@@ -251,7 +252,7 @@ func schema(t *testing.T) []eventDoc {
 			func(l *Log) { _ = l.GatewayStarted("v1.2.0") }, func(l *Log) { _ = l.GatewayStarted("devel") }},
 		{"stopped", "A gateway shut down cleanly. A killed gateway writes no such record.",
 			[][]fieldDoc{{{"reason", "word", always, "`shutdown`"}}},
-			func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }, func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }},
+			func(l *Log) { _ = l.GatewayStopped(event.Shutdown) }, func(l *Log) { _ = l.GatewayStopped(event.Shutdown) }},
 		{"config_reloaded", "On SIGHUP: the configuration is unchanged, and all reloadable files were reloaded.",
 			[][]fieldDoc{{
 				{"result", "word", always, "`accepted`"},
@@ -276,9 +277,9 @@ func schema(t *testing.T) []eventDoc {
 				{"result", "word", always, "`accepted` or `refused`"},
 				{"detail", "text", "when refused", "the reason"}}},
 			func(l *Log) {
-				_ = l.OperatorAction(&OperatorAction{Action: ActBan, Operator: "carol", Subject: "192.0.2.7", Err: errors.New("no such address")})
+				_ = l.OperatorAction(&OperatorAction{Action: event.ActionBan, Operator: "carol", Subject: "192.0.2.7", Err: errors.New("no such address")})
 			},
-			func(l *Log) { _ = l.OperatorAction(&OperatorAction{Action: ActReload}) }},
+			func(l *Log) { _ = l.OperatorAction(&OperatorAction{Action: event.ActionReload}) }},
 		{"records_lost", "This sink lost some records, and works again. Every sink gets this record, regardless of its filter.",
 			[][]fieldDoc{{{"lost", "number", always, "number of records lost since the last such record"}}},
 			loseRecords, loseRecords},

@@ -25,6 +25,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -352,9 +353,9 @@ func TestSinkGetsOnlyRecordsThatMatchItsFilter(t *testing.T) {
 		{Type: File, Name: "some", Path: some, Events: []string{"login_accepted", "login_refused", "ban_added"}, Results: []string{"refused"}},
 	}})
 	_ = l.LoginAccepted(testClient(), testLogin(t))
-	_ = l.LoginRefused(testClient(), testLogin(t), BadCredentials)
-	_ = l.LoginRefused(testClient(), testLogin(t), AuthAway)
-	_ = l.BanAdded(&Ban{Subject: "192.0.2.0/24", Reason: CauseFailures})
+	_ = l.LoginRefused(testClient(), testLogin(t), event.BadCredentials)
+	_ = l.LoginRefused(testClient(), testLogin(t), event.AuthUnavailable)
+	_ = l.BanAdded(&Ban{Subject: "192.0.2.0/24", Reason: event.BanFailures})
 	_ = l.GatewayStarted("v1")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -395,7 +396,7 @@ func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 		l, o := newBufferedLog()
 		ctx, enough := context.WithCancel(t.Context())
 		l.aggregatesDone.Go(func() { l.runAggregates(ctx) })
-		c, hit := testClient(), &LimitHit{Limit: LimitRate, Subject: "192.0.2.1", Result: Refused}
+		c, hit := testClient(), &LimitHit{Limit: event.LimitConnectionRate, Subject: "192.0.2.1", Result: Refused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)
 			time.Sleep(100 * time.Millisecond) // in the bubble's clock
@@ -422,7 +423,7 @@ func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
 	now := time.Now()
 	total := uint64(0)
 	for i := range 100_000 {
-		total += h.add(limitHitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
+		total += h.add(limitHitKey{event.LimitConnectionRate, Refused, fmt.Sprint(i)}, now)
 	}
 	if len(h.counts) > maxLimitHits+1 {
 		t.Errorf("%d subjects are counted separately", len(h.counts))

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/event"
 )
 
 // Types of sinks.
@@ -129,11 +131,11 @@ func (l *Log) openSink(cfg SinkConfig) (sink, error) {
 
 // isFullFor reports whether the buffer has no space for a record of priority p.
 // auditLog.mu is held.
-func (w *sinkWriter) isFullFor(p priority) bool {
+func (w *sinkWriter) isFullFor(p event.Priority) bool {
 	switch {
-	case p == priorityRequired && w.blocksLogins:
+	case p == event.PriorityRequired && w.blocksLogins:
 		return w.bufferedRecords >= maxRecordsForLogin || len(w.pending) >= maxBufferedBytes/4*3
-	case p == priorityLow:
+	case p == event.PriorityLow:
 		return w.bufferedRecords >= maxRecordsForLow || len(w.pending) >= maxBufferedBytes/2
 	}
 	return w.bufferedRecords >= maxBufferedRecords || len(w.pending) >= maxBufferedBytes
@@ -147,10 +149,10 @@ func (w *sinkWriter) bufferRecord(record []byte) {
 }
 
 // signal wakes run for the last added record. auditLog.mu is held.
-func (w *sinkWriter) signal(t eventType) {
+func (w *sinkWriter) signal(e event.Event) {
 	ch := w.wakeNow
 	switch {
-	case t != command || w.pendingRecords == commandBurst:
+	case e != event.CommandEvent || w.pendingRecords == commandBurst:
 	case w.pendingRecords == 1:
 		ch = w.wake
 	default:
@@ -247,7 +249,7 @@ func (w *sinkWriter) swapBatch() bool {
 	w.auditLog.mu.Lock()
 	defer w.auditLog.mu.Unlock()
 	if w.totalLost > w.reportedLost {
-		record := appendCount(new(headerWriter).appendHeader(nil, recordsLost), "lost", w.totalLost-w.reportedLost)
+		record := appendCount(new(headerWriter).appendHeader(nil, event.RecordsLost), "lost", w.totalLost-w.reportedLost)
 		w.reportedLost = w.totalLost
 		w.bufferRecord(append(record, '}', '\n'))
 	}

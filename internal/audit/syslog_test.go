@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -86,7 +87,7 @@ func TestRsyslogRecognizesProgramAndProcess(t *testing.T) {
 	socket, file := testbed.StartRsyslog(t, `%programname%|%procid%|%syslogfacility-text%|%syslogseverity-text%|%hostname%|%msg%`)
 	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + socket}}})
 	long := strings.Repeat("\u202e", 200) // more than 1,400 bytes in a record
-	_ = l.ConnectionRefused(&Client{Session: "s1", Listener: long, ServerName: long, TLSVersion: 0x304, Program: long}, HandshakeFailed, long, 0)
+	_ = l.ConnectionRefused(&Client{Session: "s1", Listener: long, ServerName: long, TLSVersion: 0x304, Program: long}, event.HandshakeFailed, long, 0)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

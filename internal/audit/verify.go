@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"imapgate/internal/event"
 )
 
 // ChainError is the place where a chain of records is broken.
@@ -74,7 +76,7 @@ func (v *Verifier) verifyLine(text []byte) string {
 		v.FirstSeq = l.Seq
 	case l.Seq != previous.seq+1:
 		return fmt.Sprintf("is record %d, expected record %d", l.Seq, previous.seq+1)
-	case l.Event == eventNames[logOpened] && l.Previous != hex.EncodeToString(previous.hash[:]):
+	case l.Event == string(event.LogOpened) && l.Previous != hex.EncodeToString(previous.hash[:]):
 		return "does not follow the record before it"
 	}
 	if previous.sum(l.hashed) != l.hash {
@@ -88,7 +90,7 @@ func (v *Verifier) verifyLine(text []byte) string {
 // verifyFirst sets previous to the chain before the first record: a record that
 // opened its file names the hash before it.
 func (v *Verifier) verifyFirst(l chainedRecord, previous *chain) string {
-	if l.Event != eventNames[logOpened] {
+	if l.Event != string(event.LogOpened) {
 		return fmt.Sprintf("is record %d of a chain: the beginning of the file is missing", l.Seq)
 	}
 	if l.Previous == "" && l.Seq != 1 {

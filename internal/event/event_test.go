@@ -47,6 +47,9 @@ func generate() ([]byte, error) {
 		fmt.Fprintf(&out, "%q: {\n%s},\n", set, strings.Join(words[set], ""))
 	}
 	out.WriteString("}\n")
+	for _, set := range order {
+		fmt.Fprintf(&out, "\n// Known reports whether v is one of the constants.\nfunc (v %s) Known() bool { return isKnown(%q, string(v)) }\n", set, set)
+	}
 	return format.Source(out.Bytes())
 }
 
@@ -63,9 +66,9 @@ func row(spec *ast.ValueSpec) string {
 
 // isTags reports whether text is a list of tags and no beginning of a sentence.
 func isTags(text string) bool {
-	known := " refused unavailable session bye login record reattach command handshake check reload lookup "
+	tags := " low normal required refused unavailable session bye login record reattach command handshake check reload lookup refusal throttle "
 	for _, word := range strings.Fields(text) {
-		if !strings.Contains(known, " "+word+" ") {
+		if !strings.Contains(tags, " "+word+" ") {
 			return false
 		}
 	}

@@ -1,27 +1,61 @@
 package event
 
-// Limit names a limit that was reached.
+// Event is what an audit record is about.
+//
+// Its tag is the priority of the record, which decides what is dropped first when
+// a sink's buffer fills up: low for what is neither a login nor an end, so that a
+// burst of it cannot prevent logins; normal for what is kept while there is space;
+// required for what must not happen without its record.
+type Event string
+
+// The events.
+const (
+	Started           Event = "started"            // normal:
+	Stopped           Event = "stopped"            // normal:
+	ConfigReloaded    Event = "config_reloaded"    // normal:
+	ConfigRejected    Event = "config_rejected"    // normal:
+	OperatorAction    Event = "operator_action"    // normal:
+	LoginAccepted     Event = "login_accepted"     // required:
+	LoginRefused      Event = "login_refused"      // normal:
+	SessionEnded      Event = "session_ended"      // normal:
+	ConnectionRefused Event = "connection_refused" // low:
+	LimitHit          Event = "limit_hit"          // low:
+	BanAdded          Event = "ban_added"          // normal:
+	BanRemoved        Event = "ban_removed"        // normal:
+	SpraySuspected    Event = "spray_suspected"    // normal:
+	RoutesEmptied     Event = "routes_emptied"     // normal:
+	RoutesRestored    Event = "routes_restored"    // normal:
+	SessionAttached   Event = "session_attached"   // low:
+	UpstreamLostEvent Event = "upstream_lost"      // low:
+	SessionPinned     Event = "session_pinned"     // low:
+	CommandEvent      Event = "command"            // low:
+	RecordsLost       Event = "records_lost"       // normal:
+	LogOpened         Event = "log_opened"         // normal:
+)
+
+// Limit names a limit that was reached. Its tags say what it does: refusal of a
+// connection, login or upload, or throttle of a session or login.
 type Limit string
 
 // Limits of connections and failures, of the load of sessions, and of backends.
 const (
-	LimitTotal           Limit = "total"                // sessions of all users
-	LimitPreauthAddress  Limit = "address_before_login" // unauthenticated connections of an address
-	LimitPreauthNetwork  Limit = "network_before_login" // unauthenticated connections of a network
-	LimitAddress         Limit = "address_connections"  // connections of an address
-	LimitUser            Limit = "user_connections"     // sessions of a user
-	LimitUserAddress     Limit = "user_address"         // sessions of a user from one address
-	LimitConnectionRate  Limit = "connection_rate"      // new connections of an address
-	LimitAddressFailures Limit = "address_failures"     // wrong passwords from an address or its network
-	LimitUserFailures    Limit = "user_failures"        // wrong passwords for a user
-	LimitPairFailures    Limit = "pair_failures"        // wrong passwords for a user from one network
-	LimitBanned          Limit = "banned"               // a ban; it has no number
-	LimitCommands        Limit = "commands"             // of a user, per second
-	LimitBytesIn         Limit = "bytes_in"             // from a user, per second
-	LimitBytesOut        Limit = "bytes_out"            // to a user, per second
-	LimitAppend          Limit = "append"               // bytes of APPEND of a user, per day
-	LimitUpstreamLogins  Limit = "upstream_logins"      // concurrent logins at a backend
-	LimitUpstreamRate    Limit = "upstream_rate"        // new connections to a backend
+	LimitTotal           Limit = "total"                // refusal: sessions of all users
+	LimitPreauthAddress  Limit = "address_before_login" // refusal: unauthenticated connections of an address
+	LimitPreauthNetwork  Limit = "network_before_login" // refusal: unauthenticated connections of a network
+	LimitAddress         Limit = "address_connections"  // refusal: connections of an address
+	LimitUser            Limit = "user_connections"     // refusal: sessions of a user
+	LimitUserAddress     Limit = "user_address"         // refusal: sessions of a user from one address
+	LimitConnectionRate  Limit = "connection_rate"      // refusal: new connections of an address
+	LimitAddressFailures Limit = "address_failures"     // refusal: wrong passwords from an address or its network
+	LimitUserFailures    Limit = "user_failures"        // refusal: wrong passwords for a user
+	LimitPairFailures    Limit = "pair_failures"        // refusal: wrong passwords for a user from one network
+	LimitBanned          Limit = "banned"               // refusal: a ban; it has no number
+	LimitCommands        Limit = "commands"             // throttle: of a user, per second
+	LimitBytesIn         Limit = "bytes_in"             // throttle: from a user, per second
+	LimitBytesOut        Limit = "bytes_out"            // throttle: to a user, per second
+	LimitAppend          Limit = "append"               // refusal: bytes of APPEND of a user, per day
+	LimitUpstreamLogins  Limit = "upstream_logins"      // refusal throttle: concurrent logins at a backend
+	LimitUpstreamRate    Limit = "upstream_rate"        // refusal throttle: new connections to a backend
 )
 
 // BanReason is why a network was banned, or is no longer.
@@ -174,4 +208,24 @@ const (
 	LookupBlocked     Origin = "blocked"     // lookup:
 	LookupPaused      Origin = "paused"      // lookup:
 	LookupUnavailable Origin = "unavailable" // lookup:
+)
+
+// ConnectResult is how a connection attempt with its login at a backend ended.
+type ConnectResult string
+
+// The results of connection attempts.
+const (
+	ConnectOK          ConnectResult = "ok"          //
+	ConnectDenied      ConnectResult = "denied"      // the backend denied the credentials
+	ConnectRefused     ConnectResult = "refused"     // the backend refused correct credentials, with its own response code
+	ConnectUnreachable ConnectResult = "unreachable" // no TCP connection
+	ConnectTLS         ConnectResult = "tls"         // certificate not verified, or no TLS where it is required
+	ConnectTimeout     ConnectResult = "timeout"     //
+	ConnectClosed      ConnectResult = "closed"      // the backend closed the connection
+	ConnectProtocol    ConnectResult = "protocol"    // its answer was invalid IMAP, or not allowed in that state
+	ConnectDown        ConnectResult = "down"        // not tried: the backend was unreachable before
+	ConnectBusy        ConnectResult = "busy"        // a limit of the backend was reached
+	ConnectCanceled    ConnectResult = "canceled"    // the client disconnected
+	ConnectLoop        ConnectResult = "loop"        // the hop limit was reached
+	ConnectNotAccepted ConnectResult = "not_taken"   // the backend accepts no such credentials
 )

@@ -93,24 +93,47 @@ var sets = map[string][]Word{
 		{"different", "check", ""},
 		{"skipped", "check", "the mailbox changed during the check, or the backend did not answer"},
 	},
+	"Event": {
+		{"started", "normal", ""},
+		{"stopped", "normal", ""},
+		{"config_reloaded", "normal", ""},
+		{"config_rejected", "normal", ""},
+		{"operator_action", "normal", ""},
+		{"login_accepted", "required", ""},
+		{"login_refused", "normal", ""},
+		{"session_ended", "normal", ""},
+		{"connection_refused", "low", ""},
+		{"limit_hit", "low", ""},
+		{"ban_added", "normal", ""},
+		{"ban_removed", "normal", ""},
+		{"spray_suspected", "normal", ""},
+		{"routes_emptied", "normal", ""},
+		{"routes_restored", "normal", ""},
+		{"session_attached", "low", ""},
+		{"upstream_lost", "low", ""},
+		{"session_pinned", "low", ""},
+		{"command", "low", ""},
+		{"records_lost", "normal", ""},
+		{"log_opened", "normal", ""},
+	},
 	"Limit": {
-		{"total", "", "sessions of all users"},
-		{"address_before_login", "", "unauthenticated connections of an address"},
-		{"network_before_login", "", "unauthenticated connections of a network"},
-		{"address_connections", "", "connections of an address"},
-		{"user_connections", "", "sessions of a user"},
-		{"user_address", "", "sessions of a user from one address"},
-		{"connection_rate", "", "new connections of an address"},
-		{"address_failures", "", "wrong passwords from an address or its network"},
-		{"user_failures", "", "wrong passwords for a user"},
-		{"pair_failures", "", "wrong passwords for a user from one network"},
-		{"banned", "", "a ban; it has no number"},
-		{"commands", "", "of a user, per second"},
-		{"bytes_in", "", "from a user, per second"},
-		{"bytes_out", "", "to a user, per second"},
-		{"append", "", "bytes of APPEND of a user, per day"},
-		{"upstream_logins", "", "concurrent logins at a backend"},
-		{"upstream_rate", "", "new connections to a backend"},
+		{"total", "refusal", "sessions of all users"},
+		{"address_before_login", "refusal", "unauthenticated connections of an address"},
+		{"network_before_login", "refusal", "unauthenticated connections of a network"},
+		{"address_connections", "refusal", "connections of an address"},
+		{"user_connections", "refusal", "sessions of a user"},
+		{"user_address", "refusal", "sessions of a user from one address"},
+		{"connection_rate", "refusal", "new connections of an address"},
+		{"address_failures", "refusal", "wrong passwords from an address or its network"},
+		{"user_failures", "refusal", "wrong passwords for a user"},
+		{"pair_failures", "refusal", "wrong passwords for a user from one network"},
+		{"banned", "refusal", "a ban; it has no number"},
+		{"commands", "throttle", "of a user, per second"},
+		{"bytes_in", "throttle", "from a user, per second"},
+		{"bytes_out", "throttle", "to a user, per second"},
+		{"append", "refusal", "bytes of APPEND of a user, per day"},
+		{"upstream_logins", "refusal throttle", "concurrent logins at a backend"},
+		{"upstream_rate", "refusal throttle", "new connections to a backend"},
 	},
 	"BanReason": {
 		{"failures", "", "too many wrong passwords"},
@@ -208,4 +231,67 @@ var sets = map[string][]Word{
 		{"paused", "lookup", ""},
 		{"unavailable", "lookup", ""},
 	},
+	"ConnectResult": {
+		{"ok", "", ""},
+		{"denied", "", "the backend denied the credentials"},
+		{"refused", "", "the backend refused correct credentials, with its own response code"},
+		{"unreachable", "", "no TCP connection"},
+		{"tls", "", "certificate not verified, or no TLS where it is required"},
+		{"timeout", "", ""},
+		{"closed", "", "the backend closed the connection"},
+		{"protocol", "", "its answer was invalid IMAP, or not allowed in that state"},
+		{"down", "", "not tried: the backend was unreachable before"},
+		{"busy", "", "a limit of the backend was reached"},
+		{"canceled", "", "the client disconnected"},
+		{"loop", "", "the hop limit was reached"},
+		{"not_taken", "", "the backend accepts no such credentials"},
+	},
 }
+
+// Known reports whether v is one of the constants.
+func (v Reason) Known() bool { return isKnown("Reason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Result) Known() bool { return isKnown("Result", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Event) Known() bool { return isKnown("Event", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Limit) Known() bool { return isKnown("Limit", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v BanReason) Known() bool { return isKnown("BanReason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Action) Known() bool { return isKnown("Action", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v ReattachReason) Known() bool { return isKnown("ReattachReason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v LossReason) Known() bool { return isKnown("LossReason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v PinReason) Known() bool { return isKnown("PinReason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Mode) Known() bool { return isKnown("Mode", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v State) Known() bool { return isKnown("State", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Probe) Known() bool { return isKnown("Probe", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v DiscardReason) Known() bool { return isKnown("DiscardReason", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Violation) Known() bool { return isKnown("Violation", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v Origin) Known() bool { return isKnown("Origin", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v ConnectResult) Known() bool { return isKnown("ConnectResult", string(v)) }

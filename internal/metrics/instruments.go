@@ -3,6 +3,8 @@ package metrics
 import (
 	"time"
 
+	"imapgate/internal/event"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -32,7 +34,7 @@ func (r registrar) counterVec(name, help string, labels ...string) *prometheus.C
 // so that every series exists from the start, with the value 0.
 func (r registrar) countersByLabel(name, help, label string, values []string) map[string]prometheus.Counter {
 	vec := r.counterVec(name, help, label)
-	set := map[string]prometheus.Counter{Other: vec.WithLabelValues(Other)}
+	set := map[string]prometheus.Counter{event.Other: vec.WithLabelValues(event.Other)}
 	for _, value := range values {
 		set[value] = vec.WithLabelValues(value)
 	}
@@ -43,7 +45,7 @@ func (r registrar) countersByLabel(name, help, label string, values []string) ma
 func (r registrar) gaugesByLabel(name, help, label string, values []string) map[string]prometheus.Gauge {
 	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
 	r.MustRegister(vec)
-	set := map[string]prometheus.Gauge{Other: vec.WithLabelValues(Other)}
+	set := map[string]prometheus.Gauge{event.Other: vec.WithLabelValues(event.Other)}
 	for _, value := range values {
 		set[value] = vec.WithLabelValues(value)
 	}
@@ -57,11 +59,11 @@ func (r registrar) histogram(name, help string, buckets []float64) prometheus.Hi
 }
 
 // instrumentFor returns the instrument of value, or that of Other.
-func instrumentFor[I any](set map[string]I, value string) I {
-	if instrument, known := set[value]; known {
+func instrumentFor[I any, V ~string](set map[string]I, value V) I {
+	if instrument, known := set[string(value)]; known {
 		return instrument
 	}
-	return set[Other]
+	return set[event.Other]
 }
 
 // Backend has the instruments of one configured backend.
@@ -74,14 +76,14 @@ type Backend struct {
 // Backend returns the instruments of a configured backend. Call it once for each.
 func (m *Metrics) Backend(name string) *Backend {
 	b := &Backend{connects: make(map[string]prometheus.Counter), spliced: m.splicedBackends.WithLabelValues(name), splicedUsers: m.splicedUsers.WithLabelValues(name)}
-	for _, result := range append([]string{Other}, connectResults...) {
+	for _, result := range append([]string{event.Other}, event.Values("ConnectResult")...) {
 		b.connects[result] = m.upstreamConnects.WithLabelValues(name, result)
 	}
 	return b
 }
 
 // CountConnect counts an attempt to connect and log in, by its result.
-func (b *Backend) CountConnect(result string) { instrumentFor(b.connects, result).Inc() }
+func (b *Backend) CountConnect(result event.ConnectResult) { instrumentFor(b.connects, result).Inc() }
 
 // SetSpliced sets whether new sessions are spliced, whatever their mode, because the
 // backend violated the protocol.

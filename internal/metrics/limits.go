@@ -3,16 +3,10 @@ package metrics
 import (
 	"time"
 
+	"imapgate/internal/event"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
-
-// limitNames are the limits that refuse something, as in the audit log. Constant.
-var limitNames = []string{"banned", "address_connections", "address_before_login", "network_before_login",
-	"connection_rate", "user_connections", "user_address", "total", "address_failures", "user_failures", "pair_failures",
-	"append", "upstream_logins", "upstream_rate"}
-
-// holdNames are the limits that delay sessions and logins. Constant.
-var holdNames = []string{"commands", "bytes_in", "bytes_out", "upstream_logins", "upstream_rate"}
 
 // delayBuckets range from the minimum delay of every denial to the longest delay
 // that can be configured.
@@ -35,8 +29,8 @@ func newLimits(r registrar) *Limits {
 		ClusterConnected: r.gauge("imapgate_limits_cluster_connected",
 			"1 while limits are counted together with the other gateways; at 0 this gateway counts alone."),
 		SprayDetections: r.counter("imapgate_password_spray_detections_total", "Suspicions that a few passwords are being tried for many users."),
-		refusals:        r.countersByLabel("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit refused.", "limit", limitNames),
-		throttles:       r.countersByLabel("imapgate_limit_throttled_total", "Delays of a session or a login by a limit.", "limit", holdNames),
+		refusals:        r.countersByLabel("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit refused.", "limit", event.Values("Limit", "refusal")),
+		throttles:       r.countersByLabel("imapgate_limit_throttled_total", "Delays of a session or a login by a limit.", "limit", event.Values("Limit", "throttle")),
 		delays:          r.histogram("imapgate_login_delay_seconds", "Delays of logins because of earlier failed logins.", delayBuckets),
 	}
 }
@@ -49,10 +43,10 @@ func (m *Metrics) ObserveBans(count func() int) {
 }
 
 // CountRefusal counts a connection, login or upload that a limit refused.
-func (l *Limits) CountRefusal(limit string) { instrumentFor(l.refusals, limit).Inc() }
+func (l *Limits) CountRefusal(limit event.Limit) { instrumentFor(l.refusals, limit).Inc() }
 
 // CountThrottle counts a delay of a session or login by a limit.
-func (l *Limits) CountThrottle(limit string) { instrumentFor(l.throttles, limit).Inc() }
+func (l *Limits) CountThrottle(limit event.Limit) { instrumentFor(l.throttles, limit).Inc() }
 
 // ObserveDelay records the delay of a login because of earlier failed logins.
 func (l *Limits) ObserveDelay(delay time.Duration) { l.delays.Observe(delay.Seconds()) }

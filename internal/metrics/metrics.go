@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"time"
 
+	"imapgate/internal/event"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -67,10 +69,10 @@ func New(version string) *Metrics {
 
 	bytes := r.countersByLabel("imapgate_bytes_total", "Bytes relayed after the login.", "direction", []string{toClient, toBackend})
 	m.BytesToClient, m.BytesToBackend = bytes[toClient], bytes[toBackend]
-	m.routes = r.countersByLabel("imapgate_route_lookups_total", "Lookups of users, by source of the answer.", "source", routeSources)
-	m.sessionEnds = r.countersByLabel("imapgate_session_ends_total", "Ended sessions, by reason.", "reason", endReasons)
-	m.handshakes = r.countersByLabel("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", handshakeResults)
-	m.reloads = r.countersByLabel("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
+	m.routes = r.countersByLabel("imapgate_route_lookups_total", "Lookups of users, by source of the answer.", "source", event.Values("Origin"))
+	m.sessionEnds = r.countersByLabel("imapgate_session_ends_total", "Ended sessions, by reason.", "reason", event.Values("Reason", "session"))
+	m.handshakes = r.countersByLabel("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", event.Values("Result", "handshake"))
+	m.reloads = r.countersByLabel("imapgate_config_reloads_total", "Reloads of the configuration.", "result", event.Values("Result", "reload"))
 
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
 	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended cleanly without a login attempt, by activity.", "listener", "kind")
@@ -84,7 +86,7 @@ func New(version string) *Metrics {
 		Help: "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
 	}, []string{"backend"})
 	r.MustRegister(m.splicedBackends, m.splicedUsers)
-	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", modes)
+	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", event.Values("Mode"))
 	m.Mux = newMux(r)
 	m.Limits = newLimits(r)
 	m.registerLogins(r)
@@ -100,9 +102,9 @@ func (m *Metrics) registerLogins(r registrar) {
 	r.MustRegister(seconds)
 	m.logins = make(map[loginKey]prometheus.Counter)
 	m.loginSeconds = make(map[string]prometheus.Observer)
-	for _, result := range append([]string{Other}, loginResults...) {
+	for _, result := range append([]string{event.Other}, event.Values("Result", "login")...) {
 		m.loginSeconds[result] = seconds.WithLabelValues(result)
-		for _, mechanism := range append([]string{Other}, mechanisms...) {
+		for _, mechanism := range append([]string{event.Other}, mechanisms...) {
 			m.logins[loginKey{result, mechanism}] = counts.WithLabelValues(result, mechanism)
 		}
 	}
@@ -130,50 +132,50 @@ func (m *Metrics) Connections(listener string) prometheus.Counter {
 
 // Probes returns the counters of a configured listener by kind. Call it once for
 // each.
-func (m *Metrics) Probes(listener string) map[string]prometheus.Counter {
-	counters := make(map[string]prometheus.Counter, len(probeKinds))
-	for _, kind := range probeKinds {
-		counters[kind] = m.probes.WithLabelValues(listener, kind)
+func (m *Metrics) Probes(listener string) map[event.Probe]prometheus.Counter {
+	counters := make(map[event.Probe]prometheus.Counter)
+	for _, kind := range event.Values("Probe") {
+		counters[event.Probe(kind)] = m.probes.WithLabelValues(listener, kind)
 	}
 	return counters
 }
 
 // BeginSession counts the begin of a session. Each needs one EndSession.
-func (m *Metrics) BeginSession(mode string) { instrumentFor(m.sessions, mode).Inc() }
+func (m *Metrics) BeginSession(mode event.Mode) { instrumentFor(m.sessions, mode).Inc() }
 
 // EndSession counts the end of a session, with the audit log's reason.
-func (m *Metrics) EndSession(mode, reason string) {
+func (m *Metrics) EndSession(mode event.Mode, reason event.Reason) {
 	instrumentFor(m.sessions, mode).Dec()
 	instrumentFor(m.sessionEnds, reason).Inc()
 }
 
 // CountLogin counts a login attempt and the time until its answer.
-func (m *Metrics) CountLogin(result, mechanism string, duration time.Duration) {
-	key := loginKey{result, mechanism}
-	if _, known := m.loginSeconds[result]; !known {
-		key.result = Other
+func (m *Metrics) CountLogin(result event.Result, mechanism string, duration time.Duration) {
+	key := loginKey{string(result), mechanism}
+	if _, known := m.loginSeconds[string(result)]; !known {
+		key.result = event.Other
 	}
-	if _, known := m.logins[loginKey{Other, mechanism}]; !known {
-		key.mechanism = Other
+	if _, known := m.logins[loginKey{event.Other, mechanism}]; !known {
+		key.mechanism = event.Other
 	}
 	m.logins[key].Inc()
 	m.loginSeconds[key.result].Observe(duration.Seconds())
 }
 
 // CountRouteLookup counts a route lookup, by source of the answer.
-func (m *Metrics) CountRouteLookup(source string) { instrumentFor(m.routes, source).Inc() }
+func (m *Metrics) CountRouteLookup(source event.Origin) { instrumentFor(m.routes, source).Inc() }
 
 // CountHandshake counts a client's TLS handshake, by result.
-func (m *Metrics) CountHandshake(result string) { instrumentFor(m.handshakes, result).Inc() }
+func (m *Metrics) CountHandshake(result event.Result) { instrumentFor(m.handshakes, result).Inc() }
 
 // CountReload counts a reload; err is why it was refused, or nil.
 func (m *Metrics) CountReload(err error) {
 	if err != nil {
-		m.reloads[Refused].Inc()
+		m.reloads[string(event.ResultRefused)].Inc()
 		m.reloadSuccess.Set(0)
 		return
 	}
-	m.reloads[OK].Inc()
+	m.reloads[string(event.ResultOK)].Inc()
 	m.reloadSuccess.Set(1)
 	m.reloadTime.SetToCurrentTime()
 }

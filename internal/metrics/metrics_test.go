@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
@@ -48,10 +48,10 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	m.BeginSession("splice")
 	m.BeginSession("splice")
 	m.EndSession("splice", "client_closed")
-	m.CountLogin(metrics.Accepted, "AUTH=PLAIN", 30*time.Millisecond)
+	m.CountLogin(event.ResultAccepted, "AUTH=PLAIN", 30*time.Millisecond)
 	m.Backend("east").CountConnect("ok")
 	m.CountRouteLookup("redis")
-	m.CountHandshake(metrics.Resumed)
+	m.CountHandshake(event.ResultResumed)
 	m.CountReload(nil)
 	m.CountReload(errors.New("no"))
 	m.ObserveCertificates(func(report func(string, time.Time)) {
@@ -110,7 +110,7 @@ func TestUnknownValuesCountAsOther(t *testing.T) {
 		m.BeginSession(unknown)
 		m.EndSession(unknown, unknown)
 		m.CountLogin(unknown, unknown, 0)
-		m.CountLogin(metrics.Refused, unknown, 0)
+		m.CountLogin(event.ResultRefused, unknown, 0)
 		m.CountRouteLookup(unknown)
 		m.CountHandshake(unknown)
 		b.CountConnect(unknown)
@@ -132,9 +132,9 @@ func TestCountingAllocatesNothing(t *testing.T) {
 	b := m.Backend("east")
 	if n := testing.AllocsPerRun(100, func() {
 		m.BeginSession("splice")
-		m.CountLogin(metrics.Accepted, "LOGIN", time.Millisecond)
+		m.CountLogin(event.ResultAccepted, "LOGIN", time.Millisecond)
 		m.CountRouteLookup("cache")
-		m.CountHandshake(metrics.OK)
+		m.CountHandshake(event.ResultOK)
 		b.CountConnect("ok")
 		m.BytesToClient.Add(100)
 		m.EndSession("splice", "idle")
@@ -181,22 +181,22 @@ func TestLabelsOfOtherPackagesAreInTheSets(t *testing.T) {
 	for _, r := range []splice.Reason{splice.ClientClosed, splice.BackendClosed, splice.ClientLost, splice.BackendLost,
 		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained, splice.TokenExpired} {
 		m.EndSession("splice", string(r))
-		if !audit.Reason(r).Known() {
+		if !event.Reason(r).Known() {
 			t.Errorf("the audit log does not know %s", r)
 		}
 	}
-	for _, r := range []audit.Reason{audit.ClientLogout, audit.ClientClosed, audit.ClientLost, audit.ClientProtocol,
-		audit.ClientStalled, audit.BackendClosed, audit.BackendLost, audit.BackendStalled, audit.Idle, audit.Drained,
-		audit.GatewayStopping, audit.Kicked, audit.Moved, audit.Overload, audit.IdentityMismatch, audit.InternalMistake} {
+	for _, r := range []event.Reason{event.ClientLogout, event.ClientClosed, event.ClientError, event.ClientProtocol,
+		event.ClientStalled, event.BackendClosed, event.BackendLost, event.BackendStalled, event.Idle, event.Drained,
+		event.Shutdown, event.Kicked, event.Moved, event.Overload, event.IdentityViolation, event.InternalError} {
 		m.EndSession("splice", string(r))
 	}
-	for _, r := range []audit.Reason{audit.MailboxGone, audit.MailboxChanged, audit.MailboxTooLarge, audit.ViewInconsistent,
-		audit.UpstreamLost, audit.UpstreamAway, audit.LoginRevoked, audit.TokenExpired, audit.LimitReached, audit.BackendProtocol} {
+	for _, r := range []event.Reason{event.MailboxGone, event.MailboxChanged, event.MailboxTooLarge, event.ViewInconsistent,
+		event.UpstreamLost, event.UpstreamUnavailable, event.LoginRevoked, event.TokenExpired, event.LimitReached, event.BackendProtocol} {
 		m.EndSession("resume", string(r))
 		m.Mux.CountTermination(string(r))
 	}
 	for _, mechanism := range []string{auth.CommandLogin, auth.SASLPlain, auth.SASLLogin} {
-		m.CountLogin(metrics.Accepted, mechanism, 0)
+		m.CountLogin(event.ResultAccepted, mechanism, 0)
 	}
 	for series, n := range scrape(t, m) {
 		if strings.Contains(series, `"other"`) && n != "0" {

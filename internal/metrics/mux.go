@@ -3,6 +3,8 @@ package metrics
 import (
 	"time"
 
+	"imapgate/internal/event"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -38,16 +40,16 @@ func newMux(r registrar) *Mux {
 		expungeIssued: r.counter("imapgate_mux_expungeissued_total",
 			"Commands that the gateway itself answered NO [EXPUNGEISSUED]."),
 		retries:      r.countersByLabel("imapgate_mux_retries_total", "Commands sent again after the loss of an upstream.", "command", retried),
-		terminations: r.countersByLabel("imapgate_mux_sessions_terminated_total", "Sessions that the gateway ended with BYE.", "reason", byeReasons),
+		terminations: r.countersByLabel("imapgate_mux_sessions_terminated_total", "Sessions that the gateway ended with BYE.", "reason", event.Values("Reason", "bye")),
 		violations: r.countersByLabel("imapgate_backend_protocol_violations_total",
 			"Protocol violations of backends, and views that differed from the backend's.",
-			"kind", violations),
-		states:            r.gaugesByLabel("imapgate_mux_sessions", "Sessions, by state.", "state", states),
-		pins:              r.countersByLabel("imapgate_mux_pins_total", "Sessions pinned to their upstream, by reason.", "reason", pinReasons),
-		consistencyChecks: r.countersByLabel("imapgate_mux_consistency_checks_total", "Consistency checks of views against the backend, by result.", "result", verifyResults),
+			"kind", event.Values("Violation")),
+		states:            r.gaugesByLabel("imapgate_mux_sessions", "Sessions, by state.", "state", event.Values("State")),
+		pins:              r.countersByLabel("imapgate_mux_pins_total", "Sessions pinned to their upstream, by reason.", "reason", event.Values("PinReason")),
+		consistencyChecks: r.countersByLabel("imapgate_mux_consistency_checks_total", "Consistency checks of views against the backend, by result.", "result", event.Values("Result", "check")),
 		poolConnections:   r.gauge("imapgate_mux_pool_connections", "Idle upstream connections, kept for their account's next login."),
 		poolReuses:        r.counter("imapgate_mux_pool_reused_total", "Idle upstream connections that were reused."),
-		poolDiscards:      r.countersByLabel("imapgate_mux_pool_discarded_total", "Upstream connections closed instead of kept or reused, by reason.", "reason", discards),
+		poolDiscards:      r.countersByLabel("imapgate_mux_pool_discarded_total", "Upstream connections closed instead of kept or reused, by reason.", "reason", event.Values("DiscardReason")),
 	}
 }
 
@@ -55,8 +57,8 @@ func newMux(r registrar) *Mux {
 func (r registrar) reattachCounters() map[reattachKey]prometheus.Counter {
 	vec := r.counterVec("imapgate_mux_reattaches_total", "Reattaches of sessions, by reason and result.", "reason", "result")
 	set := make(map[reattachKey]prometheus.Counter)
-	for _, reason := range append([]string{Other}, attachReasons...) {
-		for _, result := range append([]string{Other}, attachResults...) {
+	for _, reason := range append([]string{event.Other}, event.Values("ReattachReason")...) {
+		for _, result := range append([]string{event.Other}, event.Values("Result", "reattach")...) {
 			set[reattachKey{reason, result}] = vec.WithLabelValues(reason, result)
 		}
 	}
@@ -64,13 +66,13 @@ func (r registrar) reattachCounters() map[reattachKey]prometheus.Counter {
 }
 
 // CountReattach counts a reattach, successful or not, and its duration.
-func (m *Mux) CountReattach(reason, result string, duration time.Duration) {
-	key := reattachKey{reason, result}
-	if _, known := m.reattaches[reattachKey{reason, Other}]; !known {
-		key.reason = Other
+func (m *Mux) CountReattach(reason event.ReattachReason, result event.Result, duration time.Duration) {
+	key := reattachKey{string(reason), string(result)}
+	if _, known := m.reattaches[reattachKey{key.reason, event.Other}]; !known {
+		key.reason = event.Other
 	}
-	if _, known := m.reattaches[reattachKey{Other, result}]; !known {
-		key.result = Other
+	if _, known := m.reattaches[reattachKey{event.Other, key.result}]; !known {
+		key.result = event.Other
 	}
 	m.reattaches[key].Inc()
 	m.reattachSeconds.Observe(duration.Seconds())
@@ -89,17 +91,17 @@ func (m *Mux) CountRetry(command string) { instrumentFor(m.retries, command).Inc
 
 // CountTermination counts a session that the gateway ended with BYE, with the audit
 // log's reason.
-func (m *Mux) CountTermination(reason string) { instrumentFor(m.terminations, reason).Inc() }
+func (m *Mux) CountTermination(reason event.Reason) { instrumentFor(m.terminations, reason).Inc() }
 
 // CountViolation counts a protocol violation of a backend.
-func (m *Mux) CountViolation(kind string) { instrumentFor(m.violations, kind).Inc() }
+func (m *Mux) CountViolation(kind event.Violation) { instrumentFor(m.violations, kind).Inc() }
 
 // ObserveLeaseWait records how long a session waited for an upstream connection.
 func (m *Mux) ObserveLeaseWait(wait time.Duration) { m.leaseSeconds.Observe(wait.Seconds()) }
 
 // ChangeState moves a session from one state to another. "" stands for before its
 // begin and after its end.
-func (m *Mux) ChangeState(from, to string) {
+func (m *Mux) ChangeState(from, to event.State) {
 	if from != "" {
 		instrumentFor(m.states, from).Dec()
 	}
@@ -109,10 +111,12 @@ func (m *Mux) ChangeState(from, to string) {
 }
 
 // CountPin counts a session that was pinned to its upstream.
-func (m *Mux) CountPin(reason string) { instrumentFor(m.pins, reason).Inc() }
+func (m *Mux) CountPin(reason event.PinReason) { instrumentFor(m.pins, reason).Inc() }
 
 // CountConsistencyCheck counts a comparison of a view with the backend.
-func (m *Mux) CountConsistencyCheck(result string) { instrumentFor(m.consistencyChecks, result).Inc() }
+func (m *Mux) CountConsistencyCheck(result event.Result) {
+	instrumentFor(m.consistencyChecks, result).Inc()
+}
 
 // AddPoolConnections adds to the number of idle upstream connections.
 func (m *Mux) AddPoolConnections(n int) { m.poolConnections.Add(float64(n)) }
@@ -122,4 +126,6 @@ func (m *Mux) CountPoolReuse() { m.poolReuses.Inc() }
 
 // CountPoolDiscard counts a connection that was closed instead of kept or reused,
 // whether it was idle before or not.
-func (m *Mux) CountPoolDiscard(reason string) { instrumentFor(m.poolDiscards, reason).Inc() }
+func (m *Mux) CountPoolDiscard(reason event.DiscardReason) {
+	instrumentFor(m.poolDiscards, reason).Inc()
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 )
 
@@ -18,24 +19,24 @@ func TestEachMuxEventIsCountedInItsSeries(t *testing.T) {
 	m.Mux.CountExpungeIssued()
 	m.Mux.CountRetry("UID FETCH")
 	m.Mux.CountTermination("mailbox_gone")
-	m.Mux.CountViolation(metrics.ExistsShrank)
+	m.Mux.CountViolation(event.ExistsShrank)
 	b.SetSpliced(true)
 	b.SetSplicedUsers(2)
 	m.Backend("west").SetSpliced(true)
 	m.Backend("west").SetSpliced(false)
 	m.Mux.ObserveLeaseWait(2 * time.Millisecond)
-	m.Mux.ChangeState("", metrics.Unselected)
-	m.Mux.ChangeState("", metrics.Unselected)
-	m.Mux.ChangeState(metrics.Unselected, metrics.Attached)
-	m.Mux.ChangeState("", metrics.Pinned)
-	m.Mux.ChangeState(metrics.Pinned, "")
+	m.Mux.ChangeState("", event.StateUnselected)
+	m.Mux.ChangeState("", event.StateUnselected)
+	m.Mux.ChangeState(event.StateUnselected, event.StateAttached)
+	m.Mux.ChangeState("", event.StatePinned)
+	m.Mux.ChangeState(event.StatePinned, "")
 	m.Mux.CountPin("notify")
-	m.Mux.CountConsistencyCheck(metrics.Same)
+	m.Mux.CountConsistencyCheck(event.ResultSame)
 	m.Mux.AddPoolConnections(1)
 	m.Mux.AddPoolConnections(1)
 	m.Mux.AddPoolConnections(-1)
 	m.Mux.CountPoolReuse()
-	m.Mux.CountPoolDiscard(metrics.DiscardUnread)
+	m.Mux.CountPoolDiscard(event.DiscardUnread)
 	got := scrape(t, m)
 	for series, want := range map[string]string{
 		`imapgate_mux_reattach_seconds_bucket{le="0.025"}`:                 "0",
@@ -102,12 +103,12 @@ func TestMuxCountingAllocatesNothing(t *testing.T) {
 		m.Mux.CountExpungeIssued()
 		m.Mux.CountRetry("FETCH")
 		m.Mux.ObserveLeaseWait(time.Millisecond)
-		m.Mux.ChangeState(metrics.Attached, metrics.Idle)
-		m.Mux.CountConsistencyCheck(metrics.Same)
+		m.Mux.ChangeState(event.StateAttached, event.StateIdle)
+		m.Mux.CountConsistencyCheck(event.ResultSame)
 		m.Mux.AddPoolConnections(1)
 		m.Mux.AddPoolConnections(-1)
 		m.Mux.CountPoolReuse()
-		m.Mux.CountPoolDiscard(metrics.DiscardTTL)
+		m.Mux.CountPoolDiscard(event.DiscardTTL)
 		b.SetSpliced(false)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -117,15 +118,15 @@ func TestMuxCountingAllocatesNothing(t *testing.T) {
 // The audit log and the metrics of an event use the same words.
 func TestMuxLabelsOfTheAuditLogAreInTheSets(t *testing.T) {
 	m := metrics.New("v")
-	for _, why := range []audit.Why{audit.AfterLoss, audit.AfterHold, audit.AfterDetach} {
-		for _, result := range []audit.Result{audit.AttachOK, audit.AttachInconsistent, audit.AttachGone, audit.AttachChanged,
-			audit.AttachTooLarge, audit.AttachRefused, audit.AttachLimit, audit.AttachTimeout, audit.AttachUnavailable,
-			audit.AttachLost, audit.AttachCanceled} {
+	for _, why := range []audit.Why{event.ReattachLost, event.ReattachHold, event.ReattachDetach} {
+		for _, result := range []event.Result{event.ResultOK, event.ResultInconsistent, event.ResultGone, event.ResultChanged,
+			event.ResultTooLarge, event.ResultRefused, event.ResultLimit, event.ResultTimeout, event.ResultUnavailable,
+			event.ResultLost, event.ResultCanceled} {
 			m.Mux.CountReattach(string(why), string(result), 0)
 		}
 	}
-	for _, why := range []audit.Why{audit.PinNotify, audit.PinContext, audit.PinSavedSearch, audit.PinLanguage, audit.PinAnnotate,
-		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax, audit.PinResponse} {
+	for _, why := range []audit.Why{event.PinNotify, event.PinContext, event.PinSavedSearch, event.PinLanguage, event.PinAnnotate,
+		event.PinUnknownCommand, event.PinUIDNotSticky, event.PinSelectBad, event.PinViolation, event.PinSyntax, event.PinResponse} {
 		m.Mux.CountPin(string(why))
 	}
 	got := scrape(t, m)

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -61,9 +61,9 @@ func (r *request) attachOptions() attachOptions {
 
 func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error {
 	start := time.Now()
-	reason := audit.AfterDetach
+	reason := event.ReattachDetach
 	if s.previousLost {
-		reason = audit.AfterLoss
+		reason = event.ReattachLost
 	}
 	var d *view.Diff
 	tries := 0
@@ -73,7 +73,7 @@ func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error 
 		return err
 	})
 	if tries > 1 {
-		reason = audit.AfterHold
+		reason = event.ReattachHold
 	}
 	if err == nil {
 		s.previousLost = false
@@ -110,49 +110,50 @@ func (h *Hub) sleep(d time.Duration) {
 }
 
 // recordAttach records an attach. Attaches without a mailbox are not recorded.
-func (s *session) recordAttach(reason audit.Why, start time.Time, d *view.Diff, err error) {
+func (s *session) recordAttach(reason event.ReattachReason, start time.Time, d *view.Diff, err error) {
 	if s.mailbox == nil || !s.attached && err == nil {
 		return
 	}
 	rec := audit.MuxEvent{
-		User: s.account.User(), Backend: s.backend.name, Mailbox: s.mailbox.name, Reason: reason,
-		Result: attachResult(err), Duration: time.Since(start),
+		User: s.account.User(), Backend: s.backend.name, Mailbox: s.mailbox.name,
+		Duration: time.Since(start),
 	}
 	if d != nil {
 		rec.Expunged, rec.Arrived = d.ExpungedCount(), d.NewCount()
 	}
-	_ = s.hub.deps.Audit.SessionReattached(s.auditClient, &rec) // if the log is full, it is counted as lost
-	s.hub.deps.Metrics.Mux.CountReattach(string(reason), string(rec.Result), rec.Duration)
+	result := attachResult(err)
+	_ = s.hub.deps.Audit.SessionReattached(s.auditClient, &rec, reason, result) // if the log is full, it is counted as lost
+	s.hub.deps.Metrics.Mux.CountReattach(reason, result, rec.Duration)
 }
 
 // attachResult returns the audit result for err.
-func attachResult(err error) audit.Result {
+func attachResult(err error) event.Result {
 	e := (*closeError)(nil)
 	switch {
 	case err == nil, errors.Is(err, errPendingExpunges):
-		return audit.AttachOK
+		return event.ResultOK
 	case errors.As(err, &e):
 		switch e.reason {
-		case audit.MailboxGone:
-			return audit.AttachGone
-		case audit.MailboxChanged:
-			return audit.AttachChanged
-		case audit.MailboxTooLarge:
-			return audit.AttachTooLarge
-		case audit.LoginRevoked, audit.TokenExpired:
-			return audit.AttachRefused
-		case audit.ViewInconsistent:
-			return audit.AttachInconsistent
+		case event.MailboxGone:
+			return event.ResultGone
+		case event.MailboxChanged:
+			return event.ResultChanged
+		case event.MailboxTooLarge:
+			return event.ResultTooLarge
+		case event.LoginRevoked, event.TokenExpired:
+			return event.ResultRefused
+		case event.ViewInconsistent:
+			return event.ResultInconsistent
 		}
-		return audit.AttachCanceled
+		return event.ResultCanceled
 	case errors.Is(err, pool.ErrBusy):
-		return audit.AttachLimit
+		return event.ResultLimit
 	case errors.Is(err, context.DeadlineExceeded):
-		return audit.AttachTimeout
+		return event.ResultTimeout
 	case isLost(err):
-		return audit.AttachLost
+		return event.ResultLost
 	}
-	return audit.AttachUnavailable
+	return event.ResultUnavailable
 }
 
 // attachOnce makes one attempt: slot, lease, SELECT, diff, resync.
@@ -182,7 +183,7 @@ func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*view.Diff, erro
 	if err != nil && s.upstream != nil && !isLost(err) {
 		s.returnUpstream()
 	} else if err != nil && s.upstream != nil {
-		s.account.Discard(s.unbindUpstream(), metrics.DiscardError)
+		s.account.Discard(s.unbindUpstream(), event.DiscardError)
 	}
 	return d, err
 }
@@ -215,15 +216,15 @@ func (s *session) checkRoute(ctx context.Context) error {
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		s.hub.evictUser(user)
-		return &closeError{audit.LoginRevoked, byeRevoked, err}
+		return &closeError{event.LoginRevoked, byeRevoked, err}
 	case errors.Is(err, routing.ErrPaused): // hold the command for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && location.Backend != s.backend.name:
 		s.hub.EvictElsewhere(user, location)
-		return &closeError{audit.Moved, byeMoved, nil}
+		return &closeError{event.Moved, byeMoved, nil}
 	case err == nil && s.loginFromRoute && location.Login != s.account.LoginName():
 		s.hub.EvictElsewhere(user, location)
-		return &closeError{audit.LoginChanged, byeMoved, nil}
+		return &closeError{event.LoginChanged, byeMoved, nil}
 	}
 	return nil
 }
@@ -370,7 +371,7 @@ func (s *session) attachRefusal(err error) (string, error) {
 	case !isTransient(err) && !isLost(err):
 		return "", err
 	case s.mailbox != nil:
-		return "", &closeError{audit.UpstreamAway, byeUnavailable, err}
+		return "", &closeError{event.UpstreamUnavailable, byeUnavailable, err}
 	}
 	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
 }
@@ -395,11 +396,11 @@ func isLost(err error) bool {
 // login.
 func (s *session) checkRevoked(err error) error {
 	if errors.Is(err, pool.ErrExpired) {
-		return &closeError{audit.TokenExpired, byeExpired, err}
+		return &closeError{event.TokenExpired, byeExpired, err}
 	}
 	if !upstream.RevokesCredentials(err) {
 		return err
 	}
 	s.account.RevokeCredential()
-	return &closeError{audit.LoginRevoked, byeRevoked, err}
+	return &closeError{event.LoginRevoked, byeRevoked, err}
 }

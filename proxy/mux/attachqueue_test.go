@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // grantedSlots returns the indices of the granted slots.
@@ -131,7 +131,7 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	upstream.send("a1 OK done\r\n")
 	must(t, a.scriptedConn.expect("a1 OK done\r\n"))
 	all := append(idlers, a)
-	h.hub.AbortAll(audit.Kicked)
+	h.hub.AbortAll(event.Kicked)
 	for _, a := range all {
 		h.awaitEnd(a)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
@@ -51,12 +52,12 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 
 // recordViolation records a protocol violation. counts is false if the session has been
 // counted before or its client may be the cause.
-func (b *backend) recordViolation(violation string, user identity.User, counts bool) {
+func (b *backend) recordViolation(violation event.Violation, user identity.User, counts bool) {
 	b.metrics.Mux.CountViolation(violation)
-	b.log.Warn("backend violated IMAP", zap.String("kind", violation), zap.Bool("counts", counts))
+	b.log.Warn("backend violated IMAP", zap.String("kind", string(violation)), zap.Bool("counts", counts))
 	if counts && b.violations.record(user, b.sessionCount.Load(), time.Now()) {
 		b.log.Error("ALERT: backend violated IMAP for several users in an hour; its new sessions are spliced for now",
-			zap.String("kind", violation))
+			zap.String("kind", string(violation)))
 		b.updateGauges(b.violationStatus())
 	}
 }

@@ -13,9 +13,8 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
@@ -29,7 +28,7 @@ var (
 
 // closeError ends a session with a reason and the text of the BYE; "" for none.
 type closeError struct {
-	reason audit.Reason
+	reason event.Reason
 	bye    string
 	err    error
 }
@@ -56,13 +55,13 @@ const (
 )
 
 // stopError returns the end of a session for a requested stop.
-func stopError(reason audit.Reason) *closeError {
+func stopError(reason event.Reason) *closeError {
 	switch reason {
-	case audit.Idle:
+	case event.Idle:
 		return &closeError{reason, "Disconnected for inactivity.", nil}
-	case audit.Kicked:
+	case event.Kicked:
 		return &closeError{reason, "[UNAVAILABLE] Disconnected by the operator.", nil}
-	case audit.TokenExpired:
+	case event.TokenExpired:
 		return &closeError{reason, byeExpired, nil}
 	}
 	return &closeError{reason, "[UNAVAILABLE] Server is going down.", nil}
@@ -77,11 +76,11 @@ func (s *session) wrapClientError(err error) error {
 	case s.stopReason.Load() != nil:
 		return &closeError{reason: *s.stopReason.Load(), err: err}
 	case errors.Is(err, wire.ErrStalled):
-		return &closeError{reason: audit.ClientStalled, err: err}
+		return &closeError{reason: event.ClientStalled, err: err}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &closeError{reason: audit.ClientClosed}
+		return &closeError{reason: event.ClientClosed}
 	}
-	return &closeError{reason: audit.ClientLost, err: err}
+	return &closeError{reason: event.ClientError, err: err}
 }
 
 // reply writes a response of the gateway to the client.
@@ -108,13 +107,13 @@ const (
 func (s *session) end(err error) {
 	e := (*closeError)(nil)
 	if !errors.As(err, &e) {
-		e = &closeError{reason: audit.InternalMistake, err: err}
+		e = &closeError{reason: event.InternalError, err: err}
 	}
 	s.abortRecords()
 	if s.idleState != nil {
 		s.idleState.releaseSlot()
 	}
-	if e.reason == audit.ClientLogout { // the client has its answer, and another session may wait for the connection
+	if e.reason == event.ClientLogout { // the client has its answer, and another session may wait for the connection
 		s.releaseUpstream(e)
 	}
 	s.closeWithBye(e)
@@ -123,7 +122,7 @@ func (s *session) end(err error) {
 	s.unregister()
 	s.setStateMetric("")
 	if e.bye != "" {
-		s.hub.deps.Metrics.Mux.CountTermination(string(e.reason))
+		s.hub.deps.Metrics.Mux.CountTermination(e.reason)
 	}
 	in, out := s.client.ByteCounts()
 	s.onEnd(Result{Reason: e.reason, Err: e.err, BytesIn: in, BytesOut: out, Commands: uint64(s.commandCount)})
@@ -168,7 +167,7 @@ func (s *session) closeWithBye(e *closeError) {
 	if e.bye != "" {
 		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
 	}
-	if e.bye != "" || e.reason == audit.ClientLogout {
+	if e.bye != "" || e.reason == event.ClientLogout {
 		parking.Linger(s.client.NetConn())
 	}
 	_ = s.client.Close()
@@ -184,8 +183,8 @@ func (s *session) releaseUpstream(e *closeError) {
 	if unfinished && !s.commandPartial && s.mustFinish() {
 		s.finishCommands()
 	}
-	if unfinished || e.reason == audit.InternalMistake {
-		s.account.Discard(s.unbindUpstream(), metrics.DiscardOutstanding)
+	if unfinished || e.reason == event.InternalError {
+		s.account.Discard(s.unbindUpstream(), event.DiscardOutstanding)
 		return
 	}
 	s.returnUpstream()
@@ -197,9 +196,9 @@ func (s *session) returnUpstream() {
 	discard := s.pinReason != "" || s.tainted || s.mailbox != nil && s.mailbox.desynced
 	switch conn := s.unbindUpstream(); {
 	case discard:
-		s.account.Discard(conn, metrics.DiscardPinned)
+		s.account.Discard(conn, event.DiscardPinned)
 	case conn.Broken || s.awaitingContinuation || s.commandPartial || !s.outstanding.isEmpty() || !conn.AtBoundary():
-		s.account.Discard(conn, metrics.DiscardOutstanding)
+		s.account.Discard(conn, event.DiscardOutstanding)
 	default:
 		s.account.Release(conn)
 	}
@@ -246,7 +245,7 @@ func (s *session) recoverPanic() {
 	}()
 	s.client.Abort()
 	s.responsePartial = true // the client's state is unknown, so nothing may follow
-	s.end(&closeError{reason: audit.InternalMistake})
+	s.end(&closeError{reason: event.InternalError})
 }
 
 // lostError reports the loss of the upstream.
@@ -274,20 +273,20 @@ func (s *session) byeError(line []byte) error {
 }
 
 // lossReason returns the audit reason of a loss.
-func lossReason(err error) audit.Why {
+func lossReason(err error) event.LossReason {
 	switch {
 	case errors.Is(err, errBye):
-		return audit.LostBye
+		return event.LossBye
 	case errors.Is(err, wire.ErrStalled), errors.Is(err, errSilent), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return audit.LostTimeout
+		return event.LossTimeout
 	case errors.Is(err, errProtocol):
-		return audit.LostProtocol
+		return event.LossProtocol
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return audit.LostClosed
+		return event.LossClosed
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return audit.LostReset
+		return event.LossReset
 	}
-	return audit.LostReset
+	return event.LossReset
 }
 
 // asLost finds a loss in err. The end of a session is not a loss, whatever its cause.

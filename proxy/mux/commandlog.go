@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 )
@@ -138,13 +139,13 @@ func (s *session) finishRecord(line []byte) {
 	if c == nil {
 		return
 	}
-	result := audit.CommandOK
+	result := event.ResultOK
 	answer := line[len(c.tag)+1:]
 	switch {
 	case imap.HasWordPrefix(answer, "NO"):
-		result = audit.CommandNo
+		result = event.ResultNo
 	case imap.HasWordPrefix(answer, "BAD"):
-		result = audit.CommandBad
+		result = event.ResultBad
 	}
 	s.writeRecord(c, result, responseCode(answer))
 }
@@ -177,12 +178,12 @@ func (s *session) abortRecords() {
 		s.beginIdleRecord(s.idleState)
 	}
 	for i := range s.commandLog {
-		s.writeRecord(&s.commandLog[i], audit.CommandCut, "")
+		s.writeRecord(&s.commandLog[i], event.ResultAborted, "")
 	}
 	s.commandLog.clear()
 }
 
-func (s *session) writeRecord(c *loggedCommand, result audit.CommandResult, code string) {
+func (s *session) writeRecord(c *loggedCommand, result event.Result, code string) {
 	verb := c.spec.Name
 	if verb == "" { // the client's own text, which may be anything
 		verb = "other"

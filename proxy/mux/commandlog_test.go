@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // auditRecord is the record of a command, as programs read it.
@@ -88,7 +89,7 @@ func (p *dialogueRun) checkRecords() {
 	answered := 0
 	for _, r := range p.auditedCommands() {
 		recorded = append(recorded, r.summary())
-		if r.Result != string(audit.CommandCut) {
+		if r.Result != string(event.ResultAborted) {
 			answered++
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
@@ -70,7 +70,7 @@ func (s *session) endInvalidClient() error {
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	return &closeError{audit.ClientProtocol, byeProtocol, nil}
+	return &closeError{event.ClientProtocol, byeProtocol, nil}
 }
 
 // runCommand executes one command, of which seg is the first line.
@@ -130,7 +130,7 @@ func (s *session) readClientSegment() (imap.Segment, error) {
 	for {
 		seg, ok, err := s.client.NextBuffered()
 		if err != nil {
-			return seg, &closeError{audit.ClientProtocol, byeProtocol, err}
+			return seg, &closeError{event.ClientProtocol, byeProtocol, err}
 		}
 		if ok {
 			return seg, nil
@@ -206,7 +206,7 @@ func (s *session) execute(r *request) error {
 	case local:
 		return s.answerLocally(r)
 	case r.parseFailed && selects: // the resulting selection is unknown
-		s.pinReason = audit.PinSelectBad
+		s.pinReason = event.PinSelectBad
 		return s.pin(bytes.Clone(r.raw))
 	case r.parseFailed:
 		return s.forwardCommand(r)
@@ -237,7 +237,7 @@ func (s *session) answerLocally(r *request) error {
 	if err := s.reply("* BYE Logging out\r\n", string(r.tag), " OK Logout completed."); err != nil {
 		return err
 	}
-	return &closeError{reason: audit.ClientLogout}
+	return &closeError{reason: event.ClientLogout}
 }
 
 // enableExtensions executes ENABLE (RFC 5161). The connection with these extensions is
@@ -402,26 +402,26 @@ func (s *session) isInSync() bool { return s.upstream != nil && (s.mailbox == ni
 
 // pinReasonFor returns the reason to pin the session once the command is answered, unless
 // by BAD; "" for none.
-func (s *session) pinReasonFor(r *request) audit.Why {
+func (s *session) pinReasonFor(r *request) event.PinReason {
 	switch {
 	case r.parseFailed && (r.spec.Name == "SELECT" || r.spec.Name == "EXAMINE"):
-		return audit.PinSelectBad
+		return event.PinSelectBad
 	case r.parseFailed:
-		return audit.PinSyntax
+		return event.PinSyntax
 	case !r.facts.Pins:
 		return ""
 	case r.facts.RequestsUpdates:
-		return audit.PinContext
+		return event.PinContext
 	case r.facts.SavesResult, r.facts.UsesSavedResult:
-		return audit.PinSavedSearch
+		return event.PinSavedSearch
 	}
 	switch r.spec.Name {
 	case "NOTIFY":
-		return audit.PinNotify
+		return event.PinNotify
 	case "LANGUAGE", "COMPARATOR":
-		return audit.PinLanguage
+		return event.PinLanguage
 	}
-	return audit.PinAnnotate
+	return event.PinAnnotate
 }
 
 // avoidTagPrefix ensures that the gateway's tags do not share a prefix with the client's.

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
@@ -146,7 +146,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, transport, splitMode s
 		if err := p.step(line); err != nil {
 			t.Errorf("line %d, %q: %v", i+1, line, err)
 			t.Logf("at line %d:\n%s", i+1, stacks())
-			p.hub.AbortAll(audit.Kicked)
+			p.hub.AbortAll(event.Kicked)
 			p.scriptedConn.queueClose()
 			p.hub.Close()
 			t.Fatalf("log:\n%s", p.logs)
@@ -185,7 +185,7 @@ func (s *setup) set(name, value string) (err error) {
 	duration := func() (d time.Duration) { d, err = time.ParseDuration(value); return d }
 	switch name {
 	case "mode":
-		s.mode = Mode(value)
+		s.mode = event.Mode(value)
 	case "learn":
 		s.settings.UIDPrefetch = value
 	case "learnmax":
@@ -297,7 +297,7 @@ func (p *dialogueRun) control(verb, rest string) error {
 	case "ARRIVED":
 		return p.awaitArrival(rest)
 	case "ORDER":
-		p.hub.Drain(0, audit.Reason(rest))
+		p.hub.Drain(0, event.Reason(rest))
 	case "OVERDUE":
 		return p.expireSession(rest)
 	case "PINNED":
@@ -500,13 +500,13 @@ func (p *dialogueRun) finish() error {
 		if err := p.runSteps([]string{"C zz LOGOUT", "P * BYE Logging out", "P zz OK Logout completed.", "END"}); err != nil {
 			return err
 		}
-		p.reason = cmp.Or(p.reason, string(audit.ClientLogout))
+		p.reason = cmp.Or(p.reason, string(event.ClientLogout))
 	}
 	r := p.awaitEnd(p.testClient)
-	if p.reason == string(audit.ClientClosed) && r.Reason == audit.ClientLost { // it closed with unread bytes
-		r.Reason = audit.ClientClosed
+	if p.reason == string(event.ClientClosed) && r.Reason == event.ClientError { // it closed with unread bytes
+		r.Reason = event.ClientClosed
 	}
-	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == audit.InternalMistake {
+	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == event.InternalError {
 		return fmt.Errorf("ended for %q (%w), want %q", r.Reason, r.Err, p.reason)
 	}
 	if p.wasHandedOver() != (p.spliceReason != "") {

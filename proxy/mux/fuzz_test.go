@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/pool"
@@ -109,7 +110,7 @@ func (f *fuzzRun) run(client []byte) []byte {
 		f.t.Fatalf("the session does not end\n%s", stacks())
 	}
 	_ = clientEnd.Close()
-	if r := <-ended; r.Reason == audit.InternalMistake {
+	if r := <-ended; r.Reason == event.InternalError {
 		f.t.Errorf("ended for %v (%v)", r.Reason, r.Err)
 	}
 	if len(ended) > 0 {

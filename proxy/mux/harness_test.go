@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
@@ -200,7 +201,7 @@ func (h *harness) splice(client, backend SpliceSide, _ time.Time, onEnd func(Res
 	go func() {
 		copyOneWay(backend, client)
 		_ = backend.Conn.Close()
-		onEnd(Result{Reason: audit.BackendClosed})
+		onEnd(Result{Reason: event.BackendClosed})
 	}()
 }
 
@@ -262,7 +263,7 @@ func (h *harness) close(clients ...*testClient) {
 	}
 	h.splices.Wait()
 	m := h.scrapeMetrics()
-	for _, state := range []string{metrics.Unselected, metrics.Attached, metrics.Detached, metrics.Idle, metrics.Pinned} {
+	for _, state := range []string{event.StateUnselected, event.StateAttached, event.StateDetached, event.StateIdle, event.StatePinned} {
 		if n := m[`imapgate_mux_sessions{state="`+state+`"}`]; n != "0" {
 			h.t.Errorf("%s sessions are still %s", n, state)
 		}

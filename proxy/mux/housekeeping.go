@@ -9,8 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"imapgate/internal/audit"
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
@@ -89,7 +88,7 @@ func (s *session) fetchMissingUIDs() error {
 		case uids.Len() < last-first+1:
 			s.mailbox.uidsDeferred = true
 		case uids.Len() > last-first+1, s.mailbox.view.AddUIDs(first, uids) != nil:
-			_, err := s.desyncView(metrics.CountMismatch, view.ErrUIDMismatch)
+			_, err := s.desyncView(event.CountMismatch, view.ErrUIDMismatch)
 			return err
 		}
 	}
@@ -133,7 +132,7 @@ func (s *session) requestModseq() error {
 	}
 	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
 	if m.pendingModseq, err = s.queryModseq(aux); err != nil {
-		s.account.Discard(aux, metrics.DiscardError)
+		s.account.Discard(aux, event.DiscardError)
 		s.scheduleWake(delay)
 		return nil
 	}
@@ -233,17 +232,17 @@ func (s *session) verifyView() error {
 	}
 	m := s.hub.deps.Metrics.Mux
 	if res.Name != "OK" || s.mailbox.view.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
-		m.CountConsistencyCheck(metrics.Skipped)
+		m.CountConsistencyCheck(event.ResultSkipped)
 		return nil
 	}
 	d, err := s.mailbox.view.Diff(uids, 0)
 	if err == nil && d.ExpungedCount() == 0 && d.NewCount() == 0 {
-		m.CountConsistencyCheck(metrics.Same)
+		m.CountConsistencyCheck(event.ResultSame)
 		return nil
 	}
-	m.CountConsistencyCheck(metrics.Different)
-	s.countViolation(metrics.ViewDifferent)
-	return &closeError{audit.ViewInconsistent, byeChanged, err}
+	m.CountConsistencyCheck(event.ResultDifferent)
+	s.countViolation(event.ViewDifferent)
+	return &closeError{event.ViewInconsistent, byeChanged, err}
 }
 
 // detachIfConfigured releases the upstream after each command, for tests.

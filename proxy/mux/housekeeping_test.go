@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection has two sessions of
@@ -50,7 +50,7 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 	must(t, peer(2).expect("a2 NOOP\r\n"))
 	peer(2).send("a2 OK done\r\n")
 	must(t, all[1].scriptedConn.expect("a2 OK done\r\n"))
-	h.hub.AbortAll(audit.Kicked)
+	h.hub.AbortAll(event.Kicked)
 	for _, a := range all {
 		h.awaitEnd(a)
 	}

@@ -32,6 +32,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
@@ -39,15 +40,6 @@ import (
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
-)
-
-// Mode is how a session treats the loss of its upstream.
-type Mode string
-
-// The modes.
-const (
-	Reuse  Mode = "reuse"  // the session ends
-	Resume Mode = "resume" // the session gets another upstream
 )
 
 // Config holds the settings and hooks that all backends share.
@@ -84,7 +76,7 @@ type SpliceSide struct {
 
 // Result describes how a session ended.
 type Result struct {
-	Reason            audit.Reason
+	Reason            event.Reason
 	Err               error
 	BytesIn, BytesOut int64 // bytes from the client, to the client
 	// Commands is the number of client commands before the handover, if any.
@@ -173,9 +165,9 @@ func (h *Hub) Login(ctx context.Context, location Location, req upstream.Request
 func (h *Hub) EvictElsewhere(user identity.User, location Location) {
 	for name, b := range h.backends {
 		if name != location.Backend {
-			b.pool.EvictUser(user, metrics.DiscardMoved)
+			b.pool.EvictUser(user, event.DiscardMoved)
 		} else if location.Login != "" {
-			b.pool.EvictOtherLogins(user, location.Login, metrics.DiscardMoved)
+			b.pool.EvictOtherLogins(user, location.Login, event.DiscardMoved)
 		}
 	}
 }
@@ -194,7 +186,7 @@ func (h *Hub) CloseIdleConn() bool {
 // evictUser closes the idle connections of a user that the routes no longer admit.
 func (h *Hub) evictUser(user identity.User) {
 	for _, b := range h.backends {
-		b.pool.EvictUser(user, metrics.DiscardCredentials)
+		b.pool.EvictUser(user, event.DiscardCredentials)
 	}
 }
 
@@ -256,7 +248,7 @@ func (h *Hub) allSessions() []*session {
 
 // Drain requests the stop of all sessions but keep, not counting those already stopping.
 // Each session ends with a BYE as soon as it has no command outstanding.
-func (h *Hub) Drain(keep int, reason audit.Reason) {
+func (h *Hub) Drain(keep int, reason event.Reason) {
 	for _, s := range h.allSessions() {
 		if s.stopReason.Load() != nil {
 			continue
@@ -270,7 +262,7 @@ func (h *Hub) Drain(keep int, reason audit.Reason) {
 }
 
 // AbortAll aborts all remaining sessions.
-func (h *Hub) AbortAll(reason audit.Reason) {
+func (h *Hub) AbortAll(reason event.Reason) {
 	for _, s := range h.allSessions() {
 		s.abort(reason)
 	}
@@ -279,7 +271,7 @@ func (h *Hub) AbortAll(reason audit.Reason) {
 // Close ends every session and waits for every goroutine.
 func (h *Hub) Close() {
 	h.cancel()
-	h.AbortAll(audit.Drained)
+	h.AbortAll(event.Drained)
 	h.wg.Wait()
 	h.poller.Close() // no session uses it any more
 	h.pollerDone.Wait()
@@ -340,9 +332,9 @@ func (h *Hub) endExpired(now time.Time) {
 		switch {
 		case now.Before(expiresAt):
 		case now.Before(expiresAt.Add(finishTimeout)):
-			s.requestStop(audit.TokenExpired)
+			s.requestStop(event.TokenExpired)
 		default:
-			s.abort(audit.TokenExpired)
+			s.abort(event.TokenExpired)
 		}
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
@@ -250,7 +250,7 @@ func (s *session) maintainIdle() error {
 	remaining := s.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
 	switch {
 	case remaining < 0:
-		return &closeError{audit.UpstreamAway, byeUnavailable, nil}
+		return &closeError{event.UpstreamUnavailable, byeUnavailable, nil}
 	case !i.slot.isGranted():
 		s.scheduleWake(remaining + time.Second)
 		return nil

@@ -1,7 +1,7 @@
 package mux
 
 import (
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/command"
 )
 
@@ -33,7 +33,7 @@ type outstandingCommand struct {
 	nonSync         bool                  // the literal was sent without a continuation request
 	withoutMailbox  bool                  // possible without the mailbox while expunges are pending
 	upstreamDropped bool                  // a silent connection was dropped while it was outstanding
-	pinReason       audit.Why             // reason to pin the session after the answer, unless it is BAD
+	pinReason       event.PinReason       // reason to pin the session after the answer, unless it is BAD
 }
 
 func (o *outstandingQueue) isEmpty() bool { return o.answeredCount == len(o.commands) }

@@ -2,7 +2,7 @@ package mux
 
 import (
 	"imapgate/internal/audit"
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 )
 
 // pin hands over a session with connection state that no other connection can be given.
@@ -13,7 +13,7 @@ func (s *session) pin(unread []byte) error {
 	}
 	if !s.isInSync() {
 		if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
-			return &closeError{audit.UpstreamAway, byeUnavailable, err}
+			return &closeError{event.UpstreamUnavailable, byeUnavailable, err}
 		}
 	}
 	return s.handOver(s.pinReason, unread)
@@ -21,14 +21,14 @@ func (s *session) pin(unread []byte) error {
 
 // handOver hands the session over to Config.Splice and returns errHandedOver. unread is
 // the client's input that the backend has not received.
-func (s *session) handOver(reason audit.Why, unread []byte) error {
+func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h := s.hub
-	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Reason: reason}
+	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name}
 	if s.mailbox != nil {
 		rec.Mailbox = s.mailbox.name
 	}
-	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec) // if the log is full, it is counted as lost
-	h.deps.Metrics.Mux.CountPin(string(reason))
+	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec, reason) // if the log is full, it is counted as lost
+	h.deps.Metrics.Mux.CountPin(reason)
 	s.abortRecords() // the answers bypass this package
 	s.commandLog = nil
 	expiresAt := h.expiryOf(s)
@@ -37,12 +37,12 @@ func (s *session) handOver(reason audit.Why, unread []byte) error {
 	client, fromClient := s.client.Detach()
 	backend, fromBackend := conn.Detach()
 	s.unregister()
-	s.setStateMetric(metrics.Pinned)
+	s.setStateMetric(event.StatePinned)
 	in, out := s.client.ByteCounts()
 	in -= int64(len(unread) + len(fromClient))
 	throttleClient, throttleBackend := s.readThrottles()
 	h.cfg.Splice(SpliceSide{client, fromBackend, throttleClient}, SpliceSide{backend, append(unread, fromClient...), throttleBackend}, expiresAt, func(r Result) {
-		s.account.Discard(conn, metrics.DiscardPinned)
+		s.account.Discard(conn, event.DiscardPinned)
 		s.account.Close()
 		s.setStateMetric("")
 		r.BytesIn, r.BytesOut, r.Commands = r.BytesIn+in, r.BytesOut+out, uint64(s.commandCount)

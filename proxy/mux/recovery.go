@@ -4,7 +4,7 @@ import (
 	"errors"
 
 	"imapgate/internal/audit"
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/command"
 )
 
@@ -26,9 +26,9 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	case s.stopReason.Load() != nil:
 		return stopError(*s.stopReason.Load())
 	case s.responsePartial:
-		return &closeError{reason: audit.UpstreamLost, err: lost}
+		return &closeError{reason: event.UpstreamLost, err: lost}
 	case !s.canResume && (s.mailbox != nil || idle || !s.outstanding.isEmpty()), s.pinReason != "", s.mailbox != nil && s.mailbox.desynced:
-		return &closeError{audit.BackendLost, byeLost, lost}
+		return &closeError{event.BackendLost, byeLost, lost}
 	case idle:
 		s.scheduleWake(0) // send the changes as soon as there is a new upstream
 		return nil
@@ -39,7 +39,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	for i, e := range s.outstanding.all() {
 		canResend := e.retryable || partial && i == len(s.outstanding.all())-1 // the backend has not received all of it
 		if !canResend || s.retries > maxRetries {
-			return &closeError{audit.UpstreamLost, byeLost, lost}
+			return &closeError{event.UpstreamLost, byeLost, lost}
 		}
 	}
 	return s.resendOutstanding()
@@ -50,17 +50,17 @@ func (s *session) dropUpstream(lost *lostError) {
 	if s.upstream == nil {
 		return
 	}
-	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Reason: lossReason(lost.err), Duration: s.hub.uptime() - s.upstreamSince}
+	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Duration: s.hub.uptime() - s.upstreamSince}
 	if s.mailbox != nil {
 		rec.Mailbox = s.mailbox.name
 	}
-	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec) // if the log is full, it is counted as lost
+	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec, lossReason(lost.err)) // if the log is full, it is counted as lost
 	s.awaitingContinuation, s.commandPartial = false, false
 	s.previousLost = true
 	if s.idleState != nil {
 		s.idleState.onUpstreamLost(s.hub.uptime())
 	}
-	s.account.Discard(s.unbindUpstream(), metrics.DiscardClosed)
+	s.account.Discard(s.unbindUpstream(), event.DiscardClosed)
 }
 
 // resendOutstanding resends all outstanding commands on another connection. It resends
@@ -92,7 +92,7 @@ func (s *session) resendOutstanding() error {
 		}
 		s.hub.deps.Metrics.Mux.CountRetry(e.spec.Name)
 		s.outstanding.add(e, raw)
-		s.tainted = s.tainted || e.pinReason == audit.PinSyntax
+		s.tainted = s.tainted || e.pinReason == event.PinSyntax
 		if err := s.sendCommand(raw); err != nil {
 			return s.keepUnsent(&all, i+1, err)
 		}
@@ -110,7 +110,7 @@ func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 	}
 	for _, e := range all.all()[i:] {
 		if hasLiteral(all.raw(e)) { // its continuation requests cannot be answered after the handover
-			return &closeError{audit.UpstreamLost, byeLost, err}
+			return &closeError{event.UpstreamLost, byeLost, err}
 		}
 		unparsable.unsent = append(unparsable.unsent, all.raw(e)...)
 	}

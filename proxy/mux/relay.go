@@ -8,9 +8,8 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
@@ -167,7 +166,7 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 	if e.selectsMailbox {
 		s.applyUnselected(line[e.tagLen+1:])
 	}
-	if e.pinReason == audit.PinSelectBad || e.pinReason != "" && !imap.HasWordPrefix(line[e.tagLen+1:], "BAD") {
+	if e.pinReason == event.PinSelectBad || e.pinReason != "" && !imap.HasWordPrefix(line[e.tagLen+1:], "BAD") {
 		s.pinReason = e.pinReason
 	}
 	if e.expungePolicy == command.FlushExpunges && s.mailbox != nil {
@@ -219,7 +218,7 @@ func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 	case imap.HasWordPrefix(line, "CAPABILITY"):
 		return discard, nil // the client's list does not change
 	case imap.HasWordPrefix(line, "PREAUTH"):
-		return discard, s.reportViolation(metrics.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
+		return discard, s.reportViolation(event.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
 	case imap.HasWordPrefix(line, "FLAGS") && s.mailbox != nil && seg.End:
 		s.mailbox.flags.set(line)
 	}
@@ -232,14 +231,14 @@ func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 		return relayAsIs, nil
 	}
 	var err error
-	violation := ""
+	violation := event.Violation("")
 	switch {
 	case imap.HasWordPrefix(rest, "EXISTS"):
 		s.mailbox.hasArrivals = s.mailbox.hasArrivals || n > s.mailbox.view.Exists()
-		err, violation = s.mailbox.view.SetExists(n), metrics.ExistsShrank
+		err, violation = s.mailbox.view.SetExists(n), event.ExistsShrank
 	case imap.HasWordPrefix(rest, "EXPUNGE"):
 		s.mailbox.uidsDeferred = false
-		err, violation = s.mailbox.view.Expunge(n), metrics.ExpungeRange
+		err, violation = s.mailbox.view.Expunge(n), event.ExpungeRange
 	case imap.HasWordPrefix(rest, "RECENT"):
 		s.mailbox.recent = n
 	case imap.HasWordPrefix(rest, "FETCH") && s.mailbox.view.UnknownCount() > 0 && n == s.mailbox.view.KnownCount()+1:
@@ -256,14 +255,14 @@ func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 // desyncView records that the view cannot follow a response. The client receives the
 // response, as it would from a spliced connection, and the session is pinned to this
 // upstream.
-func (s *session) desyncView(violation string, err error) (disposition, error) {
+func (s *session) desyncView(violation event.Violation, err error) (disposition, error) {
 	if s.mailbox.desynced {
 		return relayAsIs, nil
 	}
 	s.mailbox.desynced = true
 	s.countViolation(violation)
 	if s.pinReason == "" {
-		s.pinReason = audit.PinViolation
+		s.pinReason = event.PinViolation
 	}
 	s.hub.deps.Log.Warn("view does not match the backend", zap.String("session", s.auditClient.Session), zap.Error(err))
 	return relayAsIs, nil
@@ -279,11 +278,11 @@ func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
 		return relayAsIs, nil // EARLIER names no message of the view
 	}
 	if !seg.End {
-		return s.desyncView(metrics.ExpungeRange, view.ErrRange) // longer than the longest buffered line
+		return s.desyncView(event.ExpungeRange, view.ErrRange) // longer than the longest buffered line
 	}
 	s.mailbox.uidsDeferred = false
 	if _, err := s.mailbox.view.Vanish(set); err != nil {
-		return s.desyncView(metrics.ExpungeRange, err)
+		return s.desyncView(event.ExpungeRange, err)
 	}
 	return relayAsIs, nil
 }
@@ -304,10 +303,10 @@ func (s *session) classifyStatus(line []byte) (disposition, error) {
 		return relayAsIs, nil
 	case imap.HasWordPrefix(code, "UIDVALIDITY"):
 		if n, _, ok := parseLeadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.mailbox.uidValidity {
-			return discard, &closeError{audit.MailboxChanged, byeChanged, nil}
+			return discard, &closeError{event.MailboxChanged, byeChanged, nil}
 		}
 	case imap.HasWordPrefix(code, "UIDNOTSTICKY"):
-		s.pinReason = audit.PinUIDNotSticky
+		s.pinReason = event.PinUIDNotSticky
 	case imap.HasWordPrefix(code, "PERMANENTFLAGS"):
 		s.mailbox.permanentFlags.set(line)
 	case imap.HasWordPrefix(code, "READ-ONLY"), imap.HasWordPrefix(code, "READ-WRITE"):
@@ -359,11 +358,11 @@ func findUID(line []byte) (uint32, bool) {
 // reportStrayAnswer reports a tagged response without a command. It may belong to another
 // session.
 func (s *session) reportStrayAnswer() error {
-	return s.reportViolation(metrics.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
+	return s.reportViolation(event.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
 }
 
 // reportViolation counts a protocol violation and returns it as the loss of the upstream.
-func (s *session) reportViolation(violation string, err error) error {
+func (s *session) reportViolation(violation event.Violation, err error) error {
 	s.countViolation(violation)
 	return s.wrapUpstreamError(fmt.Errorf("%w: %w", errProtocol, err))
 }
@@ -371,7 +370,7 @@ func (s *session) reportViolation(violation string, err error) error {
 // countViolation counts a protocol violation for the session's user. On a tainted
 // connection the client may have caused it: the backend may have executed or repeated
 // octets of the client's.
-func (s *session) countViolation(violation string) {
+func (s *session) countViolation(violation event.Violation) {
 	s.backend.recordViolation(violation, s.account.User(), !s.tainted && !s.violationCounted)
 	s.violationCounted = s.violationCounted || !s.tainted
 }

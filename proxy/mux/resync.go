@@ -8,9 +8,8 @@ import (
 	"strconv"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -154,7 +153,7 @@ func (s *session) needsAux(data *selectData) bool {
 // session if the mailbox is too large for that.
 func (s *session) fetchAllFlags(n uint32, deadline time.Time) (bool, error) {
 	if n > uint32(s.backend.settings.FlagResyncMaxMessages) { // a setting of at most millions
-		return false, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("changed flags are unknown, and the mailbox is too large to send all")}
+		return false, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New("changed flags are unknown, and the mailbox is too large to send all")}
 	}
 	return s.fetchFlags(fmt.Sprintf("FETCH 1:%d (UID FLAGS)", n), deadline)
 }
@@ -234,7 +233,7 @@ func (s *session) fetchFlagsOnAux(leaseData *selectData, deadline time.Time) (bo
 		if auxData, ok = s.fetchChangedFlags(aux, deadline); ok {
 			s.account.ReleaseAux(aux)
 		} else {
-			s.account.Discard(aux, metrics.DiscardError)
+			s.account.Discard(aux, event.DiscardError)
 		}
 	}
 	switch n := s.mailbox.view.Exists(); {

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/lease"
 )
@@ -180,10 +180,10 @@ func (s *session) applySelect(r *request, data *selectData, res imap.Response) {
 		s.mailbox.selectedAt = s.hub.uptime()
 		s.attached = true
 		if data.uidNotSticky {
-			s.pinReason = audit.PinUIDNotSticky
+			s.pinReason = event.PinUIDNotSticky
 		}
 		if r.facts.Pins {
-			s.pinReason = audit.PinAnnotate
+			s.pinReason = event.PinAnnotate
 		}
 		s.updateStateMetric()
 	default:
@@ -198,7 +198,7 @@ func (s *session) applyUnselected(answer []byte) {
 	if imap.HasWordPrefix(answer, "NO") {
 		s.upstream.Selected = s.hadMailbox // some backends keep the previous mailbox
 	} else { // the selection is unknown
-		s.pinReason = audit.PinSelectBad
+		s.pinReason = event.PinSelectBad
 	}
 	s.updateStateMetric()
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
@@ -21,7 +21,7 @@ type Client struct {
 	Conn        net.Conn
 	Buffered    []byte // bytes already read from Conn
 	AuditClient *audit.Client
-	Mode        Mode
+	Mode        event.Mode
 	Caps        imap.Caps // the result of OfferedCaps
 	// LoginFromRoute is true if the route sets the account's login name. Each later
 	// connection of the session then requires that name in the route.
@@ -72,11 +72,11 @@ type session struct {
 	mailbox         *mailbox   // nil: none selected
 	idleState       *idleState // nil: not in IDLE
 	throttle        *throttle  // nil: unlimited
-	pinReason       audit.Why
-	metricState     string // state under which the session is counted
+	pinReason       event.PinReason
+	metricState     event.State // state under which the session is counted
 
 	upstreamWire atomic.Pointer[wire.Conn]    // the lease's, for the clock
-	stopReason   atomic.Pointer[audit.Reason] // nil: none requested
+	stopReason   atomic.Pointer[event.Reason] // nil: none requested
 	aborted      atomic.Bool                  // abort was called
 	wakeAt       atomic.Uint32                // tick of the next wake; 0: none
 	readable     atomic.Uint32                // readable sockets: bits
@@ -113,14 +113,14 @@ const (
 // takes ownership of the connection and the account.
 func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(Result)) {
 	s := &session{
-		hub: h, backend: h.backends[backend], account: account, canResume: c.Mode == Resume, loginFromRoute: c.LoginFromRoute,
+		hub: h, backend: h.backends[backend], account: account, canResume: c.Mode == event.ModeResume, loginFromRoute: c.LoginFromRoute,
 		auditClient: c.AuditClient, offeredCaps: c.Caps, onEnd: onEnd,
 	}
 	if c.Quota != nil {
 		s.throttle = &throttle{Quota: c.Quota}
 	}
 	s.client.Open(c.Conn, c.Buffered, imap.Commands, &h.shared)
-	s.setStateMetric(metrics.Unselected)
+	s.setStateMetric(event.StateUnselected)
 	h.mu.Lock()
 	h.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
 	h.sessions[s] = struct{}{}
@@ -203,7 +203,7 @@ func (s *session) step() error {
 			return err
 		}
 	}
-	if reason := s.stopReason.Load(); reason != nil && (s.outstanding.isEmpty() || *reason == audit.Idle) {
+	if reason := s.stopReason.Load(); reason != nil && (s.outstanding.isEmpty() || *reason == event.Idle) {
 		return stopError(*reason)
 	}
 	if err := s.runCommands(); err != nil {
@@ -346,14 +346,14 @@ func (s *session) unbindUpstream() *lease.Conn {
 }
 
 // requestStop asks the session to end once no command is outstanding.
-func (s *session) requestStop(reason audit.Reason) {
+func (s *session) requestStop(reason event.Reason) {
 	s.stopReason.CompareAndSwap(nil, &reason)
 	s.client.InterruptWait()
 	s.wake()
 }
 
 // abort ends the session immediately.
-func (s *session) abort(reason audit.Reason) {
+func (s *session) abort(reason event.Reason) {
 	s.stopReason.Store(&reason)
 	s.aborted.Store(true)
 	s.client.Abort()
@@ -379,7 +379,7 @@ func (s *session) onSecond(now uint32) {
 		lastActivity = max(lastActivity, w.LastByteTick())
 	}
 	if now-lastActivity > toTicks(s.hub.cfg.IdleTimeout) && now > lastActivity {
-		s.requestStop(audit.Idle)
+		s.requestStop(event.Idle)
 	}
 	if at := s.wakeAt.Load(); at != 0 && now >= at && s.wakeAt.CompareAndSwap(at, 0) {
 		s.wake()
@@ -412,17 +412,17 @@ func (s *session) reportBytes() {
 func (s *session) updateStateMetric() {
 	switch {
 	case s.idleState != nil:
-		s.setStateMetric(metrics.Idle)
+		s.setStateMetric(event.StateIdle)
 	case s.mailbox == nil:
-		s.setStateMetric(metrics.Unselected)
+		s.setStateMetric(event.StateUnselected)
 	case s.attached:
-		s.setStateMetric(metrics.Attached)
+		s.setStateMetric(event.StateAttached)
 	default:
-		s.setStateMetric(metrics.Detached)
+		s.setStateMetric(event.StateDetached)
 	}
 }
 
-func (s *session) setStateMetric(state string) {
+func (s *session) setStateMetric(state event.State) {
 	if state != s.metricState {
 		s.hub.deps.Metrics.Mux.ChangeState(s.metricState, state)
 		s.metricState = state

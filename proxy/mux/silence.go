@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 )
 
 // errSilent reports the loss of a connection without answers while another connection of
@@ -77,7 +77,7 @@ func (s *session) auxResponds() bool {
 	}
 	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
 	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", s.forwardAlert); err != nil || res.Name != "OK" {
-		s.account.Discard(aux, metrics.DiscardError)
+		s.account.Discard(aux, event.DiscardError)
 		return false
 	}
 	s.account.ReleaseAux(aux)

@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
 	"imapgate/proxy/upstream"
@@ -18,7 +17,7 @@ import (
 func (s *session) reselect(deadline time.Time) (*selectData, error) {
 	name, err := s.mailbox.selectCommand(s.upstream.Caps())
 	if err != nil {
-		return nil, &closeError{audit.UpstreamLost, byeLost, err}
+		return nil, &closeError{event.UpstreamLost, byeLost, err}
 	}
 	data := &selectData{}
 	s.upstream.Selected = true
@@ -34,9 +33,9 @@ func (s *session) reselect(deadline time.Time) (*selectData, error) {
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
 	case res.Name == "NO":
 		s.upstream.Selected = false
-		return nil, &closeError{audit.MailboxGone, byeDeleted, errors.New(upstream.DescribeResponse(res))}
+		return nil, &closeError{event.MailboxGone, byeDeleted, errors.New(upstream.DescribeResponse(res))}
 	}
-	return nil, &closeError{audit.UpstreamLost, byeLost, errors.New(upstream.DescribeResponse(res))}
+	return nil, &closeError{event.UpstreamLost, byeLost, errors.New(upstream.DescribeResponse(res))}
 }
 
 // checkMailbox verifies that the mailbox is the one the client has selected. Without
@@ -44,20 +43,20 @@ func (s *session) reselect(deadline time.Time) (*selectData, error) {
 // verified.
 func (s *session) checkMailbox(data *selectData) error {
 	m := s.mailbox
-	violation := ""
+	violation := event.Violation("")
 	switch {
 	case data.uidValidity == 0, data.uidValidity != m.uidValidity, m.mailboxID != "" && data.mailboxID != m.mailboxID:
-		return &closeError{audit.MailboxChanged, byeChanged, nil}
+		return &closeError{event.MailboxChanged, byeChanged, nil}
 	case data.uidNext != 0 && data.uidNext < m.uidNext:
-		violation = metrics.UIDNextShrank
+		violation = event.UIDNextShrank
 	case data.modseq != 0 && data.modseq < m.modseq:
-		violation = metrics.ModseqShrank
+		violation = event.ModseqShrank
 	}
 	if violation == "" {
 		return nil
 	}
 	s.countViolation(violation)
-	return &closeError{audit.ViewInconsistent, byeChanged, errors.New(violation)}
+	return &closeError{event.ViewInconsistent, byeChanged, errors.New(string(violation))}
 }
 
 // diffView returns the difference between the client's view and the connection's; nil for
@@ -87,12 +86,12 @@ func (s *session) diffView(data *selectData, deadline time.Time) (*view.Diff, er
 	d, err := m.view.Diff(uids, data.uidNext)
 	switch {
 	case err != nil:
-		s.countViolation(metrics.UIDUnknown)
-		return nil, &closeError{audit.ViewInconsistent, byeChanged, err}
+		s.countViolation(event.UIDUnknown)
+		return nil, &closeError{event.ViewInconsistent, byeChanged, err}
 	case d.ExpungedUnknownCount() > uint32(s.backend.settings.FlagResyncMaxMessages): // an EXPUNGE for each would cost the client its cache
-		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("too many messages with unknown UIDs")}
+		return nil, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New("too many messages with unknown UIDs")}
 	case d.ExpungedUnknownCount() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)):
-		return nil, &closeError{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages with unknown UIDs")}
+		return nil, &closeError{event.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages with unknown UIDs")}
 	}
 	return &d, nil
 }
@@ -114,14 +113,14 @@ func (s *session) fetchSnapshot(data *selectData, deadline time.Time) (*view.UID
 	}
 	switch {
 	case res.Code == "MESSAGELIMIT": // RFC 9738: the list is incomplete
-		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New(upstream.DescribeResponse(res))}
+		return nil, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New(upstream.DescribeResponse(res))}
 	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
 	case uids.Len() < exists, data.hasExpunges:
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	case uids.Len() > exists:
-		s.countViolation(metrics.CountMismatch)
-		return nil, &closeError{audit.ViewInconsistent, byeChanged, errors.New("more UIDs than messages")}
+		s.countViolation(event.CountMismatch)
+		return nil, &closeError{event.ViewInconsistent, byeChanged, errors.New("more UIDs than messages")}
 	}
 	return uids, nil
 }

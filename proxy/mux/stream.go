@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"math"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 )
@@ -239,7 +239,7 @@ func (s *session) runUnknown(seg imap.Segment) error {
 		}
 	}
 	if seg.End {
-		return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))
+		return s.handOver(event.PinUnknownCommand, bytes.Clone(seg.Bytes))
 	}
 	return s.sendUnknownLiterals(seg)
 }
@@ -249,7 +249,7 @@ func (s *session) runUnknown(seg imap.Segment) error {
 func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 	r := &s.request
 	s.avoidTagPrefix(r.tag)
-	s.pinReason = audit.PinUnknown // a loss ends the session: the effect of the command is unknown
+	s.pinReason = event.PinUnknownCommand // a loss ends the session: the effect of the command is unknown
 	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag)}, append(r.tag, ' '))
 	s.commandPartial, r.unsent = true, nil
 	for !seg.End {
@@ -277,5 +277,5 @@ func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 	}
 	s.commandPartial = false
 	s.outstanding.clear()
-	return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))
+	return s.handOver(event.PinUnknownCommand, bytes.Clone(seg.Bytes))
 }

@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"errors"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 )
 
 // A backend may send responses that no grammar permits: an empty line after a literal, a
@@ -75,7 +74,7 @@ func (s *session) onUnparsable(err error) error {
 		return nil
 	case errors.Is(err, errNotResponse):
 		if s.pinReason == "" {
-			s.pinReason = audit.PinResponse
+			s.pinReason = event.PinResponse
 		}
 		return nil
 	}
@@ -85,7 +84,7 @@ func (s *session) onUnparsable(err error) error {
 // countUnparsable counts an unparsable response, unless the client may be the cause.
 func (s *session) countUnparsable() {
 	if !s.tainted {
-		s.hub.deps.Metrics.Mux.CountViolation(metrics.ResponseSyntax)
+		s.hub.deps.Metrics.Mux.CountViolation(event.ResponseSyntax)
 	}
 }
 
@@ -99,7 +98,7 @@ func (s *session) handOverUnparsable(err error) error {
 	case s.stopReason.Load() != nil:
 		return stopError(*s.stopReason.Load())
 	}
-	return s.handOver(audit.PinResponse, append(unparsable.unsent, s.request.unsent...))
+	return s.handOver(event.PinResponse, append(unparsable.unsent, s.request.unsent...))
 }
 
 // isTaggedResponse reports whether a line is "TAG OK …", NO or BAD, with any tag.

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // scriptedTest is a harness with one client and its upstreams, driven by Go code.
@@ -123,7 +123,7 @@ func TestALossInALongLineEndsTheSession(t *testing.T) {
 	if !strings.HasPrefix(long, got) || len(got) < 64<<10 {
 		t.Errorf("received %d bytes, %v", len(got), err)
 	}
-	s.closed, s.reason = true, string(audit.UpstreamLost)
+	s.closed, s.reason = true, string(event.UpstreamLost)
 	s.end()
 }
 
@@ -213,7 +213,7 @@ func TestAClientThatDoesNotReadIsDisconnected(t *testing.T) {
 	mail := strings.Repeat("x", size) // before the announcement, or the backend might stall first
 	peer.send(fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n", size))
 	peer.send(mail)
-	if r := s.awaitEnd(s.testClient); r.Reason != audit.ClientStalled {
+	if r := s.awaitEnd(s.testClient); r.Reason != event.ClientStalled {
 		t.Errorf("ended for %q (%v)", r.Reason, r.Err)
 	}
 	_, _ = peer.readAll() // the gateway's side is closed, or the stub's pending output would keep it open

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/parking"
 )
 
@@ -129,7 +130,7 @@ func (p *pump) endDirection(conn net.Conn, err error) {
 	if err != nil {
 		// A backend that accepts no more bytes may have sent a BYE that is still to be
 		// read.
-		r.setReason(BackendLost, err)
+		r.setReason(event.BackendLost, err)
 		r.closeDirection()
 		return
 	}
@@ -141,11 +142,11 @@ func (p *pump) endDirection(conn net.Conn, err error) {
 	r.closeDirection()
 }
 
-func (p *pump) closeReason() Reason {
+func (p *pump) closeReason() event.Reason {
 	if p == &p.relay.up {
-		return ClientClosed
+		return event.ClientClosed
 	}
-	return BackendClosed
+	return event.BackendClosed
 }
 
 // copyBytes copies until the source closes (nil error) or a side fails, and returns that

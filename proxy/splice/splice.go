@@ -21,23 +21,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/parking"
-)
-
-// Reason is why a session ended. The set is closed: it is a metric label.
-type Reason string
-
-// The reasons.
-const (
-	ClientClosed   Reason = "client_closed"   // the client closed, or logged out and the backend closed
-	BackendClosed  Reason = "backend_closed"  // the backend closed first
-	ClientLost     Reason = "client_error"    // reset, timeout or TLS error on the client's side
-	BackendLost    Reason = "backend_lost"    // the same on the backend's side
-	Idle           Reason = "idle"            // no byte either way for Config.IdleTimeout
-	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.WriteTimeout
-	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.WriteTimeout
-	Drained        Reason = "drained"         // the gateway is stopping
-	TokenExpired   Reason = "token_expired"   // the deadline given to Start has passed
 )
 
 // Config bounds the sessions of a Set.
@@ -52,7 +37,7 @@ type Config struct {
 
 // Result is how a session ended.
 type Result struct {
-	Reason   Reason
+	Reason   event.Reason
 	Err      error // of the socket or TLS; nil for a clean end
 	Up, Down int64 // bytes from the client, from the backend
 }
@@ -114,7 +99,7 @@ func (s *Set) listRelays() []*Relay {
 }
 
 // EndAll ends every session, and returns when the sockets are closed.
-func (s *Set) EndAll(reason Reason) {
+func (s *Set) EndAll(reason event.Reason) {
 	var wg sync.WaitGroup
 	for _, r := range s.listRelays() {
 		wg.Go(func() { r.End(reason) })
@@ -125,7 +110,7 @@ func (s *Set) EndAll(reason Reason) {
 // EndIdle ends idle sessions until at most keep sessions are left, the longest idle first.
 // A session is idle after Config.ParkAfter without a byte. EndIdle does not wait for
 // sockets.
-func (s *Set) EndIdle(keep int, reason Reason) {
+func (s *Set) EndIdle(keep int, reason event.Reason) {
 	now := s.ticks.Load()
 	idle := make(map[*Relay]time.Duration)
 	open := 0
@@ -149,7 +134,7 @@ func (s *Set) EndIdle(keep int, reason Reason) {
 
 // Close ends every session and waits for every goroutine.
 func (s *Set) Close() {
-	s.EndAll(Drained)
+	s.EndAll(event.Drained)
 	close(s.stop)
 	s.poller.Close()
 	s.wg.Wait()
@@ -200,7 +185,7 @@ func nilIfEmpty(b []byte) []byte {
 }
 
 // End closes the session cleanly, with a TLS close_notify.
-func (r *Relay) End(reason Reason) {
+func (r *Relay) End(reason event.Reason) {
 	if r.beginEnd(reason, nil) {
 		_ = r.up.src.Close()
 		_ = r.up.dst.Close()
@@ -210,7 +195,7 @@ func (r *Relay) End(reason Reason) {
 
 // abort closes the session without a TLS close_notify. A peer in the middle of a literal
 // can then detect that it is incomplete.
-func (r *Relay) abort(reason Reason, err error) {
+func (r *Relay) abort(reason event.Reason, err error) {
 	if r.beginEnd(reason, err) {
 		_ = parking.TCP(r.up.src).Close()
 		_ = parking.TCP(r.up.dst).Close()
@@ -219,7 +204,7 @@ func (r *Relay) abort(reason Reason, err error) {
 }
 
 // beginEnd decides the end of the session. It returns true once.
-func (r *Relay) beginEnd(reason Reason, err error) bool {
+func (r *Relay) beginEnd(reason event.Reason, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -270,7 +255,7 @@ func (r *Relay) isClosed() bool {
 }
 
 // setReason sets the reason of the coming end unless one is set.
-func (r *Relay) setReason(reason Reason, err error) {
+func (r *Relay) setReason(reason event.Reason, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.result.Reason == "" {
@@ -292,9 +277,9 @@ func (r *Relay) closeDirection() {
 
 // abortLost aborts the session after an error on one side.
 func (r *Relay) abortLost(conn net.Conn, err error) {
-	reason := BackendLost
+	reason := event.BackendLost
 	if conn == r.up.src {
-		reason = ClientLost
+		reason = event.ClientError
 	}
 	r.abort(reason, err)
 }

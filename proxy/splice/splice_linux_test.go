@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -36,7 +37,7 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	eventually(t, "the session to try", tried) // later bytes would restart the timeout
 	s.ticks.Add(toTicks(2 * time.Hour))
 	eventually(t, "the end", func() bool { return len(result) == 1 })
-	if got := <-result; got.Reason != Idle {
+	if got := <-result; got.Reason != event.Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)
 	}
 }

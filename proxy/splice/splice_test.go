@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/tlsconf"
@@ -120,7 +121,7 @@ func expectRead(t testing.TB, c net.Conn, want string) {
 	}
 }
 
-func (b *harness) expectEnd(t testing.TB, want Reason) Result {
+func (b *harness) expectEnd(t testing.TB, want event.Reason) Result {
 	t.Helper()
 	select {
 	case r := <-b.result:
@@ -249,7 +250,7 @@ func TestHalfClosedSessionKeepsOtherDirection(t *testing.T) {
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("the client read %v; want the end", err)
 		}
-		b.expectEnd(t, ClientClosed)
+		b.expectEnd(t, event.ClientClosed)
 	})
 }
 
@@ -269,7 +270,7 @@ func TestBackendResetEndsSessionAtOnce(t *testing.T) {
 			if n, err := b.client.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the client read %d bytes, %v", n, err)
 			}
-			b.expectEnd(t, BackendLost)
+			b.expectEnd(t, event.BackendLost)
 		}
 	})
 }
@@ -289,8 +290,8 @@ func TestSlowReaderBlocksSender(t *testing.T) {
 		if sent > 64<<20 {
 			t.Errorf("%d bytes went into a session whose client reads nothing", sent)
 		}
-		b.relay.End(Drained)
-		b.expectEnd(t, Drained)
+		b.relay.End(event.Drained)
+		b.expectEnd(t, event.Drained)
 	})
 }
 
@@ -317,8 +318,8 @@ func TestThrottledSessionIsNotAborted(t *testing.T) {
 			t.Errorf("two commands passed in %v, with a second to wait after the first", took)
 		}
 		eventually(t, "throttle calls for 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
-		b.relay.End(Drained)
-		b.expectEnd(t, Drained)
+		b.relay.End(event.Drained)
+		b.expectEnd(t, event.Drained)
 	})
 }
 
@@ -327,8 +328,8 @@ func TestThrottledSessionCanEnd(t *testing.T) {
 	b := startHarness(t, s, "plain-plain", Side{Throttle: func(int) time.Duration { return time.Hour }}, Side{})
 	write(t, b.client, "a NOOP\r\n")
 	expectRead(t, b.backend, "a NOOP\r\n")
-	b.relay.End(Drained)
-	b.expectEnd(t, Drained)
+	b.relay.End(event.Drained)
+	b.expectEnd(t, event.Drained)
 }
 
 func TestTimeoutsEndSessions(t *testing.T) {
@@ -336,7 +337,7 @@ func TestTimeoutsEndSessions(t *testing.T) {
 	cfg.IdleTimeout = 100 * time.Millisecond
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
-		b.expectEnd(t, Idle)
+		b.expectEnd(t, event.Idle)
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}
@@ -346,14 +347,14 @@ func TestTimeoutsEndSessions(t *testing.T) {
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
 		go func() { _, _ = io.Copy(b.backend, zeroReader{}) }()
-		b.expectEnd(t, ClientStalled)
+		b.expectEnd(t, event.ClientStalled)
 	})
 	cfg = testConfig()
 	cfg.HalfClosedTimeout = 100 * time.Millisecond
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
 		_ = parking.CloseWrite(b.backend)
-		b.expectEnd(t, BackendClosed)
+		b.expectEnd(t, event.BackendClosed)
 	})
 }
 
@@ -367,7 +368,7 @@ func TestSessionEndsAtDeadline(t *testing.T) {
 		go func() { _, _ = io.Copy(io.Discard, busy.client) }()
 		go func() { _, _ = io.Copy(busy.backend, zeroReader{}) }()
 		for _, b := range []*harness{quiet, busy} {
-			b.expectEnd(t, TokenExpired)
+			b.expectEnd(t, event.TokenExpired)
 		}
 		if time.Now().Before(until) {
 			t.Error("too soon")
@@ -407,8 +408,8 @@ func TestNewSessionIsNotIdle(t *testing.T) {
 	})
 	for range 500 {
 		b := newHarness(t, s, "plain-plain")
-		b.relay.End(Drained)
-		b.expectEnd(t, Drained)
+		b.relay.End(event.Drained)
+		b.expectEnd(t, event.Drained)
 	}
 }
 
@@ -440,9 +441,9 @@ func TestSetCloseEndsEverySession(t *testing.T) {
 	for i := range 40 {
 		beds = append(beds, newHarness(t, s, transports[i%len(transports)]))
 	}
-	s.EndAll(Drained)
+	s.EndAll(event.Drained)
 	for _, b := range beds {
-		b.expectEnd(t, Drained)
+		b.expectEnd(t, event.Drained)
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}

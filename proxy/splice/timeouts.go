@@ -4,6 +4,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/parking"
 )
 
@@ -60,7 +61,7 @@ func (s *Set) requestParks(now uint32) {
 // sweepRelays reports bytes and ends the sessions whose deadline or timeout has passed.
 func (s *Set) sweepRelays(now uint32) {
 	for _, r := range s.expiredRelays(time.Now()) {
-		s.wg.Go(func() { r.End(TokenExpired) }) // End may block on a full socket
+		s.wg.Go(func() { r.End(event.TokenExpired) }) // End may block on a full socket
 	}
 	for _, r := range s.listRelays() {
 		r.reportBytes()
@@ -94,19 +95,19 @@ func (r *Relay) checkTimeouts(now uint32) {
 	for _, p := range [...]*pump{&r.up, &r.down} {
 		// A pump that was asked to park and has not is in a write too.
 		if (p.writing.Load() || p.state.Load() == stateParkRequested) && p.idleTime(now) >= cfg.WriteTimeout {
-			reason := BackendStalled
+			reason := event.BackendStalled
 			if p == &r.down {
-				reason = ClientStalled
+				reason = event.ClientStalled
 			}
 			r.abort(reason, nil)
 			return
 		}
 	}
 	r.mu.Lock()
-	limit, reason := cfg.IdleTimeout, Idle
+	limit, reason := cfg.IdleTimeout, event.Idle
 	if r.openDirections == 1 {
 		limit, reason = min(cfg.HalfClosedTimeout, cfg.IdleTimeout), r.result.Reason
-		if reason == BackendClosed {
+		if reason == event.BackendClosed {
 			limit = min(limit, backendGoneTimeout)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 )
 
@@ -258,11 +259,11 @@ func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
 	defer cancel()
 	began := time.Now()
 	if err := b.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
-		b.reportWait(LimitRate, ctx.Err() == nil)
+		b.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
 	if time.Since(began) >= minReportedWait {
-		b.reportWait(LimitRate, false)
+		b.reportWait(event.LimitUpstreamRate, false)
 	}
 	return nil
 }
@@ -278,13 +279,13 @@ func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 	defer t.Stop()
 	select {
 	case b.slots <- struct{}{}:
-		b.reportWait(LimitLogins, false)
+		b.reportWait(event.LimitUpstreamLogins, false)
 		return nil
 	case <-t.C:
-		b.reportWait(LimitLogins, true)
+		b.reportWait(event.LimitUpstreamLogins, true)
 		return errBusy
 	case <-ctx.Done():
-		b.reportWait(LimitLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
+		b.reportWait(event.LimitUpstreamLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
 		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
 	}
 }
@@ -307,11 +308,11 @@ func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
 		b.hooks.OnConnect(res)
 	}
 	switch res {
-	case ResultOK, ResultDenied, ResultRefused:
+	case event.ConnectOK, event.ConnectDenied, event.ConnectRefused:
 		if b.health.recordSuccess(time.Now()) {
 			b.log.Info("backend is up again")
 		}
-	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
+	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol:
 		if ctx.Err() == nil { // otherwise the caller's time ran out
 			b.health.recordFailure(time.Now())
 			return

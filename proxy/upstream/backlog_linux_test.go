@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"imapgate/internal/event"
 )
 
 // fullBacklog returns an address whose accept queue is full: the kernel drops each SYN, as a
@@ -49,7 +51,7 @@ func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	if took := time.Since(began); conn != nil || !errors.Is(err, ErrUnavailable) || took < 400*time.Millisecond {
 		t.Errorf("%v, %v after %v", conn, err, took)
 	}
-	if r := <-results; r != ResultTimeout {
+	if r := <-results; r != event.ConnectTimeout {
 		t.Error(r)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)

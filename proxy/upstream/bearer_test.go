@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 )
@@ -40,7 +41,7 @@ func TestATokenIsSentByTheMechanismOfTheBackend(t *testing.T) {
 		for _, login := range []string{Passthrough, OAuthLogin} {
 			a := logIn(t, Config{TLSMode: NoTLS, Login: login}, tokenRequest(t), steps...)
 			a.finish()
-			if a.err != nil || a.scriptedBackend.err != nil || a.result != ResultOK {
+			if a.err != nil || a.scriptedBackend.err != nil || a.result != event.ConnectOK {
 				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.scriptedBackend.err, a.result)
 			}
 		}
@@ -61,7 +62,7 @@ func TestARejectedTokenIsDenied(t *testing.T) {
 		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)
 		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), steps...)
 		a.finish()
-		if !errors.Is(a.err, ErrDenied) || a.scriptedBackend.err != nil || a.result != ResultDenied {
+		if !errors.Is(a.err, ErrDenied) || a.scriptedBackend.err != nil || a.result != event.ConnectDenied {
 			t.Errorf("%s: %v, %v, %s", what, a.err, a.scriptedBackend.err, a.result)
 		}
 	}
@@ -91,7 +92,7 @@ func TestAnUnverifiableTokenIsNotDenied(t *testing.T) {
 		var refused *RefusedError
 		if errors.As(a.err, &refused) != c.unavailable || errors.Is(a.err, ErrDenied) == c.unavailable || (VerdictOf(a.err) == VerdictWrong) == c.unavailable {
 			t.Errorf("%s: %v", what, a.err)
-		} else if c.unavailable && (refused.Code != "UNAVAILABLE" || a.result != ResultRefused) {
+		} else if c.unavailable && (refused.Code != "UNAVAILABLE" || a.result != event.ConnectRefused) {
 			t.Errorf("%s: %v, %s", what, a.err, a.result)
 		}
 	}
@@ -103,17 +104,17 @@ func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
 		steps  []string
 		result string
 	}{
-		"two challenges":          {[]string{"> + ", "< AQ==", "> + again"}, ResultProtocol},
-		"an OK after it":          {[]string{"> + ", "< AQ==", loginOK}, ResultProtocol},
-		"BYE after it":            {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
-		"PREAUTH after it":        {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
-		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
-		"BAD after it":            {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotAccepted},
-		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
-		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotAccepted},
-		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotAccepted},
-		"them coded":              {[]string{"> {L} BAD " + encodeBase64(bearerPayload), "fin"}, ResultNotAccepted},
-		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
+		"two challenges":          {[]string{"> + ", "< AQ==", "> + again"}, event.ConnectProtocol},
+		"an OK after it":          {[]string{"> + ", "< AQ==", loginOK}, event.ConnectProtocol},
+		"BYE after it":            {[]string{"> + ", "< AQ==", "> * BYE"}, event.ConnectClosed},
+		"PREAUTH after it":        {[]string{"> + ", "< AQ==", "> * PREAUTH"}, event.ConnectProtocol},
+		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, event.ConnectClosed},
+		"BAD after it":            {[]string{"> + ", "< AQ==", "> {L} BAD no"}, event.ConnectNotAccepted},
+		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, event.ConnectProtocol},
+		"BAD":                     {[]string{"> {L} BAD what", "fin"}, event.ConnectNotAccepted},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, event.ConnectNotAccepted},
+		"them coded":              {[]string{"> {L} BAD " + encodeBase64(bearerPayload), "fin"}, event.ConnectNotAccepted},
+		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, event.ConnectProtocol},
 	} {
 		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), append(front, c.steps...)...)
 		a.finish()
@@ -180,7 +181,7 @@ func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 		steps := append([]string{greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
 		a := logIn(t, Config{TLSMode: NoTLS}, req, steps...)
 		a.finish()
-		if !errors.Is(a.err, ErrUnavailable) || a.result != ResultNotAccepted || VerdictOf(a.err) != VerdictNone {
+		if !errors.Is(a.err, ErrUnavailable) || a.result != event.ConnectNotAccepted || VerdictOf(a.err) != VerdictNone {
 			t.Errorf("%s: %v, %s, verdict %d", what, a.err, a.result, VerdictOf(a.err))
 		}
 	}
@@ -199,7 +200,7 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 			result := ""
 			b := New(Config{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
 			b.health.failingSince = since
-			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != ResultNotAccepted || !b.health.failingSince.Equal(since) {
+			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.health.failingSince.Equal(since) {
 				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/tlsconf"
 )
@@ -60,7 +61,7 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 				case c.want == "" && a.err != nil:
 					t.Errorf("%s, %s, %s: %v; %v", tls.VersionName(version), mode, name, a.err, p.err)
 				case c.want == "":
-				case a.result != ResultTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
+				case a.result != event.ConnectTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
 					t.Errorf("%s, %s, %s: %s, %v", tls.VersionName(version), mode, name, a.result, a.err)
 				case leaksCredentials(p.encrypted.String() + p.plaintext.String()):
 					t.Errorf("%s, %s, %s: a password was sent", tls.VersionName(version), mode, name)
@@ -80,9 +81,9 @@ func TestDovecotAcceptsTheClientCertificate(t *testing.T) {
 			tls    func() *tls.Config
 			result string
 		}{
-			"the right one": {tlsWithCertificate(t, ca, testbed.DovecotName, good, goodKey), ResultOK},
-			"none":          {tlsWithCertificate(t, ca, testbed.DovecotName, "", ""), ResultTLS},
-			"another's":     {tlsWithCertificate(t, ca, testbed.DovecotName, wrong, wrongKey), ResultTLS},
+			"the right one": {tlsWithCertificate(t, ca, testbed.DovecotName, good, goodKey), event.ConnectOK},
+			"none":          {tlsWithCertificate(t, ca, testbed.DovecotName, "", ""), event.ConnectTLS},
+			"another's":     {tlsWithCertificate(t, ca, testbed.DovecotName, wrong, wrongKey), event.ConnectTLS},
 		} {
 			var got string
 			b := New(Config{Name: "east", Address: address, TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { got = r }}, zap.NewNop())

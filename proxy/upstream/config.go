@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -109,41 +110,18 @@ type Request struct {
 
 // Wait is a login that was delayed or refused by a limit of its backend.
 type Wait struct {
-	Limit    string // LimitLogins or LimitRate
+	Limit    event.Limit // LimitUpstreamLogins or LimitUpstreamRate
 	TimedOut bool   // the wait would have exceeded the deadline
 }
-
-// Limits that delay logins: a closed set, as in the audit log.
-const (
-	LimitLogins = "upstream_logins" // MaxLogins
-	LimitRate   = "upstream_rate"   // LoginRate
-)
 
 // Hooks are callbacks of a Backend. A nil one is not called.
 type Hooks struct {
 	// OnConnect is called with one of the Result constants at the end of every login, except
 	// those refused early at no cost.
-	OnConnect func(result string)
+	OnConnect func(event.ConnectResult)
 	// OnWait is called for every login that a limit delayed or refused.
 	OnWait func(Wait)
 }
-
-// Results of a login: a closed set, for metrics.
-const (
-	ResultOK          = "ok"
-	ResultDenied      = "denied"      // wrong credentials
-	ResultRefused     = "refused"     // NO with another response code
-	ResultNotAccepted = "not_taken"   // BAD to the login, or no mechanism for a token
-	ResultUnreachable = "unreachable" // no connection
-	ResultTLS         = "tls"         // handshake, certificate or STARTTLS
-	ResultTimeout     = "timeout"
-	ResultClosed      = "closed"   // the connection ended, or BYE
-	ResultProtocol    = "protocol" // the backend violated the protocol or exceeded the budget
-	ResultDown        = "down"     // not tried: the backend is down
-	ResultBusy        = "busy"     // not tried: too many concurrent logins
-	ResultCanceled    = "canceled" // the client disconnected
-	ResultLoop        = "loop"
-)
 
 // withDefaults returns c with defaults for zero fields.
 func (c Config) withDefaults() Config {

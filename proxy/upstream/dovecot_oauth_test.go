@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
@@ -62,7 +63,7 @@ func TestATokenTooLongForDovecotIsNotDenied(t *testing.T) {
 	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin},
 		Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
 	for _, n := range []int{LongTokenSize + 1, 8 << 10, identity.MaxToken} {
-		if err := tryToken(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != ResultNotAccepted) {
+		if err := tryToken(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted) {
 			t.Errorf("%d bytes: %v, %s", n, err, result)
 		} else if n < 6<<10 && !errors.Is(err, ErrDenied) {
 			t.Errorf("%d bytes, which it reads: %v", n, err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/tlsconf"
 )
@@ -89,40 +90,40 @@ func sanitize(text string) string {
 	}, text)
 }
 
-// ResultOf returns the Result constant for an error of Login.
-func ResultOf(err error) string { return classifyError(context.Background(), err) }
+// ResultOf returns the result for an error of Login.
+func ResultOf(err error) event.ConnectResult { return classifyError(context.Background(), err) }
 
-// classifyError returns the Result constant for an error; ctx is the caller's.
-func classifyError(ctx context.Context, err error) string {
+// classifyError returns the result for an error; ctx is the caller's.
+func classifyError(ctx context.Context, err error) event.ConnectResult {
 	if err == nil {
-		return ResultOK
+		return event.ConnectOK
 	}
 	var refused *RefusedError
 	switch {
 	case errors.Is(err, ErrDenied), errors.Is(err, errMasterDenied):
-		return ResultDenied
+		return event.ConnectDenied
 	case errors.As(err, &refused), errors.Is(err, errOpaqueCode):
-		return ResultRefused
+		return event.ConnectRefused
 	case errors.Is(err, errLoginBad), errors.Is(err, errNoTokenMechanism), errors.Is(err, errTokenTooLong):
-		return ResultNotAccepted
+		return event.ConnectNotAccepted
 	case errors.Is(err, ErrLoop):
-		return ResultLoop
+		return event.ConnectLoop
 	case errors.Is(err, errDown):
-		return ResultDown
+		return event.ConnectDown
 	case ctx.Err() != nil && context.Cause(ctx) != context.DeadlineExceeded:
-		return ResultCanceled
+		return event.ConnectCanceled
 	case errors.Is(err, errBusy):
-		return ResultBusy
+		return event.ConnectBusy
 	case isTimeout(err):
-		return ResultTimeout
+		return event.ConnectTimeout
 	case errors.Is(err, errConnect):
-		return ResultUnreachable
+		return event.ConnectUnreachable
 	case isTLS(err):
-		return ResultTLS
+		return event.ConnectTLS
 	case isClosed(err):
-		return ResultClosed
+		return event.ConnectClosed
 	}
-	return ResultProtocol
+	return event.ConnectProtocol
 }
 
 func isTimeout(err error) bool {

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -168,7 +169,7 @@ func TestNewConnectionsAreRateLimited(t *testing.T) {
 	for range cap(results) {
 		<-results
 	}
-	if n, first := len(waits), <-waits; n != 5 || first != (Wait{LimitRate, false}) {
+	if n, first := len(waits), <-waits; n != 5 || first != (Wait{event.LimitUpstreamRate, false}) {
 		t.Errorf("%d of five waits were reported, the first as %v", n, first)
 	}
 	slices.Sort(waited)
@@ -187,10 +188,10 @@ func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 		t.Fatal("nothing is allowed")
 	}
 	_, err := b.Login(context.Background(), testRequest(t))
-	if !errors.Is(err, ErrUnavailable) || last != ResultBusy {
+	if !errors.Is(err, ErrUnavailable) || last != event.ConnectBusy {
 		t.Errorf("%v, %s", err, last)
 	}
-	if wait != (Wait{LimitRate, true}) || len(logins) > 0 {
+	if wait != (Wait{event.LimitUpstreamRate, true}) || len(logins) > 0 {
 		t.Errorf("reported as %v, %d logins at the backend", wait, len(logins))
 	}
 }

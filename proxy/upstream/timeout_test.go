@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/event"
 )
 
 // loginOverPipe logs in over an in-memory connection with serve at the other end, in a bubble
@@ -84,7 +86,7 @@ func TestALoginEndsWhenItsContextIsCanceled(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		time.AfterFunc(3*time.Second, cancel)
 		took, err := loginOverPipe(t, ctx, func(net.Conn) {})
-		if took != 3*time.Second || err == nil || classifyError(ctx, err) != ResultCanceled {
+		if took != 3*time.Second || err == nil || classifyError(ctx, err) != event.ConnectCanceled {
 			t.Errorf("%v after %v", err, took)
 		}
 	})
@@ -164,7 +166,7 @@ func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
-	if !errors.Is(err, ErrUnavailable) || ResultOf(err) != ResultTimeout || !b.health.failingSince.IsZero() {
+	if !errors.Is(err, ErrUnavailable) || ResultOf(err) != event.ConnectTimeout || !b.health.failingSince.IsZero() {
 		t.Errorf("%v; failing since %v", err, b.health.failingSince)
 	}
 }
@@ -184,7 +186,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	if _, err := b.Login(context.Background(), testRequest(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errConnect) {
 		t.Errorf("%v", err)
 	}
-	if took := time.Since(began); took < 2*connectRetryDelay || tries != 3 || len(results) != 1 || results[0] != ResultUnreachable {
+	if took := time.Since(began); took < 2*connectRetryDelay || tries != 3 || len(results) != 1 || results[0] != event.ConnectUnreachable {
 		t.Errorf("%d tries in %v: %v", tries, took, results)
 	}
 	b.health.failingSince, tries = time.Now().Add(-time.Minute), 0

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -95,7 +95,7 @@ func (a *Account) acquireConn(ctx context.Context, set lease.Extensions) (*poole
 		}
 	}
 	if pc.Enabled != set {
-		p.discard(pc, metrics.DiscardError)
+		p.discard(pc, event.DiscardError)
 		return nil, fmt.Errorf("enable at %s: %w", p.backend.Name(), errNotEnabled)
 	}
 	return pc, nil
@@ -181,7 +181,7 @@ func (a *Account) ReleaseAux(c *lease.Conn) {
 
 // Discard closes a connection of Acquire or AcquireAux. The reason is one of the
 // metrics.Discard constants.
-func (a *Account) Discard(c *lease.Conn, reason string) {
+func (a *Account) Discard(c *lease.Conn, reason event.DiscardReason) {
 	pc := a.findLeased(c, connUses)
 	a.pool.discard(pc, reason)
 	if pc.use == gatewayUse {
@@ -217,11 +217,11 @@ func (a *Account) Close() {
 // releaseUnused pools a connection that was not leased.
 func (a *Account) releaseUnused(pc *pooledConn) {
 	p := a.pool
-	reason := metrics.DiscardTTL
+	reason := event.DiscardTTL
 	switch {
 	case p.cfg.IdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // no later login could use it
 	case pc.Age() >= p.cfg.MaxAge:
-		reason = metrics.DiscardAge
+		reason = event.DiscardAge
 	default:
 		reason = p.validate(context.Background(), pc)
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 )
 
 // sweepInterval bounds how late the pool notices that the backend has closed an idle
@@ -60,7 +60,7 @@ func (p *Pool) EvictOldest() bool {
 	pc := front.Value.(*pooledConn)
 	p.removeIdle(pc)
 	p.mu.Unlock()
-	p.discard(pc, metrics.DiscardDescriptors)
+	p.discard(pc, event.DiscardDescriptors)
 	return true
 }
 
@@ -77,7 +77,7 @@ func (p *Pool) idleConns() []*pooledConn {
 
 // takeIfDue removes an idle connection from the pool if it needs attention: it is too old, has
 // unread bytes, or has long sent nothing. A reason means that it must be closed.
-func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason string, due bool) {
+func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason event.DiscardReason, due bool) {
 	readable := pc.IsReadable()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -85,9 +85,9 @@ func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason string, due bool
 	case pc.idleElem == nil:
 		return "", false
 	case now.Sub(pc.idleSince) >= p.cfg.IdleTimeout:
-		reason = metrics.DiscardTTL
+		reason = event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
-		reason = metrics.DiscardAge
+		reason = event.DiscardAge
 	case !readable && now.Sub(pc.lastAnswer) < p.cfg.KeepAliveInterval:
 		return "", false
 	}

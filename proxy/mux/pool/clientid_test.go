@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/lease"
 )
 
@@ -138,7 +138,7 @@ func TestErrorResponseToIDIsIgnored(t *testing.T) {
 		a.Release(c)
 	}
 	a.SetClientID(`("name" "D")`)
-	if _, err := a.Acquire(context.Background(), ""); err == nil || tp.discardedFor(metrics.DiscardClosed) != 1 {
+	if _, err := a.Acquire(context.Background(), ""); err == nil || tp.discardedFor(event.DiscardClosed) != 1 {
 		t.Errorf("%v, %v", err, tp.discarded)
 	}
 	a.Close()

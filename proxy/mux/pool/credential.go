@@ -9,9 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -137,7 +137,7 @@ func (p *Pool) removeAccount(cred *credential) {
 	}
 	p.unref(cred)
 	p.mu.Unlock()
-	p.discardAll(unusable, metrics.DiscardTTL)
+	p.discardAll(unusable, event.DiscardTTL)
 }
 
 // canReuseLogin reports whether an idle connection may stand for a later login at the backend.
@@ -228,15 +228,15 @@ func (p *Pool) addIdle(pc *pooledConn) {
 	pc.keepLoginAlerts()
 	pc.ReleaseBuffers()
 	p.mu.Lock()
-	evicted, reason := pc, ""
+	evicted, reason := pc, event.DiscardReason("")
 	switch idle := &pc.cred.idle[pc.use]; {
 	case p.closed:
-		reason = metrics.DiscardShutdown
+		reason = event.DiscardShutdown
 	case pc.generation != pc.cred.generation:
-		reason = metrics.DiscardCredentials
+		reason = event.DiscardCredentials
 	default:
 		if evicted = nil; len(*idle) >= p.cfg.MaxIdlePerCredential {
-			evicted, reason = (*idle)[0], metrics.DiscardLimit
+			evicted, reason = (*idle)[0], event.DiscardLimit
 			p.removeIdle(evicted)
 		}
 		*idle = append(*idle, pc)

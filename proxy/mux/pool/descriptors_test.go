@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/upstream"
 )
@@ -42,10 +43,10 @@ func TestIdleConnectionsAreEvictedForDescriptors(t *testing.T) {
 		t.Fatalf("%d idle, although both have a descriptor", tp.idleCount())
 	}
 	third := acquireLease(t, tp.mustLogIn("alice", "other", VerifiedHere)) // evicts alice's: bob's became idle later
-	if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardDescriptors) != 1 || sockets.Open() != 4 {
+	if tp.idleCount() != 1 || tp.discardedFor(event.DiscardDescriptors) != 1 || sockets.Open() != 4 {
 		t.Errorf("%d idle, closed for %v, %d open", tp.idleCount(), tp.discarded, sockets.Open())
 	}
-	tp.discard(tp.conns[third], metrics.DiscardClosed)
+	tp.discard(tp.conns[third], event.DiscardClosed)
 	sockets.RemoveClient()
 	sockets.RemoveClient()
 }
@@ -76,7 +77,7 @@ func TestAuxConnectionsNeedSpareDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Discard(aux, metrics.DiscardError)
+	a.Discard(aux, event.DiscardError)
 	a.Release(c)
 	sockets.RemoveClient()
 	sockets.RemoveClient()

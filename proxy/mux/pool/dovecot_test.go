@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
@@ -159,7 +159,7 @@ func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 	}
 	d.Kill()
 	eventually(t, "the cleaner", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
-	if tp.discardedFor(metrics.DiscardTTL) > 0 {
+	if tp.discardedFor(event.DiscardTTL) > 0 {
 		t.Errorf("closed for %v", tp.discarded)
 	}
 	d.Restart()
@@ -194,7 +194,7 @@ func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	}
 	tp.mustLogIn("bob", "bob's", BackendDecides).Close()
 	tp.mustLogIn("alice", "another", BackendDecides).Close()
-	if n := countLogins(t, d, "", 3); n != 3 || tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 1 {
+	if n := countLogins(t, d, "", 3); n != 3 || tp.idleCount() != 2 || tp.discardedFor(event.DiscardCredentials) != 1 {
 		t.Errorf("%d logins, %d idle, closed for %v", n, tp.idleCount(), tp.discarded)
 	}
 	if log := d.Log(); strings.Contains(log, "imap(bob)") {

@@ -8,7 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/lease"
 )
 
@@ -50,7 +50,7 @@ func TestQueueIsFirstComeFirstServed(t *testing.T) {
 		t.Fatal("the second was served as well")
 	default:
 	}
-	a.Discard(c2, metrics.DiscardPinned)
+	a.Discard(c2, event.DiscardPinned)
 	if got := <-second; got == c2 || got == c1 {
 		t.Error("the second did not get a new connection")
 	}
@@ -77,7 +77,7 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 	}
 	a.Release(c)
 	bob := tp.mustLogIn("bob", "pw", VerifiedHere) // alice's is idle
-	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardLimit) != 1 || bob.User().String() != "bob" {
+	if tp.idleCount() != 0 || tp.discardedFor(event.DiscardLimit) != 1 || bob.User().String() != "bob" {
 		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	if tp.slotCount() != 1 || len(tp.conns) != 1 {
@@ -92,7 +92,7 @@ func TestUserAtTheLimitDoesNotBlockOthers(t *testing.T) {
 	c := acquireLease(t, a)
 	released := tp.startAcquire(newAccount(a), 1)
 	tp.mustLogIn("bob", "pw", VerifiedHere)
-	a.Discard(c, metrics.DiscardPinned)
+	a.Discard(c, event.DiscardPinned)
 	<-released
 }
 
@@ -138,7 +138,7 @@ func TestIdleConnectionsPerCredentialAreLimited(t *testing.T) {
 	for _, c := range all {
 		a.Release(c)
 	}
-	if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardLimit) != 1 {
+	if tp.idleCount() != 2 || tp.discardedFor(event.DiscardLimit) != 1 {
 		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	if c := acquireLease(t, a); !containsConn(all[1:], c) {

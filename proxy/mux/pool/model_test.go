@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 )
@@ -110,7 +110,7 @@ func (m *model) acquireLease(s *testSession) {
 	}
 	if c.Selected || c.HasUnread() || !c.AtBoundary() {
 		m.t.Error("a lease has unread bytes")
-		s.Discard(c, metrics.DiscardPinned)
+		s.Discard(c, event.DiscardPinned)
 		return
 	}
 	if got, want := identifyConn(m.t, c), fmt.Sprintf("%s %s (%s)", s.user, s.password, set); got != want || c.Enabled != set {
@@ -130,7 +130,7 @@ func (m *model) releaseLease(s *testSession) {
 	c.Selected = n%2 == 0
 	switch n {
 	case 0:
-		s.Discard(c, metrics.DiscardPinned)
+		s.Discard(c, event.DiscardPinned)
 		return
 	case 1: // with an outstanding command
 		if _, err := c.Write([]byte("A5 SEARCH ALL\r\n")); err != nil {
@@ -251,7 +251,7 @@ func runSession(t *testing.T, tp *testPool, r *rand.Rand) {
 	}
 	switch r.IntN(4) {
 	case 0:
-		a.Discard(c, metrics.DiscardPinned)
+		a.Discard(c, event.DiscardPinned)
 	case 1:
 		_, _ = c.Write([]byte("A5 SEARCH ALL\r\n"))
 		a.Release(c)

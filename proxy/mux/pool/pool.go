@@ -21,8 +21,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
@@ -75,10 +75,10 @@ func (c Config) withDefaults() Config {
 // Hooks are called by a Pool, for metrics. Some are called with its lock held and must not call
 // the Pool. A nil hook is not called.
 type Hooks struct {
-	OnReuse      func()                // an idle connection was leased
-	OnDiscard    func(reason string)   // a connection was closed: one of the metrics.Discard constants
-	OnWait       func(d time.Duration) // an Acquire waited for d
-	OnIdleChange func(n int)           // the number of idle connections changed by n
+	OnReuse      func()                           // an idle connection was leased
+	OnDiscard    func(reason event.DiscardReason) // a connection was closed: as in event
+	OnWait       func(d time.Duration)            // an Acquire waited for d
+	OnIdleChange func(n int)                      // the number of idle connections changed by n
 }
 
 func (h Hooks) withDefaults() Hooks {
@@ -86,7 +86,7 @@ func (h Hooks) withDefaults() Hooks {
 		h.OnReuse = func() {}
 	}
 	if h.OnDiscard == nil {
-		h.OnDiscard = func(string) {}
+		h.OnDiscard = func(event.DiscardReason) {}
 	}
 	if h.OnWait == nil {
 		h.OnWait = func(time.Duration) {}
@@ -152,7 +152,7 @@ func (p *Pool) Close() {
 	}
 	p.queue = nil
 	p.mu.Unlock()
-	p.discardAll(idle, metrics.DiscardShutdown)
+	p.discardAll(idle, event.DiscardShutdown)
 }
 
 // Verification records whether the gateway has verified a login.
@@ -214,9 +214,9 @@ func (a *Account) logInAtBackend(ctx context.Context) error {
 		p.conns[&pc.Conn] = pc
 	}
 	p.mu.Unlock()
-	p.closeConn(evicted, metrics.DiscardLimit)
+	p.closeConn(evicted, event.DiscardLimit)
 	if !ok {
-		p.closeConn(pc, metrics.DiscardLimit)
+		p.closeConn(pc, event.DiscardLimit)
 		return nil
 	}
 	a.loginConn = pc
@@ -241,7 +241,7 @@ func (p *Pool) logIn(ctx context.Context, lr leaseRequest, req upstream.Request)
 	pc.loginOK = up.OK()
 	pc.Open(up, p.resources)
 	if pc.User() != lr.cred.user.name {
-		p.closeConn(pc, metrics.DiscardError)
+		p.closeConn(pc, event.DiscardError)
 		return nil, errWrongUser
 	}
 	p.recordVerified(pc, started)

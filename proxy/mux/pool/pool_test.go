@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
@@ -72,7 +72,7 @@ func TestNothingIsSharedBetweenLoginsThatDiffer(t *testing.T) {
 		if d := acquireLease(t, b); d == c {
 			t.Errorf("%v has another login's connection", r.User)
 		} else {
-			b.Discard(d, metrics.DiscardPinned)
+			b.Discard(d, event.DiscardPinned)
 		}
 		b.Close()
 		if tp.idleCount() != idle[i] {
@@ -121,7 +121,7 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, second := acquireLease(t, a), acquireLease(t, a) // the second lease logs in with the token again
-	a.Discard(second, metrics.DiscardPinned)
+	a.Discard(second, event.DiscardPinned)
 	s.deny("alice", "token t1", "[AUTHENTICATIONFAILED] expired")
 	if _, err := a.Acquire(context.Background(), ""); !errors.Is(err, upstream.ErrDenied) {
 		t.Errorf("expired token: %v", err)
@@ -163,8 +163,8 @@ func TestExpiredTokenIsNotSent(t *testing.T) {
 		if acquireLease(t, a) != first {
 			t.Error("a connection opened with the token was not reused")
 		}
-		a.Discard(second, metrics.DiscardPinned)
-		a.Discard(first, metrics.DiscardPinned)
+		a.Discard(second, event.DiscardPinned)
+		a.Discard(first, event.DiscardPinned)
 		a.Close()
 	}
 }
@@ -312,7 +312,7 @@ func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 		s := startStub(t, stubCaps)
 		tp := s.newPool(Config{CacheCredentials: true})
 		tp.useSeveralPasswords("pw", "app-pw")
-		before := tp.discardedFor(metrics.DiscardCredentials)
+		before := tp.discardedFor(event.DiscardCredentials)
 		a := tp.mustLogIn("alice", "pw", BackendDecides)
 		leased, released, extra := acquireLease(t, a), acquireLease(t, a), acquireLease(t, a, lease.Condstore)
 		a.Release(released)
@@ -324,12 +324,12 @@ func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 		if _, err := tp.Login(context.Background(), newRequest(t, "alice", "pw"), BackendDecides); err == nil {
 			t.Fatal("the login was not refused")
 		}
-		if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardCredentials) != before+2 {
+		if tp.idleCount() != 1 || tp.discardedFor(event.DiscardCredentials) != before+2 {
 			t.Errorf("%q: %d idle, closed for %v", no, tp.idleCount(), tp.discarded)
 		}
 		s.deny("alice", "pw", "")
 		a.Release(leased) // its generation is older
-		if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardCredentials) != before+3 {
+		if tp.idleCount() != 1 || tp.discardedFor(event.DiscardCredentials) != before+3 {
 			t.Errorf("%q: a connection of a refused credential is idle: %v", no, tp.discarded)
 		}
 		a.Close()
@@ -352,7 +352,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{MaxPerUser: 2})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
-	a.Discard(acquireLease(t, a), metrics.DiscardPinned)
+	a.Discard(acquireLease(t, a), event.DiscardPinned)
 	_ = s.l.Close()
 	for range 3 { // each must release its slot
 		if _, err := a.Acquire(context.Background(), ""); !errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, ErrBusy) {

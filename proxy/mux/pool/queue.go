@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -49,7 +49,7 @@ func (p *Pool) acquire(ctx context.Context, lr leaseRequest, req upstream.Reques
 // slot serves for a new one: other idle connections may be dead too, and the request must not
 // queue again.
 func (p *Pool) connect(ctx context.Context, lr leaseRequest, g grant, req upstream.Request) (*pooledConn, error) {
-	p.closeConn(g.evicted, metrics.DiscardLimit)
+	p.closeConn(g.evicted, event.DiscardLimit)
 	if pc := g.conn; pc != nil {
 		reason := p.validate(ctx, pc)
 		if reason == "" {
@@ -208,7 +208,7 @@ func (p *Pool) releaseSlot(cred *credential, use connUse) {
 
 // discard closes a connection that is not idle, and then releases its slot, so that the backend
 // never has more connections than the limits allow. A nil pc is ignored.
-func (p *Pool) discard(pc *pooledConn, reason string) {
+func (p *Pool) discard(pc *pooledConn, reason event.DiscardReason) {
 	if pc == nil {
 		return
 	}
@@ -219,14 +219,14 @@ func (p *Pool) discard(pc *pooledConn, reason string) {
 	p.serveQueue()
 }
 
-func (p *Pool) discardAll(all []*pooledConn, reason string) {
+func (p *Pool) discardAll(all []*pooledConn, reason event.DiscardReason) {
 	for _, pc := range all {
 		p.discard(pc, reason)
 	}
 }
 
 // closeConn closes a connection that has no slot. A nil pc is ignored.
-func (p *Pool) closeConn(pc *pooledConn, reason string) {
+func (p *Pool) closeConn(pc *pooledConn, reason event.DiscardReason) {
 	if pc == nil {
 		return
 	}

@@ -3,8 +3,8 @@ package pool
 import (
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/internal/metrics"
 )
 
 // maxFormerCredentials bounds the former credentials that are stored for a user. At the bound
@@ -26,7 +26,7 @@ func (p *Pool) recordVerified(pc *pooledConn, started time.Time) {
 	}
 	invalidated := p.invalidateOthers(cred)
 	p.mu.Unlock()
-	p.discardAll(invalidated, metrics.DiscardCredentials)
+	p.discardAll(invalidated, event.DiscardCredentials)
 }
 
 // revoke removes a credential from the cache. Its idle connections are closed, and its leased
@@ -38,7 +38,7 @@ func (p *Pool) revoke(cred *credential) {
 	}
 	idle := p.invalidate(cred)
 	p.mu.Unlock()
-	p.discardAll(idle, metrics.DiscardCredentials)
+	p.discardAll(idle, event.DiscardCredentials)
 }
 
 // invalidateOthers removes and returns the idle connections of the login's other passwords
@@ -82,17 +82,17 @@ func (p *Pool) invalidate(cred *credential) (removed []*pooledConn) {
 // EvictUser closes the user's idle connections and keeps leased ones from returning to the
 // pool. It is for users who have moved to another backend or were removed. The reason is one of
 // the metrics.Discard constants.
-func (p *Pool) EvictUser(name identity.User, reason string) {
+func (p *Pool) EvictUser(name identity.User, reason event.DiscardReason) {
 	p.evict(name, reason, func(*credential) bool { return true })
 }
 
 // EvictOtherLogins is EvictUser for all login names of a user except login, because the others
 // may now belong to another user.
-func (p *Pool) EvictOtherLogins(name identity.User, login, reason string) {
+func (p *Pool) EvictOtherLogins(name identity.User, login string, reason event.DiscardReason) {
 	p.evict(name, reason, func(cred *credential) bool { return cred.loginName != login })
 }
 
-func (p *Pool) evict(name identity.User, reason string, matches func(*credential) bool) {
+func (p *Pool) evict(name identity.User, reason event.DiscardReason, matches func(*credential) bool) {
 	var removed []*pooledConn
 	p.mu.Lock()
 	if u := p.users[name]; u != nil {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -44,14 +44,14 @@ func TestNewPasswordInvalidatesTheOldOne(t *testing.T) {
 		old.Release(released)
 		tp.mustLogIn("bob", "old", BackendDecides).Close()
 		tp.mustLogIn("alice", "new", verification).Close()
-		if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 1 {
+		if tp.idleCount() != 2 || tp.discardedFor(event.DiscardCredentials) != 1 {
 			t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 		}
 		if !old.cred.verifiedAt.IsZero() || old.cred.verifiedHere {
 			t.Error("the old password is still cached")
 		}
 		old.Release(out)
-		if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 2 {
+		if tp.idleCount() != 2 || tp.discardedFor(event.DiscardCredentials) != 2 {
 			t.Errorf("a connection of the old password is idle: %v", tp.discarded)
 		}
 		old.Close()
@@ -94,7 +94,7 @@ func TestSeveralPasswordsStayCached(t *testing.T) {
 			}
 		}
 	}
-	if s.loginAttempts() != 6 || tp.discardedFor(metrics.DiscardCredentials) != 3 {
+	if s.loginAttempts() != 6 || tp.discardedFor(event.DiscardCredentials) != 3 {
 		t.Errorf("%d logins, closed %v", s.loginAttempts(), tp.discarded)
 	}
 }
@@ -185,9 +185,9 @@ func TestEvictUserDiscardsIdleConnections(t *testing.T) {
 	a.Release(released)
 	a.ReleaseAux(aux)
 	tp.mustLogIn("bob", "pw", VerifiedHere).Close()
-	tp.EvictUser(newRequest(t, "carol", "").User, metrics.DiscardMoved)
-	tp.EvictUser(a.User(), metrics.DiscardMoved)
-	if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardMoved) != 2 {
+	tp.EvictUser(newRequest(t, "carol", "").User, event.DiscardMoved)
+	tp.EvictUser(a.User(), event.DiscardMoved)
+	if tp.idleCount() != 1 || tp.discardedFor(event.DiscardMoved) != 2 {
 		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	a.Release(out)

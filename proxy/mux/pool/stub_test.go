@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/descriptors"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
@@ -223,7 +224,7 @@ func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
 	tp := &testPool{t: t, discarded: map[string]int{}}
 	hooks := Hooks{
 		OnReuse:      func() { tp.mu.Lock(); tp.reused++; tp.mu.Unlock() },
-		OnDiscard:    func(reason string) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
+		OnDiscard:    func(reason event.DiscardReason) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
 		OnIdleChange: func(n int) { tp.mu.Lock(); tp.idle += n; tp.mu.Unlock() },
 	}
 	tp.Pool = New(b, c, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
@@ -242,7 +243,7 @@ func (tp *testPool) idleCount() int {
 	return tp.idle
 }
 
-func (tp *testPool) discardedFor(reason string) int {
+func (tp *testPool) discardedFor(reason event.DiscardReason) int {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	return tp.discarded[reason]

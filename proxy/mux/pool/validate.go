@@ -12,8 +12,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -32,18 +32,18 @@ const (
 
 // reset makes a connection fit for pooling, or returns the reason why it is not. The last
 // exchange is a command of the gateway, which proves that every earlier command was answered.
-func (p *Pool) reset(pc *pooledConn) (reason string) {
+func (p *Pool) reset(pc *pooledConn) (reason event.DiscardReason) {
 	switch {
 	case p.cfg.IdleTimeout <= 0:
-		return metrics.DiscardTTL
+		return event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
-		return metrics.DiscardAge
+		return event.DiscardAge
 	case pc.generation != p.generation(pc.cred):
-		return metrics.DiscardCredentials
+		return event.DiscardCredentials
 	case !pc.AtBoundary():
-		return metrics.DiscardOutstanding
+		return event.DiscardOutstanding
 	case hasUnread(pc):
-		return metrics.DiscardUnread
+		return event.DiscardUnread
 	}
 	deadline, leaveMailbox := time.Now().Add(p.cfg.AnswerTimeout), pc.unselect
 	if !pc.Selected {
@@ -54,13 +54,13 @@ func (p *Pool) reset(pc *pooledConn) (reason string) {
 		p.warnUnselect.Do(func() {
 			p.log.Warn("backend cannot unselect a mailbox, so connections with a selected mailbox are not reused", zap.Error(err))
 		})
-		return metrics.DiscardSelected
+		return event.DiscardSelected
 	case err != nil:
 		return discardReason(err)
 	}
 	pc.Selected = false
 	if hasUnread(pc) {
-		return metrics.DiscardUnread
+		return event.DiscardUnread
 	}
 	pc.lastAnswer = time.Now()
 	return ""
@@ -83,10 +83,10 @@ func (pc *pooledConn) unselect(deadline time.Time) error {
 }
 
 // validate makes an idle connection fit for a lease, or returns the reason why it is not.
-func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
+func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason event.DiscardReason) {
 	if pc.User() != pc.cred.user.name {
 		p.log.Error("pooled connection belongs to another user", zap.Stringer("user", pc.cred.user.name))
-		return metrics.DiscardError
+		return event.DiscardError
 	}
 	if time.Since(pc.lastAnswer) >= p.cfg.ValidateAfter {
 		deadline := time.Now().Add(p.cfg.AnswerTimeout)
@@ -106,7 +106,7 @@ func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
 			return discardReason(err)
 		}
 	}
-	return metrics.DiscardUnread
+	return event.DiscardUnread
 }
 
 // hasUnread reports whether a connection has unread bytes or has ended.
@@ -187,18 +187,18 @@ func responseName(response []byte) (name string, numbered bool) {
 }
 
 // discardReason maps an error of a connection to a metrics.Discard constant.
-func discardReason(err error) string {
+func discardReason(err error) event.DiscardReason {
 	switch {
 	case errors.Is(err, errUnread):
-		return metrics.DiscardUnread
+		return event.DiscardUnread
 	case errors.Is(err, errOutstanding), errors.Is(err, lease.ErrProtocol):
-		return metrics.DiscardOutstanding
+		return event.DiscardOutstanding
 	case errors.Is(err, lease.ErrBye), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
-		return metrics.DiscardClosed
+		return event.DiscardClosed
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return metrics.DiscardUnanswered
+		return event.DiscardUnanswered
 	}
-	return metrics.DiscardError
+	return event.DiscardError
 }
 
 // sendEnable enables extensions on a connection without a mailbox (RFC 5161) and returns those

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/metrics"
+	"imapgate/internal/event"
 	"imapgate/proxy/mux/lease"
 )
 
@@ -25,23 +25,23 @@ func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
 
 func TestUnsolicitedResponseClosesIdleConnection(t *testing.T) {
 	for reply, reason := range map[string]string{
-		"* 5 EXISTS\r\n":                         metrics.DiscardUnread,
-		"* 1 EXPUNGE\r\n":                        metrics.DiscardUnread,
-		"* 1 FETCH (FLAGS ())\r\n":               metrics.DiscardUnread,
-		"* SEARCH 1 2\r\n":                       metrics.DiscardUnread,
-		"* LIST () NIL {5}\r\nINBOX\r\n":         metrics.DiscardUnread,
-		"* ENABLED QRESYNC\r\n":                  metrics.DiscardUnread,
-		"* OK still here\r\n* 5 EXISTS\r\n":      metrics.DiscardUnread,
-		"* OK half a li":                         metrics.DiscardUnread,
-		"A0005 OK ID completed\r\n":              metrics.DiscardOutstanding,
-		"A7 NO [UNAVAILABLE] search\r\n":         metrics.DiscardOutstanding,
-		"+ idling\r\n":                           metrics.DiscardOutstanding,
-		"\r\n":                                   metrics.DiscardOutstanding,
-		"* OK bare\n":                            metrics.DiscardOutstanding,
-		"* BYE going down\r\n":                   metrics.DiscardClosed,
-		"* bye\r\n":                              metrics.DiscardClosed,
-		strings.Repeat("* OK again\r\n", 20):     metrics.DiscardUnread,
-		"* OK fine\r\nA1 OK FETCH completed\r\n": metrics.DiscardOutstanding,
+		"* 5 EXISTS\r\n":                         event.DiscardUnread,
+		"* 1 EXPUNGE\r\n":                        event.DiscardUnread,
+		"* 1 FETCH (FLAGS ())\r\n":               event.DiscardUnread,
+		"* SEARCH 1 2\r\n":                       event.DiscardUnread,
+		"* LIST () NIL {5}\r\nINBOX\r\n":         event.DiscardUnread,
+		"* ENABLED QRESYNC\r\n":                  event.DiscardUnread,
+		"* OK still here\r\n* 5 EXISTS\r\n":      event.DiscardUnread,
+		"* OK half a li":                         event.DiscardUnread,
+		"A0005 OK ID completed\r\n":              event.DiscardOutstanding,
+		"A7 NO [UNAVAILABLE] search\r\n":         event.DiscardOutstanding,
+		"+ idling\r\n":                           event.DiscardOutstanding,
+		"\r\n":                                   event.DiscardOutstanding,
+		"* OK bare\n":                            event.DiscardOutstanding,
+		"* BYE going down\r\n":                   event.DiscardClosed,
+		"* bye\r\n":                              event.DiscardClosed,
+		strings.Repeat("* OK again\r\n", 20):     event.DiscardUnread,
+		"* OK fine\r\nA1 OK FETCH completed\r\n": event.DiscardOutstanding,
 	} {
 		s := startStub(t, stubCaps)
 		tp := s.newPool(Config{})
@@ -119,7 +119,7 @@ func TestClosedIdleConnectionIsRemoved(t *testing.T) {
 	tp := s.newPool(Config{})
 	_, _, p := tp.idleConn(s)
 	_ = p.nc.Close()
-	eventually(t, "the cleaner", func() bool { return tp.discardedFor(metrics.DiscardClosed) == 1 && tp.slotCount() == 0 })
+	eventually(t, "the cleaner", func() bool { return tp.discardedFor(event.DiscardClosed) == 1 && tp.slotCount() == 0 })
 }
 
 func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
@@ -142,16 +142,16 @@ func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
 		a.Release(c)
 		a.Close()
 	}
-	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardOutstanding) != 2 {
+	if tp.idleCount() != 0 || tp.discardedFor(event.DiscardOutstanding) != 2 {
 		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 }
 
 func TestUnreadBytesAtReleaseCloseTheConnection(t *testing.T) {
 	for reply, reason := range map[string]string{
-		"A1 OK done\r\n* 3 EXISTS\r\n":                    metrics.DiscardUnread,
-		"* 1 FETCH (BODY[] {100}\r\nthe beginning of it":  metrics.DiscardOutstanding,
-		"* 1 FETCH (BODY[] {3}\r\nabc FLAGS (\\Seen)) \r": metrics.DiscardOutstanding,
+		"A1 OK done\r\n* 3 EXISTS\r\n":                    event.DiscardUnread,
+		"* 1 FETCH (BODY[] {100}\r\nthe beginning of it":  event.DiscardOutstanding,
+		"* 1 FETCH (BODY[] {3}\r\nabc FLAGS (\\Seen)) \r": event.DiscardOutstanding,
 	} {
 		s := startStub(t, stubCaps)
 		tp := s.newPool(Config{})
@@ -199,7 +199,7 @@ func TestOnlyMailboxDataIsDrained(t *testing.T) {
 }
 
 func TestConnectionThatCannotUnselectIsDiscarded(t *testing.T) {
-	for answer, reason := range map[string]string{"NO": metrics.DiscardOutstanding, "": metrics.DiscardUnanswered} {
+	for answer, reason := range map[string]string{"NO": event.DiscardOutstanding, "": event.DiscardUnanswered} {
 		s := startStub(t, stubCaps)
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			if command == "UNSELECT" && answer != "" {
@@ -229,12 +229,12 @@ func TestUnselectFallsBackToExamineAndClose(t *testing.T) {
 		closes         int
 	}{
 		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG OK x\r\n", "", 1},
-		{opened + "TAG OK [READ-WRITE] x\r\n", "", metrics.DiscardSelected, 0},
-		{opened + "TAG OK x\r\n", "", metrics.DiscardSelected, 0},
-		{"TAG NO x\r\n", "", metrics.DiscardSelected, 0},
-		{"* SEARCH 1\r\nTAG OK [READ-ONLY] x\r\n", "", metrics.DiscardOutstanding, 0},
-		{opened + "TAG OK [READ-ONLY] x\r\n", "* 1 EXPUNGE\r\nTAG OK x\r\n", metrics.DiscardUnread, 1},
-		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG NO x\r\n", metrics.DiscardOutstanding, 1},
+		{opened + "TAG OK [READ-WRITE] x\r\n", "", event.DiscardSelected, 0},
+		{opened + "TAG OK x\r\n", "", event.DiscardSelected, 0},
+		{"TAG NO x\r\n", "", event.DiscardSelected, 0},
+		{"* SEARCH 1\r\nTAG OK [READ-ONLY] x\r\n", "", event.DiscardOutstanding, 0},
+		{opened + "TAG OK [READ-ONLY] x\r\n", "* 1 EXPUNGE\r\nTAG OK x\r\n", event.DiscardUnread, 1},
+		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG NO x\r\n", event.DiscardOutstanding, 1},
 	} {
 		s := startStub(t, "IMAP4rev1 SASL-IR AUTH=PLAIN")
 		s.onCommand = func(p *stubConn, tag, command string) bool {
@@ -280,7 +280,7 @@ func TestUnresponsiveConnectionIsReplacedInItsSlot(t *testing.T) {
 	tp := s.newPool(Config{AnswerTimeout: 20 * time.Millisecond, MaxPerUser: 2})
 	a, c, _ := tp.idleConn(s)
 	tp.ageAnswer(c, time.Hour)
-	if d := acquireLease(t, a); d == c || tp.discardedFor(metrics.DiscardUnanswered) != 1 || tp.slotCount() != 1 {
+	if d := acquireLease(t, a); d == c || tp.discardedFor(event.DiscardUnanswered) != 1 || tp.slotCount() != 1 {
 		t.Errorf("closed for %v, %d slots", tp.discarded, tp.slotCount())
 	}
 }
@@ -294,13 +294,13 @@ func TestIdleTimeoutAndMaxAgeAreEnforced(t *testing.T) {
 		t.Fatalf("closed for %v", tp.discarded)
 	}
 	tp.sweep(time.Now().Add(11 * time.Minute))
-	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardTTL) != 1 || p.countCommand("UNSELECT") != 1 || c.Age() > time.Minute {
+	if tp.idleCount() != 0 || tp.discardedFor(event.DiscardTTL) != 1 || p.countCommand("UNSELECT") != 1 || c.Age() > time.Minute {
 		t.Errorf("closed for %v", tp.discarded)
 	}
 	old := s.newPool(Config{MaxAge: time.Nanosecond})
 	a := old.mustLogIn("alice", "pw", VerifiedHere)
 	a.Release(acquireLease(t, a))
-	if old.discardedFor(metrics.DiscardAge) != 1 {
+	if old.discardedFor(event.DiscardAge) != 1 {
 		t.Errorf("closed for %v", old.discarded)
 	}
 	none := Config{}.newTestPool(t, old.backend)
