@@ -14,7 +14,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
-	"imapgate/proxy/upstream"
 )
 
 func TestLimitWordsMatchTheAuditLog(t *testing.T) {
@@ -33,7 +32,7 @@ func TestLimitWordsMatchTheAuditLog(t *testing.T) {
 		event.ConnectClosed, event.ConnectProtocol, event.ConnectDown, event.ConnectBusy, event.ConnectCanceled, event.ConnectLoop,
 		event.ConnectNotAccepted,
 	} {
-		if !audit.IsConnectResult(result) {
+		if !event.ConnectResult(result).Known() {
 			t.Errorf("the audit log has no end %s of a login at a backend", result)
 		}
 	}

@@ -68,13 +68,13 @@ type Login struct {
 	Mechanism     string        // LOGIN, or the SASL mechanism
 	Method        string        // of auth: passthrough, file, redis, http, oauth
 	Backend       string
-	UpstreamUser  string        // the login name at the backend, if different from User
-	RouteSource   string        // redis, cache, stale, snapshot, static or http
-	RouteAge      time.Duration // age of that route
-	ConnectResult string        // result of the login at the backend, as in upstream.Result…; "" without one
-	ConnectTime   time.Duration // duration of that, with connecting, without waiting for limits
-	Delay         time.Duration // deliberate wait, part of Duration
-	Duration      time.Duration // from the complete command to its answer
+	UpstreamUser  string              // the login name at the backend, if different from User
+	RouteSource   string              // redis, cache, stale, snapshot, static or http
+	RouteAge      time.Duration       // age of that route
+	ConnectResult event.ConnectResult // "" without a login at the backend
+	ConnectTime   time.Duration       // duration of that, with connecting, without waiting for limits
+	Delay         time.Duration       // deliberate wait, part of Duration
+	Duration      time.Duration       // from the complete command to its answer
 }
 
 // Session is a session at its end.
@@ -223,7 +223,7 @@ func (login *Login) appendTo(b []byte) []byte {
 	b = appendText(b, "route", login.RouteSource, maxNameBytes)
 	b = appendNonZero(b, "route_age_ms", milliseconds(login.RouteAge))
 	if login.ConnectResult != "" {
-		b = appendText(b, "upstream", oneOf(connectResults, login.ConnectResult), maxNameBytes)
+		b = appendText(b, "upstream", event.OrOther(login.ConnectResult), maxNameBytes)
 		b = appendCount(b, "upstream_ms", milliseconds(login.ConnectTime))
 	}
 	b = appendNonZero(b, "delay_ms", milliseconds(login.Delay))

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -362,48 +361,5 @@ func checkField(t *testing.T, got any, in string, bound int) {
 	}
 	if got != whole {
 		t.Fatalf("%q became %q, want %q", in, got, whole)
-	}
-}
-
-func TestEveryWordOfTheClosedSetsIsKnown(t *testing.T) {
-	checkConstants(t, "reason.go", "Reason", len(reasons))
-	checkConstants(t, "mux.go", "Why", len(whys))
-	checkConstants(t, "mux.go", "Result", len(results))
-	checkConstants(t, "command.go", "CommandResult", len(commandResults))
-	checkConstants(t, "gateway.go", "Action", len(actions))
-	checkConstants(t, "limits.go", "Limit", len(limits))
-	checkConstants(t, "limits.go", "Cause", len(causes))
-}
-
-// checkConstants reads the constants of one type from the source, because Go cannot
-// list them.
-func checkConstants(t *testing.T, file, kind string, want int) {
-	t.Helper()
-	source, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := map[string]func(string) bool{
-		"Reason": func(s string) bool { return event.Reason(s).Known() },
-		"Why":    func(s string) bool { return Why(s).Known() },
-		"Result": func(s string) bool { return Result(s).Known() },
-		"Action": func(s string) bool { return Action(s).Known() },
-		"Limit":  func(s string) bool { return Limit(s).Known() },
-		"Cause":  func(s string) bool { return Cause(s).Known() },
-
-		"CommandResult": func(s string) bool { return event.Result(s).Known() },
-	}[kind]
-	count := 0
-	for line := range strings.Lines(string(source)) {
-		if name, value, ok := strings.Cut(line, " "+kind+` = "`); ok {
-			value, _, _ = strings.Cut(value, `"`)
-			count++
-			if !known(value) {
-				t.Errorf("%s (%s) is not in the table", strings.TrimSpace(name), value)
-			}
-		}
-	}
-	if count == 0 || count != want {
-		t.Errorf("%s: %d constants, %d in the table", kind, count, want)
 	}
 }

@@ -142,6 +142,3 @@ func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds
 func appendDuration(b []byte, d time.Duration) []byte {
 	return appendCount(b, "duration_ms", milliseconds(d))
 }
-
-// IsConnectResult reports whether result is a known result of a login at a backend.
-func IsConnectResult(result string) bool { return connectResults[result] }

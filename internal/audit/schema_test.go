@@ -6,14 +6,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -407,13 +402,15 @@ func renderSchema(t *testing.T) string {
 		writeRows(&b, "", ownFields(e), full)
 	}
 	b.WriteString("\n## Closed sets\n\nAny other value is written as `internal` for a `reason` of the first table, and as `other` elsewhere.\n")
-	writeSet(t, &b, "`reason`", "reason.go", "Reason")
-	writeSet(t, &b, "`reason` of the modes reuse and resume", "mux.go", "Why")
-	writeSet(t, &b, "`result` of `session_attached`", "mux.go", "Result")
-	writeSet(t, &b, "`limit`", "limits.go", "Limit")
-	writeSet(t, &b, "`reason` of a ban", "limits.go", "Cause")
-	writeSet(t, &b, "`action`", "gateway.go", "Action")
-	b.WriteString("\n### `upstream`\n\n`" + strings.Join(slices.Sorted(maps.Keys(connectResults)), "`, `") + "`\n")
+	writeSet(&b, "`reason`", event.Words("Reason"))
+	writeSet(&b, "`reason` of `session_attached`", event.Words("ReattachReason"))
+	writeSet(&b, "`reason` of `upstream_lost`", event.Words("LossReason"))
+	writeSet(&b, "`reason` of `session_pinned`", event.Words("PinReason"))
+	writeSet(&b, "`result` of `session_attached`", event.Words("Result", "reattach"))
+	writeSet(&b, "`limit`", event.Words("Limit"))
+	writeSet(&b, "`reason` of a ban", event.Words("BanReason"))
+	writeSet(&b, "`action`", event.Words("Action"))
+	writeSet(&b, "`upstream`", event.Words("ConnectResult"))
 	b.WriteString(epilogue)
 	return b.String()
 }
@@ -453,34 +450,10 @@ func writeRows(b *strings.Builder, first string, list []fieldDoc, sample map[str
 	}
 }
 
-// writeSet writes the constants of one type as a table, with their comments: those
-// of their block once, before it.
-func writeSet(t *testing.T, b *strings.Builder, title, file, kind string) {
-	fmt.Fprintf(b, "\n### %s\n", title)
-	source, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range source.Decls {
-		block, ok := d.(*ast.GenDecl)
-		if !ok || block.Tok != token.CONST {
-			continue
-		}
-		begun := false
-		for _, s := range block.Specs {
-			one := s.(*ast.ValueSpec)
-			if of, ok := one.Type.(*ast.Ident); !ok || of.Name != kind {
-				continue
-			}
-			if !begun {
-				fmt.Fprintf(b, "\n%s\n\n| word | |\n|---|---|\n", strings.Join(strings.Fields(block.Doc.Text()), " "))
-				begun = true
-			}
-			word, err := strconv.Unquote(one.Values[0].(*ast.BasicLit).Value)
-			if err != nil {
-				t.Fatal(err)
-			}
-			fmt.Fprintf(b, "| `%s` | %s |\n", word, strings.TrimSpace(one.Comment.Text()))
-		}
+// writeSet writes the words of one set as a table.
+func writeSet(b *strings.Builder, title string, words []event.Word) {
+	fmt.Fprintf(b, "\n### %s\n\n| word | |\n|---|---|\n", title)
+	for _, w := range words {
+		fmt.Fprintf(b, "| `%s` | %s |\n", w.Value, w.Meaning)
 	}
 }

@@ -111,7 +111,7 @@ type Request struct {
 // Wait is a login that was delayed or refused by a limit of its backend.
 type Wait struct {
 	Limit    event.Limit // LimitUpstreamLogins or LimitUpstreamRate
-	TimedOut bool   // the wait would have exceeded the deadline
+	TimedOut bool        // the wait would have exceeded the deadline
 }
 
 // Hooks are callbacks of a Backend. A nil one is not called.
