@@ -131,11 +131,11 @@ type attempt struct {
 	lookupRoute    routing.Route // as routing returned it
 	loginFromRoute bool          // the route names the user at the backend
 	mode           event.Mode
-	upstreamResult string        // result of the login at the backend; "" if not tried
-	upstreamTime   time.Duration // duration of that login
-	queueTime      time.Duration // part of it spent waiting for the backend's limits
-	delay          time.Duration // deliberate delay of the answer
-	minTime        time.Duration // minimum answer time, to match another user's
+	upstreamResult event.ConnectResult // result of the login at the backend; "" if not tried
+	upstreamTime   time.Duration       // duration of that login
+	queueTime      time.Duration       // part of it spent waiting for the backend's limits
+	delay          time.Duration       // deliberate delay of the answer
+	minTime        time.Duration       // minimum answer time, to match another user's
 
 	verifiedHere bool             // the gateway has verified the credentials
 	verdict      upstream.Verdict // the backend's, if the gateway has not verified; Unclear also if an auth server did not answer

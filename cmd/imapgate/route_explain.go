@@ -86,7 +86,7 @@ func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) e
 	} else {
 		row("backend", quoteUnsafe(x.Backend))
 		row("login name", quoteUnsafe(x.Login))
-		row("mode", cmp.Or(quoteUnsafe(x.Mode), defaultMode+" (default of backend "+quoteUnsafe(x.Backend)+")"))
+		row("mode", cmp.Or(quoteUnsafe(string(x.Mode)), defaultMode+" (default of backend "+quoteUnsafe(x.Backend)+")"))
 		row("decided by", quoteUnsafe(x.Key))
 		row("source", fmt.Sprintf("%s, %s old", quoteUnsafe(string(x.Origin)), x.Age.Round(time.Millisecond)))
 	}

@@ -84,7 +84,7 @@ func (p sessionReport) format() string {
 	}
 	var counts []string
 	for _, c := range p.Counts {
-		counts = append(counts, fmt.Sprintf("%d at %s (%s)", c.Count, p.formatBackend(c.Backend, c.Login), quoteUnsafe(c.Mode)))
+		counts = append(counts, fmt.Sprintf("%d at %s (%s)", c.Count, p.formatBackend(c.Backend, c.Login), quoteUnsafe(string(c.Mode))))
 	}
 	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", quoteUnsafe(p.Gateway), strings.Join(counts, ", "))
 	switch {

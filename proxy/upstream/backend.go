@@ -291,7 +291,7 @@ func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 }
 
 // reportWait reports that a limit delayed a login, or refused it.
-func (b *Backend) reportWait(limit string, timedOut bool) {
+func (b *Backend) reportWait(limit event.Limit, timedOut bool) {
 	if b.hooks.OnWait != nil {
 		b.hooks.OnWait(Wait{limit, timedOut})
 	}
