@@ -19,7 +19,7 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 		}[secret]
 	})
 	const first, second = "* NO [ALERT] Mailbox is ? nearly full.", "* OK [ALERT] Down at noon."
-	for _, mode := range []string{spliceMode, string(event.ModeReuse), string(event.ModeResume)} {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		b := newHarness(t, v.addr(), func(s *harnessConfig) {
 			s.cfg.Modes = map[string]Mode{"east": {Name: mode}, "mastered": {Name: mode}}
 		})

@@ -119,8 +119,8 @@ func (c *client) expectSelect(want string) {
 }
 
 func TestClientIDIsForwardedWheneverSent(t *testing.T) {
-	for _, mode := range []string{spliceMode, string(event.ModeReuse), string(event.ModeResume)} {
-		t.Run(mode, func(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
+		t.Run(string(mode), func(t *testing.T) {
 			u := openIDRequiringBackend(t)
 			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
 				s.cfg.Modes = map[string]Mode{"east": {Name: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, PoolIdleTimeout: time.Hour}}}
@@ -148,7 +148,7 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 			if r := b.lastRecord("login_accepted", before); r.field("program") != "Early" || r.field("program_version") != "1.0" {
 				t.Errorf("%v", r)
 			}
-			late := map[bool]string{false: "Late 2.0", true: " "}[mode == spliceMode] // not parsed in splice mode
+			late := map[bool]string{false: "Late 2.0", true: " "}[mode == event.ModeSplice] // not parsed in splice mode
 			for c, want := range map[*client]string{before: "Early 1.0", after: late} {
 				if r := b.lastRecord("session_ended", c); r.field("program")+" "+r.field("program_version") != want {
 					t.Errorf("want %q: %v", want, r)
@@ -160,12 +160,12 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 
 // expectReattach closes the backend's connection and expects that the session continues
 // where its mode allows, with the client's ID sent again.
-func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode string) {
+func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode event.Mode) {
 	b.t.Helper()
 	defer c.close()
 	made := u.countConns()
 	u.closeConns()
-	if mode != string(event.ModeResume) {
+	if mode != event.ModeResume {
 		return
 	}
 	c.write("n NOOP\r\n")

@@ -229,7 +229,7 @@ func (c *connection) logInUpstream(ctx context.Context, a *attempt, id auth.Iden
 // isBackendAnswer reports whether the backend itself has just accepted the login. A pool
 // may also accept one from memory.
 func isBackendAnswer(a *attempt, up backendLogin) bool {
-	return a.mode == spliceMode || !up.OK().IsZero()
+	return a.mode == event.ModeSplice || !up.OK().IsZero()
 }
 
 // clientInfo returns the client details for the backend.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
@@ -15,7 +16,7 @@ import (
 // startOffice starts a gateway in front of a real Dovecot that allows each user three
 // connections per address. Users named off may not log in. suspicions counts bans and
 // spraying detections.
-func startOffice(t *testing.T, mode string) (b *harness, suspicions *atomic.Int64) {
+func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.Int64) {
 	t.Helper()
 	users := map[string]string{"off@example.org": "{PLAIN}" + password + "::::::nologin=y reason=AskCarol"}
 	for i := range 10 {
@@ -37,7 +38,7 @@ func startOffice(t *testing.T, mode string) (b *harness, suspicions *atomic.Int6
 }
 
 func TestExceedingBackendConnectionLimitDoesNotBanNetwork(t *testing.T) {
-	for mode, people := range map[string]int{spliceMode: 10, "resume": 2} {
+	for mode, people := range map[event.Mode]int{event.ModeSplice: 10, "resume": 2} {
 		b, suspicions := startOffice(t, mode)
 		var clients []*client
 		for i := range people {

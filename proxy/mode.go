@@ -15,9 +15,6 @@ import (
 	"imapgate/routing"
 )
 
-// spliceMode is the mode of sessions whose commands are not parsed.
-const spliceMode = event.ModeSplice
-
 // backendLogin is a login at a backend: an upstream.Conn to be spliced, or an account of a
 // pool.
 type backendLogin interface {
@@ -79,18 +76,18 @@ func (s *Server) selectMode(user identity.User, r *routing.Route) event.Mode {
 	}
 	switch {
 	case s.hub.ShouldSplice(r.Backend, user):
-		return spliceMode
+		return event.ModeSplice
 	case name == event.ModeReuse:
 		return name
 	case name == event.ModeResume, name == event.ModePark: // park is handled as resume
 		return event.ModeResume
 	}
-	return spliceMode
+	return event.ModeSplice
 }
 
 // loginUpstream logs the user in at the backend, in the attempt's mode.
 func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity, request upstream.Request) (backendLogin, error) {
-	if a.mode == spliceMode {
+	if a.mode == event.ModeSplice {
 		conn, err := s.deps.Backends[a.route.Backend].Login(ctx, request)
 		if err != nil {
 			return nil, err // avoids a nil *Conn in an interface
@@ -112,7 +109,7 @@ func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity
 
 // offeredCaps returns the backend's capabilities that the client may use.
 func (s *Server) offeredCaps(a *attempt, caps imap.Caps) imap.Caps {
-	if a.mode == spliceMode {
+	if a.mode == event.ModeSplice {
 		return caps.Without(isGatewayCapability)
 	}
 	return s.hub.OfferedCaps(a.route.Backend, caps)

@@ -22,7 +22,7 @@ func TestPasswordIsComparedByOctets(t *testing.T) {
 	})
 	hashed, err := auth.Hash("SHA512-CRYPT", identity.NewSecret(latin1))
 	must(t, err)
-	for _, mode := range []string{spliceMode, string(event.ModeReuse)} {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse} {
 		b := newHarness(t, v.addr(), func(s *harnessConfig) {
 			s.auth.Mechanisms = []string{"PLAIN", "LOGIN"}
 			s.users = "frank@example.org:{PLAIN}" + latin1 + "\ngina@example.org:" + hashed + "\n"

@@ -11,8 +11,9 @@ import (
 
 // healthCheck is a balancer's health check: it connects, takes some steps and closes.
 type healthCheck struct {
-	listener, probe string
-	run             func(*client)
+	listener string
+	probe    event.Probe
+	run      func(*client)
 }
 
 // healthChecks returns the ways to check a gateway.
@@ -67,7 +68,7 @@ func TestProbesAreCounted(t *testing.T) {
 		p.run(c)
 		c.close()
 		want[fmt.Sprintf(`imapgate_probes_total{kind="%s",listener="%s"}`, p.probe, p.listener)]++
-		eventually(t, "a probe of "+p.listener+" to count as "+p.probe, func() bool {
+		eventually(t, "a probe of "+p.listener+" to count as "+string(p.probe), func() bool {
 			counted := b.metricsText()
 			for name, n := range want {
 				if !strings.Contains(counted, fmt.Sprintf("%s %d\n", name, n)) {

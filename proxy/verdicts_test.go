@@ -286,7 +286,7 @@ func withExpiredDeadline(s *harnessConfig) {
 // The backend answers a wrong password after the client's deadline has passed, as Dovecot's
 // penalty does for guesses sent just before it.
 func TestGuessBeforeDeadlineCounts(t *testing.T) {
-	for _, mode := range []string{spliceMode, string(event.ModeReuse)} {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse} {
 		v := openAnsweringBackend(t, func(_, secret string) string {
 			if secret == password {
 				return loginOK

@@ -158,9 +158,9 @@ func TestBlockedAndPausedUsersAreRejected(t *testing.T) {
 	s.CLI("hset", "imapgate:user:paused", "state", "paused", "backend", "east", "password", "{PLAIN}x")
 	s.CLI("hset", "imapgate:domain:closed.example", "state", "blocked")
 	s.CLI("hset", "imapgate:user:own@closed.example", "backend", "east")
-	var results []string
+	var results []event.Origin
 	r, err := New(testConfig, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}),
-		Metrics{Lookup: func(result string) { results = append(results, result) }}, testLogger(t))
+		Metrics{Lookup: func(result event.Origin) { results = append(results, result) }}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestBlockedAndPausedUsersAreRejected(t *testing.T) {
 	if _, err := r.Lookup(t.Context(), identity.User{}); !errors.Is(err, ErrNoUser) {
 		t.Errorf("the zero user: %v", err)
 	}
-	if got := strings.Join(results, " "); got != "blocked paused blocked redis no_user no_user" {
+	if got := fmt.Sprint(results); got != "[blocked paused blocked redis no_user no_user]" {
 		t.Errorf("metrics: %q", got)
 	}
 	for name, want := range map[string]error{"paused": nil, "blocked": ErrNoUser, "unknown": ErrNoUser, "own@closed.example": ErrNoUser} {

@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -104,7 +104,7 @@ func (b *scriptedBackend) readCommand(r *bufio.Reader, w *bufio.Writer) (command
 }
 
 // startSelected starts a gateway with this backend and a client with INBOX selected.
-func (b *scriptedBackend) startSelected(t *testing.T, mode mux.Mode) (*gateway, *RawClient) {
+func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway, *RawClient) {
 	t.Helper()
 	if b.caps == "" {
 		b.caps = "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT"
@@ -112,7 +112,7 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode mux.Mode) (*gateway, 
 	settings := muxSettings()
 	settings.CommandHoldTimeout = time.Second
 	g := startGateway(t, gatewayOptions{
-		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{onlyBackend: {Name: string(mode), Mux: settings}},
+		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
 		backends: map[string]upstream.Config{onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS}},
 	})
 	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
@@ -141,7 +141,7 @@ func countOctets(t *testing.T, c *RawClient, end string) (n int) {
 	}
 }
 
-var muxModes = []mux.Mode{mux.Reuse, mux.Resume}
+var muxModes = []event.Mode{event.ModeReuse, event.ModeResume}
 
 // Dovecot CVE-2026-42006, Courier CVE-2026-67194: nested lists from a client or a backend
 // cost the reader memory or stack for each level.
@@ -178,7 +178,7 @@ func TestNestedParenthesesInAnAnswerToTheGatewayAreBounded(t *testing.T) {
 		"a literal of 4 GB": "* 1 FETCH (BODY[] {4294967295}\r\n" + strings.Repeat("x", 1<<20) + "TAG",
 	} {
 		b := &scriptedBackend{answers: map[string]string{"SELECT Other": answer}}
-		_, c := b.startSelected(t, mux.Resume)
+		_, c := b.startSelected(t, event.ModeResume)
 		before := heapInUse()
 		sendExpect(t, c, "s SELECT Other\r\n", "s NO [UNAVAILABLE] ") // each such response ends its connection
 		if now := heapInUse(); now > before+8<<20 {
@@ -261,7 +261,7 @@ func TestUIDsOfAllNumbersAreNeverExpanded(t *testing.T) {
 		"all repeated": "* ESEARCH (TAG \"TAG\") UID ALL " + strings.Repeat("1:4294967294,", 1<<15) + "9\r\nTAG OK done\r\n",
 	} {
 		b := &scriptedBackend{answers: map[string]string{"UID SEARCH": response}, caps: "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT QRESYNC"}
-		_, c := b.startSelected(t, mux.Resume) // fetches UIDs at once
+		_, c := b.startSelected(t, event.ModeResume) // fetches UIDs at once
 		before := heapInUse()
 		sendExpect(t, c, "n NOOP\r\n", "n OK ")
 		if now := heapInUse(); now > before+24<<20 { // a bitmap of all UIDs is 8 MB
@@ -362,7 +362,7 @@ func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 	for i, command := range pipelined {
 		fmt.Fprintf(&text, "p%d %s\r\n", i, command)
 	}
-	for _, mode := range []mux.Mode{"splice", mux.Reuse, mux.Resume} {
+	for _, mode := range []event.Mode{"splice", event.ModeReuse, event.ModeResume} {
 		b := &scriptedBackend{}
 		_, c := b.startSelected(t, mode)
 		sendExpect(t, c, text.String(), "p0 OK ")
@@ -377,7 +377,7 @@ func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 		}
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	for _, mode := range []mux.Mode{"splice", mux.Reuse, mux.Resume} {
+	for _, mode := range []event.Mode{"splice", event.ModeReuse, event.ModeResume} {
 		g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.NoTLS)}})
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		mustExec(t, c, "LOGIN pipe."+string(mode)+" "+password)

@@ -17,10 +17,10 @@ import (
 	"testing"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -278,7 +278,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 
 // nginx's mail proxy and others: literal lengths that overflow, and octets after a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
-	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
 	}})
 	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",

@@ -19,6 +19,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
@@ -295,22 +296,22 @@ func plainGatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
 }
 
 // muxGatewayEndpoint starts a gateway in a mux mode, with TLS on both sides.
-func muxGatewayEndpoint(t testing.TB, backend mailServer, mode mux.Mode) endpointFunc {
+func muxGatewayEndpoint(t testing.TB, backend mailServer, mode event.Mode) endpointFunc {
 	settings := muxSettings()
 	settings.UIDPrefetch = mux.PrefetchAuto // fetching UIDs and mod-sequences changes the backend's responses
 	g := startGateway(t, gatewayOptions{
 		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mode), Mux: settings}},
+		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
 	})
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 
 // startMuxGateway starts a gateway with one mode for all backends.
-func startMuxGateway(t testing.TB, mode mux.Mode, o gatewayOptions) *gateway {
+func startMuxGateway(t testing.TB, mode event.Mode, o gatewayOptions) *gateway {
 	t.Helper()
 	o.modes = map[string]proxy.Mode{}
 	for name := range o.backends {
-		o.modes[name] = proxy.Mode{Name: string(mode), Mux: muxSettings()}
+		o.modes[name] = proxy.Mode{Name: mode, Mux: muxSettings()}
 	}
 	return startGateway(t, o)
 }

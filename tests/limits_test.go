@@ -5,10 +5,10 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -36,15 +36,15 @@ func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, s
 func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 	backend, store := testbed.StartDovecot(t, testbed.DovecotConfig{}), testbed.StartRedis(t)
 	store.CLI("HSET", "imapgate:default", "backend", onlyBackend)
-	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
-		t.Run(mode, func(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
+		t.Run(string(mode), func(t *testing.T) {
 			g := startGateway(t, gatewayOptions{
 				ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
 				modes:  map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
 				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
 			})
-			user := "user-" + mode + "@example.org"
+			user := "user-" + string(mode) + "@example.org"
 			first, answer := loginAnswer(t, g, user, "pw")
 			if !strings.HasPrefix(answer, "OK") {
 				t.Fatal(answer)

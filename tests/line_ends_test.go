@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -75,16 +75,16 @@ func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before stri
 // Dovecot does, or a gateway that reads commands, which sends CRLF to Dovecot.
 func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		o := gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
 		var g *gateway
 		if mode == "splice" {
 			g = startGateway(t, o)
 		} else {
-			g = startMuxGateway(t, mux.Mode(mode), o)
+			g = startMuxGateway(t, event.Mode(mode), o)
 		}
 		for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
-			t.Run(mode+"/"+string(kind), func(t *testing.T) {
+			t.Run(string(mode)+"/"+string(kind), func(t *testing.T) {
 				user := fmt.Sprintf("typist-%s-%s", mode, kind)
 				c := startOpenSSL(t, g.endpoint(kind))
 				c.typeLine(t, "a capability\n", "a OK ")

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -76,15 +76,15 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 		ca: ca, redis: &s.config, backends: map[string]upstream.Config{"east": at(east), "west": at(west)},
 		modes: map[string]proxy.Mode{"east": settings, "west": settings},
 	})
-	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		for name, change := range changes {
-			user := name + "." + mode
+			user := name + "." + string(mode)
 			t.Run(user, func(t *testing.T) {
 				who, err := identity.Canonicalize(user, "")
 				if err != nil {
 					t.Fatal(err)
 				}
-				s.setRoute(t, user, "east", "mode", mode)
+				s.setRoute(t, user, "east", "mode", string(mode))
 				client := mustDial(t, g.endpoint(proxy.NoTLS), "")
 				tag, err := client.Send("LOGIN " + user + " " + password)
 				if err != nil {

@@ -6,10 +6,10 @@ import (
 	"testing"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -19,7 +19,7 @@ func TestEachClientCommandIsOnRecord(t *testing.T) {
 	const canary = "c4n4ry"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
 		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
 	}})
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")

@@ -10,22 +10,22 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
 // testedModes are all modes, and one more in which every command needs an attach.
-var testedModes = []string{"splice", string(mux.Reuse), string(mux.Resume), "detached"}
+var testedModes = []string{"splice", "reuse", "resume", "detached"}
 
 // modeEndpoint starts a gateway in a mode.
 func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	t.Helper()
 	o := gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}}
-	m := proxy.Mode{Name: mode, Mux: muxSettings()}
+	m := proxy.Mode{Name: event.Mode(mode), Mux: muxSettings()}
 	if mode == "detached" {
-		m.Name, m.Mux.AlwaysDetach = string(mux.Resume), true
+		m.Name, m.Mux.AlwaysDetach = event.ModeResume, true
 	}
 	o.modes = map[string]proxy.Mode{onlyBackend: m}
 	g := startGateway(t, o)

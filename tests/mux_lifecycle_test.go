@@ -8,10 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -20,7 +20,7 @@ import (
 func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
+	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
 		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
 	}})
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
@@ -70,7 +70,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	const secret = "correct-horse-battery-staple"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
+	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
 		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
 	}})
 	log := func(user string, commands ...string) *RawClient {
@@ -146,7 +146,7 @@ func (g *gateway) sessionEvents(user string) string {
 // A backend that removes messages without EXPUNGE is spliced: for a user from the second
 // violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
-	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStubWith(t, nil, serveShrinkingMailbox).address(), TLSMode: upstream.NoTLS},
 	}})
 	runSession := func(i int) {

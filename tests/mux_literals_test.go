@@ -16,9 +16,9 @@ import (
 	"testing"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -63,7 +63,7 @@ var literalForms = []string{
 // audit log, and the gateway counts no protocol violation.
 func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
+	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
 				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
@@ -96,7 +96,7 @@ func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
+	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			seed := testbed.Seed(t)
 			rnd := rand.New(rand.NewPCG(seed, 0))
@@ -153,7 +153,7 @@ func randomLine(rnd *rand.Rand) (before, after string) {
 // A backend that refuses every command before its literal, and executes octets without a
 // continuation as commands, gets no literal from any client.
 func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
-	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
+	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			b := &refusingBackend{commands: map[string]bool{}}
 			g := startMuxGateway(t, mode, gatewayOptions{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{

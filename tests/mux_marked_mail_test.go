@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -50,7 +50,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	// At full size some upstreams are reused and some expire. Otherwise the time is long
 	// enough for reuse even on a slow machine.
 	settings.PoolIdleTimeout = time.Duration(testSize(60, 2)) * time.Second
-	mode := proxy.Mode{Name: string(mux.Reuse), Mux: settings}
+	mode := proxy.Mode{Name: event.ModeReuse, Mux: settings}
 	g := startGateway(t, gatewayOptions{
 		ca: ca, methods: []string{auth.File}, passwdFile: passwdFile,
 		backends: map[string]upstream.Config{

@@ -13,10 +13,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -130,7 +130,7 @@ func startOutageTest(t *testing.T, sessions int) *outageTest {
 	settings.CommandHoldTimeout = o.holdTimeout
 	o.g = startGateway(t, gatewayOptions{
 		ca: o.backend.CA, backends: map[string]upstream.Config{onlyBackend: path},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
+		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
 	})
 	return o
 }
@@ -424,7 +424,7 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	settings.ReadAfterWrite = false // the last login then is the session's
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
+		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
 	})
 	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {

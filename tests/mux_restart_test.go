@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -76,7 +76,7 @@ func startRestartTest(t *testing.T) *restartTest {
 	}
 	settings := muxSettings()
 	settings.CommandHoldTimeout = 4 * testbed.Timeout // all sessions reattach at once, and each starts a process
-	mode := proxy.Mode{Name: string(mux.Resume), Mux: settings}
+	mode := proxy.Mode{Name: event.ModeResume, Mux: settings}
 	h.g = startGateway(t, gatewayOptions{
 		ca: h.backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: open, "muted": muted},
 		modes:   map[string]proxy.Mode{onlyBackend: mode, "muted": mode},

@@ -4,18 +4,15 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/event"
-	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
 // closedSeries returns the metric series of pooled connections closed for a reason.
-func closedSeries(reason string) string {
-	return `imapgate_mux_pool_discarded_total{reason="` + reason + `"}`
+func closedSeries(reason event.DiscardReason) string {
+	return `imapgate_mux_pool_discarded_total{reason="` + string(reason) + `"}`
 }
 
 // moveTest is a gateway in front of two Dovecots, with routes in Redis.
@@ -61,9 +58,9 @@ func sessionEnded(d *testbed.Dovecot, user string) bool {
 }
 
 func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
-	for _, there := range []mux.Mode{mux.Reuse, "splice"} {
+	for _, there := range []event.Mode{event.ModeReuse, "splice"} {
 		t.Run(string(there), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: string(mux.Reuse), Mux: muxSettings()})
+			r := startMoveTest(t, proxy.Mode{Name: event.ModeReuse, Mux: muxSettings()})
 			for _, user := range []string{"mover", "other"} {
 				r.store.setRoute(t, user, "east")
 				r.runSession(user)
@@ -88,12 +85,12 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 	settings := muxSettings()
 	settings.AlwaysDetach = true // every command acquires and releases an upstream
-	r := startMoveTest(t, proxy.Mode{Name: string(mux.Resume), Mux: settings})
+	r := startMoveTest(t, proxy.Mode{Name: event.ModeResume, Mux: settings})
 	for _, c := range []struct {
 		user, home string
 		more       []string
 		reason     event.Reason
-		discarded  string
+		discarded  event.DiscardReason
 	}{
 		{"mover", "west", nil, event.Moved, event.DiscardMoved},
 		{"renamed", "east", []string{"login", "other"}, event.LoginChanged, event.DiscardMoved},
@@ -122,14 +119,14 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 
 // A route with another login name leads to another mailbox.
 func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
-	for _, mode := range []mux.Mode{mux.Resume, mux.Reuse} {
+	for _, mode := range []event.Mode{event.ModeResume, event.ModeReuse} {
 		t.Run(string(mode), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: string(mode), Mux: muxSettings()})
+			r := startMoveTest(t, proxy.Mode{Name: mode, Mux: muxSettings()})
 			r.store.setRoute(t, "boxer", "east", "login", "box.a")
 			r.runSession("boxer") // leaves an idle upstream of box.a
 			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
 			mustExec(t, client, "LOGIN boxer "+password)
-			if mode == mux.Resume {
+			if mode == event.ModeResume {
 				mustExec(t, client, "SELECT INBOX")
 			}
 			r.store.setRoute(t, "boxer", "east", "login", "box.b")

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
-	"imapgate/proxy/mux"
 )
 
 // Each scenario is a script of commands with the expected responses. checkScenarios runs it
@@ -470,12 +470,12 @@ func commandsTogether(s *scenarioRun) {
 
 func TestReusePassesIMAPScenarios(t *testing.T) {
 	backend := startScenarioBackend(t)
-	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, mux.Reuse), filterTranscript)
+	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, event.ModeReuse), filterTranscript)
 }
 
 func TestResumePassesIMAPScenarios(t *testing.T) {
 	backend := startScenarioBackend(t)
-	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, mux.Resume), filterTranscript)
+	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, event.ModeResume), filterTranscript)
 }
 
 // taggedOK matches a tagged OK with any text.

@@ -12,9 +12,9 @@ import (
 	"github.com/emersion/go-imap/v2/imapserver"
 	"github.com/emersion/go-imap/v2/imapserver/imapmemserver"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -63,7 +63,7 @@ func startMemory(t testing.TB, users ...string) string {
 }
 
 // startPlainGateway starts a gateway of a mode for a server without TLS.
-func startPlainGateway(t testing.TB, address, mode string) *gateway {
+func startPlainGateway(t testing.TB, address string, mode event.Mode) *gateway {
 	t.Helper()
 	return startGateway(t, gatewayOptions{
 		ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: address, TLSMode: upstream.NoTLS}},
@@ -131,9 +131,9 @@ func TestASmallServerAnswersAsDirectly(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := runAnswers(t, direct, "direct", server.prefix)
-			for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+			for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 				g := startPlainGateway(t, address, mode)
-				if got := runAnswers(t, mustDial(t, g.endpoint(proxy.ImplicitTLS), ""), mode, server.prefix); got != want {
+				if got := runAnswers(t, mustDial(t, g.endpoint(proxy.ImplicitTLS), ""), string(mode), server.prefix); got != want {
 					t.Errorf("%s:\n%s\ndirectly:\n%s", mode, got, want)
 				}
 			}
@@ -149,7 +149,7 @@ func TestConnectionsOfASmallServerAreReusedAndNothingIsExpunged(t *testing.T) {
 	for _, server := range smallServers {
 		t.Run(server.name, func(t *testing.T) {
 			t.Parallel()
-			g := startPlainGateway(t, server.start(t, user), string(mux.Reuse))
+			g := startPlainGateway(t, server.start(t, user), event.ModeReuse)
 			for i := range sessions {
 				client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 				requireOK(t, client, "LOGIN "+user+" "+password)

@@ -12,11 +12,11 @@ import (
 	"testing"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -80,8 +80,8 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 	masters.Login, masters.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}
 	separates.Login, separates.Master = masters.Login, masters.Master
 	separates.Master.Style, separates.Master.Separator = upstream.SeparatorStyle, "*"
-	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
-		t.Run(mode, func(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
+		t.Run(string(mode), func(t *testing.T) {
 			o := gatewayOptions{
 				ca: backend.CA, names: permissiveSpelling(t), methods: []string{auth.File}, passwdFile: passwd,
 				redis:    &routing.RedisConfig{Addresses: []string{store.Address}},
@@ -95,7 +95,7 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 			g := startGateway(t, o)
 			for _, backendName := range slices.Sorted(maps.Keys(o.backends)) {
 				g.setBackend(backendName)
-				g.checkAllLogins(backend, mode+"-"+backendName)
+				g.checkAllLogins(backend, string(mode)+"-"+backendName)
 			}
 			g.checkLimits()
 		})

@@ -27,15 +27,6 @@ func TestLimitWordsMatchTheAuditLog(t *testing.T) {
 			t.Errorf("the audit log has no cause %s of a ban", w)
 		}
 	}
-	for _, result := range []string{
-		event.ConnectOK, event.ConnectDenied, event.ConnectRefused, event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout,
-		event.ConnectClosed, event.ConnectProtocol, event.ConnectDown, event.ConnectBusy, event.ConnectCanceled, event.ConnectLoop,
-		event.ConnectNotAccepted,
-	} {
-		if !event.ConnectResult(result).Known() {
-			t.Errorf("the audit log has no end %s of a login at a backend", result)
-		}
-	}
 }
 
 // loadAudit reads a configuration with this audit block.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
 )
@@ -33,8 +34,8 @@ func TestBackendsOfTheRunningGatewayArePrinted(t *testing.T) {
 func TestProtocolViolationsAreDescribed(t *testing.T) {
 	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	states := backendList{[]proxy.BackendState{
-		{Name: "east", Mode: "resume", Sessions: map[string]int{"resume": 7, "splice": 2}, ViolationStatus: mux.ViolationStatus{AffectedUsers: 3, SplicedUsers: 1}},
-		{Name: "north", Mode: "splice", Sessions: map[string]int{"splice": 4}},
+		{Name: "east", Mode: "resume", Sessions: map[event.Mode]int{"resume": 7, "splice": 2}, ViolationStatus: mux.ViolationStatus{AffectedUsers: 3, SplicedUsers: 1}},
+		{Name: "north", Mode: "splice", Sessions: map[event.Mode]int{"splice": 4}},
 		{Name: "south", Mode: "reuse", ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}},
 		{Name: "west", Mode: "resume", ViolationStatus: mux.ViolationStatus{Spliced: true, SplicedUntil: noon, AffectedUsers: 5}},
 	}}

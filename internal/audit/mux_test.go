@@ -10,9 +10,9 @@ import (
 func TestUpstreamLossBurstKeepsBufferForLogins(t *testing.T) {
 	l, o := newBufferedLog() // as if the file were stuck
 	login := testLogin(t)
-	loss := &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: event.LossBye}
+	loss := &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX"}
 	for range maxBufferedRecords {
-		if err := l.UpstreamLost(testClient(), loss); err != nil {
+		if err := l.UpstreamLost(testClient(), loss, event.LossBye); err != nil {
 			t.Fatalf("losses alone block logins: %v", err)
 		}
 	}

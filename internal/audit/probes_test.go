@@ -18,9 +18,9 @@ func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 	records, logs := runAggregating(t, 0, func(l *Log) {
 		for range minutes * int(time.Minute/every) {
 			probed++
-			kind, why := "connect", event.ClientClosed
+			kind, why := event.ProbeConnect, event.ClientClosed
 			if probed%2 == 0 {
-				kind, why = "tls", event.HandshakeFailed
+				kind, why = event.ProbeTLS, event.HandshakeFailed
 			}
 			l.ProbeEnded(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
 			<-time.After(every) // in the bubble's clock
@@ -81,7 +81,7 @@ func TestLimitHitLogsOneLineAMinute(t *testing.T) {
 	c := &Client{Session: "s", Listener: "imaps", Peer: netip.MustParseAddrPort("192.0.2.7:4711")}
 	_, logs := runAggregating(t, 0, func(l *Log) {
 		for range 120 {
-			_ = l.LimitHit(c, &LimitHit{Limit: event.LimitBanned, Subject: "192.0.2.7/32", Result: Refused})
+			_ = l.LimitHit(c, &LimitHit{Limit: event.LimitBanned, Subject: "192.0.2.7/32", Result: event.ResultRefused})
 			<-time.After(time.Second) // in the bubble's clock
 		}
 	})

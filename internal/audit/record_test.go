@@ -110,18 +110,18 @@ func TestRecordsHaveTheRequiredFields(t *testing.T) {
 		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
 			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
 		"attached": {func(l *Log) {
-			_ = l.SessionReattached(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Reason: event.ReattachLost, Result: event.ResultOK,
-				Expunged: 3, Arrived: 1, Duration: 40 * time.Millisecond})
+			_ = l.SessionReattached(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"",
+				Expunged: 3, Arrived: 1, Duration: 40 * time.Millisecond}, event.ReattachLost, event.ResultOK)
 		}, []map[string]any{common, {"event": "session_attached", "user": "alice@example.org", "backend": "east",
 			"mailbox": `Sent\x0d\x0a"`, "reason": "lost", "result": "ok", "expunged": 3.0, "arrived": 1.0, "duration_ms": 40.0}}},
 		"upstream lost": {func(l *Log) {
-			_ = l.UpstreamLost(testClient(), &MuxEvent{User: login.User, Backend: "east", Reason: event.LossBye, Duration: time.Minute})
+			_ = l.UpstreamLost(testClient(), &MuxEvent{User: login.User, Backend: "east", Duration: time.Minute}, event.LossBye)
 		}, []map[string]any{common, {"event": "upstream_lost", "user": "alice@example.org", "backend": "east", "reason": "bye", "duration_ms": 60000.0}}},
 		"pinned": {func(l *Log) {
-			_ = l.SessionPinned(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: event.PinNotify})
+			_ = l.SessionPinned(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX"}, event.PinNotify)
 		}, []map[string]any{common, {"event": "session_pinned", "user": "alice@example.org", "backend": "east", "mailbox": "INBOX", "reason": "notify"}}},
 		"strange words": {func(l *Log) {
-			_ = l.SessionReattached(&Client{}, &MuxEvent{User: login.User, Reason: `x","reason":"y`, Result: "made up"})
+			_ = l.SessionReattached(&Client{}, &MuxEvent{User: login.User}, `x","reason":"y`, "made up")
 		}, []map[string]any{{"event": "session_attached", "user": "alice@example.org", "reason": "other", "result": "other",
 			"expunged": 0.0, "arrived": 0.0, "duration_ms": 0.0}}},
 		"started": {func(l *Log) { _ = l.GatewayStarted("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
@@ -192,11 +192,11 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		login := &Login{ClaimedName: long, Mechanism: long, Method: long, Backend: long, UpstreamUser: long, RouteSource: long, Duration: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, event.IdentityViolation) }))
 		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, event.StartTLSInjection, long, 1<<62) }))
-		change := &MuxEvent{User: testLogin(t).User, Backend: long, Mailbox: long, Reason: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
+		change := &MuxEvent{User: testLogin(t).User, Backend: long, Mailbox: long, Expunged: 1<<32 - 1,
 			Arrived: 1<<32 - 1, Duration: 1 << 62}
-		decode(t, encode(t, func(l *Log) { _ = l.SessionReattached(c, change) }))
-		decode(t, encode(t, func(l *Log) { _ = l.UpstreamLost(c, change) }))
-		decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, change) }))
+		decode(t, encode(t, func(l *Log) { _ = l.SessionReattached(c, change, event.ReattachReason(long), event.Result(long)) }))
+		decode(t, encode(t, func(l *Log) { _ = l.UpstreamLost(c, change, event.LossReason(long)) }))
+		decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, change, event.PinReason(long)) }))
 		sizes := make([]int64, 100)
 		for i := range sizes {
 			sizes[i] = 1<<62 - 1
@@ -206,13 +206,13 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 				LiteralSizes: sizes, OtherLiterals: LiteralTotal{1<<32 - 1, 1<<62 - 1}, Result: event.Result(long), ResponseCode: long, Duration: 1 << 62})
 		}))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.LimitHit(c, &LimitHit{Limit: Limit(long), Subject: long, Result: event.Result(long)})
+			_ = l.LimitHit(c, &LimitHit{Limit: event.Limit(long), Subject: long, Result: event.Result(long)})
 		}))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.BanAdded(&Ban{Subject: long, Reason: Cause(long), Until: time.Unix(1<<40, 0), Operator: long, Note: long})
+			_ = l.BanAdded(&Ban{Subject: long, Reason: event.BanReason(long), Until: time.Unix(1<<40, 0), Operator: long, Note: long})
 		}))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.OperatorAction(&OperatorAction{Action: Action(long), Operator: long, Subject: long, Err: errors.New(long)})
+			_ = l.OperatorAction(&OperatorAction{Action: event.Action(long), Operator: long, Subject: long, Err: errors.New(long)})
 		}))
 	}
 }
@@ -220,12 +220,12 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 func TestRecordCostsNoAllocation(t *testing.T) {
 	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(t)
-	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Reason: event.ReattachLost, Result: event.ResultOK}
+	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe"}
 	cmd := testCommand(login)
 	if n := testing.AllocsPerRun(100, func() {
 		o.pending, o.bufferedRecords = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
-		_ = l.SessionReattached(c, change)
+		_ = l.SessionReattached(c, change, event.ReattachLost, event.ResultOK)
 		_ = l.Command(c, cmd)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -275,7 +275,7 @@ func FuzzAuditRecord(f *testing.F) {
 		checkField(t, got["program_version"], server, maxNameBytes)
 		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, event.BadProxyHeader, detail, 0) }))
 		checkField(t, got["detail"], detail, maxTextBytes)
-		got = decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, &MuxEvent{Mailbox: detail, Reason: Why(user)}) }))
+		got = decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, &MuxEvent{Mailbox: detail}, event.PinReason(user)) }))
 		checkField(t, got["mailbox"], detail, maxTextBytes)
 		fuzzOtherEvents(t, user, server, detail)
 	})
@@ -284,10 +284,10 @@ func FuzzAuditRecord(f *testing.F) {
 // fuzzOtherEvents puts outside text into the events of limits, operators and
 // commands, and checks their chain.
 func fuzzOtherEvents(t *testing.T, user, words, more string) {
-	ban := &Ban{Subject: user, Reason: Cause(words), Operator: words, Note: more}
-	action := &OperatorAction{Action: Action(words), Operator: words, Subject: user, Err: errors.New(more)}
+	ban := &Ban{Subject: user, Reason: event.BanReason(words), Operator: words, Note: more}
+	action := &OperatorAction{Action: event.Action(words), Operator: words, Subject: user, Err: errors.New(more)}
 	cmd := &Command{Name: words, Mailbox: user, Destination: user, ResponseCode: more, Result: event.Result(more), LiteralSizes: []int64{int64(len(more))}}
-	hit := &LimitHit{Limit: Limit(words), Subject: user, Result: event.Result(more)}
+	hit := &LimitHit{Limit: event.Limit(words), Subject: user, Result: event.Result(more)}
 	var chained chain
 	for _, event := range []struct {
 		write  func(*Log)

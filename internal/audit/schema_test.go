@@ -107,7 +107,7 @@ func schema(t *testing.T) []eventDoc {
 		Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
 		Program: "Mac OS X Mail", Version: "16.0 (3826.400.131)",
 	}
-	mux := &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.ReattachLost, Result: event.ResultOK, Expunged: 1, Arrived: 3, Duration: 40 * time.Millisecond}
+	mux := &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Expunged: 1, Arrived: 3, Duration: 40 * time.Millisecond}
 	least := &MuxEvent{User: u, Backend: "east"}
 	until := time.Date(2026, 5, 1, 12, 10, 0, 0, time.UTC)
 	return []eventDoc{
@@ -154,9 +154,11 @@ func schema(t *testing.T) []eventDoc {
 				{"result", "word", always, "`refused`, `delayed` or `slowed`"},
 				{"count", "number", always, "number of hits since the last such record"}}},
 			func(l *Log) {
-				_ = l.LimitHit(c, &LimitHit{Limit: event.LimitConnectionRate, Subject: "2001:db8::/64", Result: Refused})
+				_ = l.LimitHit(c, &LimitHit{Limit: event.LimitConnectionRate, Subject: "2001:db8::/64", Result: event.ResultRefused})
 			},
-			func(l *Log) { _ = l.LimitHit(&Client{}, &LimitHit{Limit: event.LimitConnectionRate, Result: Refused}) }},
+			func(l *Log) {
+				_ = l.LimitHit(&Client{}, &LimitHit{Limit: event.LimitConnectionRate, Result: event.ResultRefused})
+			}},
 		{"ban_added", "A ban begins.",
 			[][]fieldDoc{{
 				{"subject", "text", always, "an address or a network"},
@@ -227,21 +229,22 @@ func schema(t *testing.T) []eventDoc {
 				{"expunged", "number", always, "expunged messages that the client did not know of"},
 				{"arrived", "number", always, "new messages that the client did not know of"},
 				{"duration_ms", "number", always, "duration of the attempt"}}},
-			func(l *Log) { _ = l.SessionReattached(c, mux) }, func(l *Log) { _ = l.SessionReattached(&Client{}, least) }},
+			func(l *Log) { _ = l.SessionReattached(c, mux, event.ReattachLost, event.ResultOK) },
+			func(l *Log) { _ = l.SessionReattached(&Client{}, least, event.ReattachLost, event.ResultOK) }},
 		{"upstream_lost", "A session lost its connection to the backend. It continues, unless `session_ended` follows.",
 			[][]fieldDoc{clientFields, muxFields, {
 				{"reason", "word", always, "how it was lost; [below](#reason-of-the-modes-reuse-and-resume)"},
 				{"duration_ms", "number", always, "how long the session had the connection"}}},
 			func(l *Log) {
-				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.LossBye, Duration: time.Minute})
+				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Duration: time.Minute}, event.LossBye)
 			},
-			func(l *Log) { _ = l.UpstreamLost(&Client{}, least) }},
+			func(l *Log) { _ = l.UpstreamLost(&Client{}, least, event.LossBye) }},
 		{"session_pinned", "From now on a session ends with its connection to the backend.",
 			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "the reason; [below](#reason-of-the-modes-reuse-and-resume)"}}},
 			func(l *Log) {
-				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Reason: event.PinNotify})
+				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX"}, event.PinNotify)
 			},
-			func(l *Log) { _ = l.SessionPinned(&Client{}, least) }},
+			func(l *Log) { _ = l.SessionPinned(&Client{}, least, event.PinNotify) }},
 		{"started", "A gateway is ready to serve clients.",
 			[][]fieldDoc{{{"version", "text", always, "its release"}}},
 			func(l *Log) { _ = l.GatewayStarted("v1.2.0") }, func(l *Log) { _ = l.GatewayStarted("devel") }},
@@ -352,7 +355,7 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 		}
 	}
 	slices.Sort(listed)
-	if events := slices.Sorted(slices.Values(Events())); !slices.Equal(listed, events) {
+	if events := slices.Sorted(slices.Values(event.Values("Event"))); !slices.Equal(listed, events) {
 		t.Errorf("documented: %q, existing: %q", listed, events)
 	}
 }

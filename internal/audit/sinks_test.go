@@ -396,7 +396,7 @@ func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 		l, o := newBufferedLog()
 		ctx, enough := context.WithCancel(t.Context())
 		l.aggregatesDone.Go(func() { l.runAggregates(ctx) })
-		c, hit := testClient(), &LimitHit{Limit: event.LimitConnectionRate, Subject: "192.0.2.1", Result: Refused}
+		c, hit := testClient(), &LimitHit{Limit: event.LimitConnectionRate, Subject: "192.0.2.1", Result: event.ResultRefused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)
 			time.Sleep(100 * time.Millisecond) // in the bubble's clock
@@ -423,7 +423,7 @@ func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
 	now := time.Now()
 	total := uint64(0)
 	for i := range 100_000 {
-		total += h.add(limitHitKey{event.LimitConnectionRate, Refused, fmt.Sprint(i)}, now)
+		total += h.add(limitHitKey{event.LimitConnectionRate, event.ResultRefused, fmt.Sprint(i)}, now)
 	}
 	if len(h.counts) > maxLimitHits+1 {
 		t.Errorf("%d subjects are counted separately", len(h.counts))

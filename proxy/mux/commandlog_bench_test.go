@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 )
 
 // noopClient is a session whose client sends NOOP repeatedly, with both ends in this
@@ -18,7 +19,7 @@ type noopClient struct {
 }
 
 func newNoopClient(b *testing.B, which audit.CommandFilter) *noopClient {
-	h := newHarness(b, setup{mode: Reuse, auditCommands: which, parkAfter: time.Minute}, nil)
+	h := newHarness(b, setup{mode: event.ModeReuse, auditCommands: which, parkAfter: time.Minute}, nil)
 	p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: h, testClient: h.logIn()}
 	must(b, p.selectInbox(1))
 	peer, err := h.stub.peer(1)

@@ -275,7 +275,7 @@ func TestEveryCommandOfTheTableIsAuditedWithoutItsContent(t *testing.T) {
 	}
 	for _, which := range []audit.CommandFilter{audit.AllCommands, audit.WriteCommands, audit.NoCommands} {
 		t.Run(string(which), func(t *testing.T) {
-			h := newHarness(t, setup{mode: Reuse, auditCommands: which}, nil)
+			h := newHarness(t, setup{mode: event.ModeReuse, auditCommands: which}, nil)
 			var clients []*testClient
 			var want []string
 			for i, c := range tableCases {

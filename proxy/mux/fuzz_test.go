@@ -183,9 +183,9 @@ func FuzzSession(f *testing.F) {
 		}
 		checkGoroutineLeaks(t)
 		settings := Settings{CommandHoldTimeout: 20 * time.Millisecond, UIDPrefetch: PrefetchLazy, ReadAfterWrite: how&2 != 0, AlwaysDetach: how&8 != 0}
-		mode := Resume
+		mode := event.ModeResume
 		if how&1 != 0 {
-			mode = Reuse
+			mode = event.ModeReuse
 		}
 		if how&4 != 0 {
 			settings.UIDPrefetch = PrefetchEager

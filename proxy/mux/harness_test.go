@@ -31,7 +31,7 @@ import (
 
 // setup describes the harness that a test needs.
 type setup struct {
-	mode          Mode
+	mode          event.Mode
 	settings      Settings
 	caps          string
 	parkAfter     time.Duration
@@ -151,7 +151,7 @@ func (h *harness) logIn() *testClient {
 	}
 	caps := h.hub.OfferedCaps("stub", account.Caps())
 	h.hub.Start(Client{
-		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: cmp.Or(h.setup.mode, Resume), Caps: caps, Quota: h.setup.quota,
+		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: cmp.Or(h.setup.mode, event.ModeResume), Caps: caps, Quota: h.setup.quota,
 		LoginFromRoute: !h.setup.loginNotFromRoute,
 	}, "stub", account, func(r Result) { c.results <- r })
 	for _, s := range h.hub.allSessions() {
@@ -263,7 +263,7 @@ func (h *harness) close(clients ...*testClient) {
 	}
 	h.splices.Wait()
 	m := h.scrapeMetrics()
-	for _, state := range []string{event.StateUnselected, event.StateAttached, event.StateDetached, event.StateIdle, event.StatePinned} {
+	for _, state := range event.Values("State") {
 		if n := m[`imapgate_mux_sessions{state="`+state+`"}`]; n != "0" {
 			h.t.Errorf("%s sessions are still %s", n, state)
 		}

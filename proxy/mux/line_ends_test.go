@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"imapgate/internal/event"
 	"regexp"
 	"runtime"
 	"slices"
@@ -162,9 +163,9 @@ func FuzzLineEnds(f *testing.F) {
 			return
 		}
 		checkGoroutineLeaks(t)
-		mode := Resume
+		mode := event.ModeResume
 		if how&1 != 0 {
-			mode = Reuse
+			mode = event.ModeReuse
 		}
 		h := newHarness(t, setup{mode: mode, settings: Settings{CommandHoldTimeout: 20 * time.Millisecond}, stallTimeout: time.Second}, nil)
 		b := &strictBackend{}

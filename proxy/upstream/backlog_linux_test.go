@@ -43,9 +43,9 @@ func fullBacklog(t *testing.T) string {
 }
 
 func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
-	results := make(chan string, 1)
+	results := make(chan event.ConnectResult, 1)
 	b := New(Config{Address: fullBacklog(t), TLSMode: NoTLS, ConnectTimeout: 500 * time.Millisecond},
-		Hooks{OnConnect: func(r string) { results <- r }}, zap.NewNop())
+		Hooks{OnConnect: func(r event.ConnectResult) { results <- r }}, zap.NewNop())
 	began := time.Now()
 	conn, err := b.Login(context.Background(), testRequest(t))
 	if took := time.Since(began); conn != nil || !errors.Is(err, ErrUnavailable) || took < 400*time.Millisecond {

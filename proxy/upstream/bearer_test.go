@@ -102,7 +102,7 @@ func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
 	front := []string{greetingOAuth, "< ID", "< AUTHENTICATE", "> {I} OK"}
 	for what, c := range map[string]struct {
 		steps  []string
-		result string
+		result event.ConnectResult
 	}{
 		"two challenges":          {[]string{"> + ", "< AQ==", "> + again"}, event.ConnectProtocol},
 		"an OK after it":          {[]string{"> + ", "< AQ==", loginOK}, event.ConnectProtocol},
@@ -197,8 +197,8 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 		"a BAD to a password":         {testRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
-			result := ""
-			b := New(Config{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
+			result := event.ConnectResult("")
+			b := New(Config{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
 			b.health.failingSince = since
 			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.health.failingSince.Equal(since) {
 				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)

@@ -59,9 +59,9 @@ func TestDovecotWithAnUnavailableProviderDeniesNoUser(t *testing.T) {
 func TestATokenTooLongForDovecotIsNotDenied(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer xoauth2")})
-	result := ""
+	result := event.ConnectResult("")
 	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin},
-		Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
+		Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
 	for _, n := range []int{LongTokenSize + 1, 8 << 10, identity.MaxToken} {
 		if err := tryToken(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted) {
 			t.Errorf("%d bytes: %v, %s", n, err, result)

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -27,7 +28,7 @@ type attack struct {
 	name    string
 	mode    TLSMode
 	steps   []string
-	result  string
+	result  event.ConnectResult
 	maySend bool // credentials may be sent, under TLS if the mode has it
 }
 
@@ -319,8 +320,8 @@ func TestAConnectionOfAFailedLoginIsClosed(t *testing.T) {
 func testSecret(s string) identity.Secret { return identity.NewSecret(s) }
 
 func TestUnsendableCredentialsAreDeniedBeforeConnecting(t *testing.T) {
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{OnConnect: func(string) { t.Error("connected") }}, zap.NewNop())
-	master := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}, Hooks{OnConnect: func(string) { t.Error("connected") }}, zap.NewNop())
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
+	master := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}, Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
 	for _, bad := range []string{"u\r\nX DELETE INBOX", "u\n", "u\r", "u\x00", "\x1b", "u\x7f", "\t", strings.Repeat("x", 5000)} {
 		for _, req := range []Request{
 			{User: user(t, "joe"), Login: bad, Password: testSecret("pw")},

@@ -180,10 +180,10 @@ func TestNewConnectionsAreRateLimited(t *testing.T) {
 
 func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 	address, logins := startSilentBackend(t)
-	var last string
+	var last event.ConnectResult
 	var wait Wait
 	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
-		Hooks{OnConnect: func(result string) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
+		Hooks{OnConnect: func(result event.ConnectResult) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
 	if !b.connRate.Allow() {
 		t.Fatal("nothing is allowed")
 	}

@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -192,7 +193,7 @@ type loginAttempt struct {
 	*scriptedBackend
 	conn   *Conn
 	err    error
-	result string
+	result event.ConnectResult
 }
 
 // logIn logs in at a backend that runs steps.
@@ -212,7 +213,7 @@ func logInTLS(t testing.TB, cfg Config, req Request, p *scriptedBackend, pool *x
 		cfg.LoginTimeout = 10 * time.Second
 	}
 	a := loginAttempt{scriptedBackend: p}
-	b := New(cfg, Hooks{OnConnect: func(r string) { a.result += r }}, zap.NewNop())
+	b := New(cfg, Hooks{OnConnect: func(r event.ConnectResult) { a.result += r }}, zap.NewNop())
 	a.conn, a.err = b.Login(context.Background(), req)
 	if a.conn != nil {
 		t.Cleanup(func() { _ = a.conn.Close() })

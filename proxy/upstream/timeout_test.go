@@ -178,8 +178,8 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	}
 	address := l.Addr().String()
 	_ = l.Close()
-	var results []string
-	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { results = append(results, r) }}, zap.NewNop())
+	var results []event.ConnectResult
+	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
 	tries := 0
 	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error { tries++; return nil }
 	began := time.Now()

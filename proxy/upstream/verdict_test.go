@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 )
 
@@ -21,7 +22,7 @@ import (
 type answerCase struct {
 	sentinel error  // of the error, if the client receives a constant
 	refused  string // otherwise the text for the client
-	result   string
+	result   event.ConnectResult
 	verdict  Verdict
 }
 

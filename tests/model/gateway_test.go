@@ -18,6 +18,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
@@ -84,7 +85,7 @@ func startGateway(c Config, address, dir string) (*gateway, error) {
 	}
 	g.server, err = proxy.New(proxy.Config{
 		PreauthTimeout: time.Minute, HandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-		Modes: map[string]proxy.Mode{onlyBackend: {Name: string(c.Mode), Mux: mux.Settings{
+		Modes: map[string]proxy.Mode{onlyBackend: {Name: event.Mode(c.Mode), Mux: mux.Settings{
 			PoolIdleTimeout: time.Minute, MaxPerUser: 50, ReadAfterWrite: true, UIDPrefetch: cmp.Or(c.UIDPrefetch, mux.PrefetchEager), ConsistencyCheck: c.Verify, AlwaysDetach: c.Detach,
 		}.WithDefaults()}},
 		MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),

@@ -215,13 +215,13 @@ type testPool struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	discarded map[string]int
+	discarded map[event.DiscardReason]int
 	reused    int
 	idle      int
 }
 
 func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
-	tp := &testPool{t: t, discarded: map[string]int{}}
+	tp := &testPool{t: t, discarded: map[event.DiscardReason]int{}}
 	hooks := Hooks{
 		OnReuse:      func() { tp.mu.Lock(); tp.reused++; tp.mu.Unlock() },
 		OnDiscard:    func(reason event.DiscardReason) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },

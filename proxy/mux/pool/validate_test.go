@@ -24,7 +24,7 @@ func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
 }
 
 func TestUnsolicitedResponseClosesIdleConnection(t *testing.T) {
-	for reply, reason := range map[string]string{
+	for reply, reason := range map[string]event.DiscardReason{
 		"* 5 EXISTS\r\n":                         event.DiscardUnread,
 		"* 1 EXPUNGE\r\n":                        event.DiscardUnread,
 		"* 1 FETCH (FLAGS ())\r\n":               event.DiscardUnread,
@@ -148,7 +148,7 @@ func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
 }
 
 func TestUnreadBytesAtReleaseCloseTheConnection(t *testing.T) {
-	for reply, reason := range map[string]string{
+	for reply, reason := range map[string]event.DiscardReason{
 		"A1 OK done\r\n* 3 EXISTS\r\n":                    event.DiscardUnread,
 		"* 1 FETCH (BODY[] {100}\r\nthe beginning of it":  event.DiscardOutstanding,
 		"* 1 FETCH (BODY[] {3}\r\nabc FLAGS (\\Seen)) \r": event.DiscardOutstanding,
@@ -199,7 +199,7 @@ func TestOnlyMailboxDataIsDrained(t *testing.T) {
 }
 
 func TestConnectionThatCannotUnselectIsDiscarded(t *testing.T) {
-	for answer, reason := range map[string]string{"NO": event.DiscardOutstanding, "": event.DiscardUnanswered} {
+	for answer, reason := range map[string]event.DiscardReason{"NO": event.DiscardOutstanding, "": event.DiscardUnanswered} {
 		s := startStub(t, stubCaps)
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			if command == "UNSELECT" && answer != "" {
@@ -225,7 +225,7 @@ func TestUnselectFallsBackToExamineAndClose(t *testing.T) {
 	const opened = "* 3 EXISTS\r\n* FLAGS ()\r\n* OK [UIDVALIDITY 1] x\r\n"
 	for _, c := range []struct {
 		examine, close string
-		reason         string // "": pooled
+		reason         event.DiscardReason // "": pooled
 		closes         int
 	}{
 		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG OK x\r\n", "", 1},
