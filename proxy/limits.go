@@ -206,6 +206,6 @@ func (c *connection) recordLimit(err error, user string) {
 	if r.Net.IsValid() {
 		subject = r.Net.String()
 	}
-	c.server.deps.Metrics.Limits.CountRefusal(event.Limit(r.Reason))
-	_ = c.server.deps.Audit.LimitHit(&c.client, &audit.LimitHit{Limit: event.Limit(r.Reason), Subject: subject, Result: event.ResultRefused})
+	c.server.deps.Metrics.Limits.CountRefusal(r.Reason)
+	_ = c.server.deps.Audit.LimitHit(&c.client, &audit.LimitHit{Limit: r.Reason, Subject: subject, Result: event.ResultRefused})
 }

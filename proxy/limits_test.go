@@ -46,7 +46,7 @@ func (b *harness) expectRefusedFrom(address string) {
 }
 
 // wantHit waits for a limit's record and its metric.
-func (b *harness) wantHit(reason limit.Reason, subject string) {
+func (b *harness) wantHit(reason event.Limit, subject string) {
 	b.t.Helper()
 	eventually(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
 		for _, r := range b.records() {
@@ -68,7 +68,7 @@ func TestAddressPreauthConnectionLimit(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 2}}))
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
 	b.expectRefusedFrom("192.0.2.1")
-	b.wantHit(limit.AddressPreauth, "192.0.2.1/32")
+	b.wantHit(event.LimitPreauthAddress, "192.0.2.1/32")
 	b.dialGreetedFrom("192.0.2.2").close()
 	first.write("a LOGIN frank right\r\n")
 	first.expectLine("a OK …") // no longer counts as preauth
@@ -84,7 +84,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 	first.write("a LOGIN frank right\r\n")
 	first.expectLine("a OK …")
 	b.expectRefusedFrom("192.0.2.1")
-	b.wantHit(limit.AddressConnections, "192.0.2.1/32")
+	b.wantHit(event.LimitAddress, "192.0.2.1/32")
 	second.reset()
 	eventually(t, "the counters of a client that vanished", func() bool {
 		c := b.dialFrom("192.0.2.1")
@@ -102,7 +102,7 @@ func TestAddressConnectionRateLimit(t *testing.T) {
 		b.dialGreetedFrom("192.0.2.1").close()
 	}
 	b.expectRefusedFrom("192.0.2.1")
-	b.wantHit(limit.ConnectionRate, "192.0.2.1/32")
+	b.wantHit(event.LimitConnectionRate, "192.0.2.1/32")
 	b.dialGreetedFrom("192.0.2.2").close()
 }
 
@@ -130,11 +130,11 @@ func TestUserSessionLimit(t *testing.T) {
 	for name, test := range map[string]struct {
 		limits limit.Settings
 		other  string // address from which one more is too many
-		reason limit.Reason
+		reason event.Limit
 	}{
-		"from everywhere":  {limit.Settings{PerUser: 2}, "198.51.100.1", limit.UserConnections},
-		"from one address": {limit.Settings{PerUserAddress: 2}, "192.0.2.1", limit.UserAddress},
-		"in total":         {limit.Settings{Total: 2}, "198.51.100.1", limit.TotalSessions},
+		"from everywhere":  {limit.Settings{PerUser: 2}, "198.51.100.1", event.LimitUser},
+		"from one address": {limit.Settings{PerUserAddress: 2}, "192.0.2.1", event.LimitUserAddress},
+		"in total":         {limit.Settings{Total: 2}, "198.51.100.1", event.LimitTotal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := openTestBackend(t)
@@ -229,7 +229,7 @@ func TestRepeatedGuessesAreBanned(t *testing.T) {
 	// Wrong, unknown, denied by the backend and impossible: all count alike.
 	b.tryWrongPasswords("203.0.113.7", "frank", "unknown", "alice", `"a|b"`)
 	b.expectRefusedFrom("203.0.113.7")
-	b.wantHit(limit.Banned, "203.0.113.7/32")
+	b.wantHit(event.LimitBanned, "203.0.113.7/32")
 	// On a connection that is already open, a right password gets the same answer as a
 	// wrong one.
 	for i, secret := range []string{"wrong", "right"} {
@@ -396,6 +396,6 @@ func TestIPv6NetworkCannotTakeAllSlots(t *testing.T) {
 	if in != 4 { // half of a quarter of 30 is less than the limit of one address
 		t.Errorf("%d connections of a /59 are in", in)
 	}
-	b.wantHit(limit.NetworkPreauth, "2001:db8:1::/56")
+	b.wantHit(event.LimitPreauthNetwork, "2001:db8:1::/56")
 	b.dialGreetedFrom("192.0.2.1").close()
 }

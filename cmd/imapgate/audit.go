@@ -63,12 +63,12 @@ The exit status is 1 if nothing was found.`,
 	flags.StringVar(&s.Session, "session", "", "records of this session")
 	flags.StringVar(&s.Address, "address", "", "records of clients with this address or in this network, and of its bans")
 	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(event.Values("Event"), ", "))
-	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(audit.Results(), ", "))
+	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(event.Values("Result", "record"), ", "))
 	flags.StringVar(&s.Since, "since", "", "at or after this time")
 	flags.StringVar(&s.Until, "until", "", "before this time")
 	flags.BoolVar(&s.JSON, "json", false, "print the records unchanged, as JSON")
 	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(event.Values("Event"), cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(audit.Results(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(event.Values("Result", "record"), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -162,8 +162,8 @@ func (a auditQuery) newMatcher(now time.Time) (*matcher, error) {
 		}
 	}
 	for _, r := range a.Results {
-		if !slices.Contains(audit.Results(), r) {
-			return nil, fmt.Errorf("--result %q is not one of %s", r, strings.Join(audit.Results(), ", "))
+		if !slices.Contains(event.Values("Result", "record"), r) {
+			return nil, fmt.Errorf("--result %q is not one of %s", r, strings.Join(event.Values("Result", "record"), ", "))
 		}
 	}
 	var ok bool

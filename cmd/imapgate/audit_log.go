@@ -50,5 +50,5 @@ func (g *gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
 
 // recordSignal records an operator's signal, and err if it was not carried out.
 func (g *gateway) recordSignal(action event.Action, err error) {
-	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}))
+	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}))
 }

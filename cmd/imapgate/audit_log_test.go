@@ -11,23 +11,8 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
-	"imapgate/internal/event"
-	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 )
-
-func TestLimitWordsMatchTheAuditLog(t *testing.T) {
-	for _, r := range limit.Reasons() {
-		if !event.Limit(r).Known() {
-			t.Errorf("the audit log has no limit %s", r)
-		}
-	}
-	for _, w := range []limit.BanReason{limit.ManyFailures, limit.ManyBans, limit.ByOperator, limit.Merged} {
-		if !event.BanReason(w).Known() {
-			t.Errorf("the audit log has no cause %s of a ban", w)
-		}
-	}
-}
 
 // loadAudit reads a configuration with this audit block.
 func loadAudit(t *testing.T, block string) *config.Config {

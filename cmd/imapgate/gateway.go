@@ -130,11 +130,11 @@ func (g *gateway) recordStoreState(s routing.StoreStatus) {
 	record := audit.RouteStore{Node: s.Node, Present: s.Present, Missing: s.Missing, Operator: s.AcceptedBy}
 	if s.State == routing.StoreEmptied {
 		g.metrics.RoutesEmptied.Set(1)
-		g.logLostRecord("routes_emptied", g.audit.RoutesEmptied(&record))
+		g.logLostRecord(event.RoutesEmptied, g.audit.RoutesEmptied(&record))
 		return
 	}
 	g.metrics.RoutesEmptied.Set(0)
-	g.logLostRecord("routes_restored", g.audit.RoutesRestored(&record))
+	g.logLostRecord(event.RoutesRestored, g.audit.RoutesRestored(&record))
 }
 
 // lookupPassword looks up a hash for auth's method redis. The two packages do not
@@ -224,9 +224,9 @@ func (g *gateway) run(ctx context.Context) error {
 
 	g.isAccepting.Store(true)
 	g.metrics.CountReload(nil) // the configuration was just loaded
-	g.logLostRecord("started", g.audit.GatewayStarted(readBuildInfo().Version))
+	g.logLostRecord(event.Started, g.audit.GatewayStarted(readBuildInfo().Version))
 	serveErr := g.proxy.Serve(ctx)
-	g.logLostRecord("stopped", g.audit.GatewayStopped(event.Shutdown))
+	g.logLostRecord(event.Stopped, g.audit.GatewayStopped(event.Shutdown))
 	stop()
 	return errors.Join(serveErr, watchers.Wait())
 }

@@ -80,8 +80,8 @@ func (g *gateway) openLimits() (err error) {
 // recordBan records an automatic ban.
 func (g *gateway) recordBan(b limit.Ban) {
 	g.log.Info("banned", zap.Stringer("network", b.Net), zap.String("why", string(b.Reason)), zap.Duration("for", b.Remaining))
-	g.logLostRecord("ban_added", g.audit.BanAdded(&audit.Ban{
-		Subject: b.Net.String(), Reason: event.BanReason(b.Reason), Until: time.Now().Add(b.Remaining), Note: b.Note,
+	g.logLostRecord(event.BanAdded, g.audit.BanAdded(&audit.Ban{
+		Subject: b.Net.String(), Reason: b.Reason, Until: time.Now().Add(b.Remaining), Note: b.Note,
 	}))
 }
 
@@ -91,12 +91,12 @@ func (g *gateway) recordOperatorBan(o limit.BanRequest) {
 	ban := audit.Ban{Subject: o.Net.String(), Reason: event.BanOperator, Operator: "operator", Note: o.Note}
 	if o.Duration == 0 {
 		g.log.Info("ban removed by an operator", zap.Stringer("network", o.Net))
-		g.logLostRecord("ban_removed", g.audit.BanRemoved(&ban))
+		g.logLostRecord(event.BanRemoved, g.audit.BanRemoved(&ban))
 		return
 	}
 	ban.Until = time.Now().Add(o.Duration)
 	g.log.Info("banned by an operator", zap.Stringer("network", o.Net), zap.Duration("for", o.Duration))
-	g.logLostRecord("ban_added", g.audit.BanAdded(&ban))
+	g.logLostRecord(event.BanAdded, g.audit.BanAdded(&ban))
 }
 
 // recordSpray records the suspicion that a few passwords are being tried for many
@@ -112,7 +112,7 @@ func (g *gateway) recordSpray(s limit.Spray) {
 	if s.Net.IsValid() {
 		subject = s.Net.String()
 	}
-	g.logLostRecord("spray_suspected", g.audit.SpraySuspected(&audit.Spray{Users: s.Users, Subject: subject, Window: time.Minute}))
+	g.logLostRecord(event.SpraySuspected, g.audit.SpraySuspected(&audit.Spray{Users: s.Users, Subject: subject, Window: time.Minute}))
 }
 
 // setClusterConnected sets the metric for limits that are counted together with
@@ -125,9 +125,9 @@ func (g *gateway) setClusterConnected(connected bool) {
 }
 
 // logLostRecord logs that the record of an event could not be written.
-func (g *gateway) logLostRecord(event string, err error) {
+func (g *gateway) logLostRecord(e event.Event, err error) {
 	if err != nil {
-		g.log.Warn("audit record lost", zap.String("event", event), zap.Error(err))
+		g.log.Warn("audit record lost", zap.String("event", string(e)), zap.Error(err))
 	}
 }
 
@@ -158,7 +158,7 @@ func (g *gateway) newAdminLimits() admin.Limits {
 // recordAdminAction records an operator's command that came through the admin
 // address.
 func (g *gateway) recordAdminAction(action event.Action, subject string, err error) {
-	g.logLostRecord("operator_action", g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
+	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
 }
 
 // localAdmin shows limits and changes bans, in a running gateway or for a command
@@ -206,7 +206,7 @@ func (l *localAdmin) addBan(ctx context.Context, o admin.BanRequest) (banEntry, 
 	} else if err != nil {
 		return banEntry{}, err
 	}
-	return newBanEntry(limit.Ban{Net: net, Reason: limit.ByOperator, Remaining: o.Duration, Count: 1, Note: o.Note}), nil
+	return newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: o.Duration, Count: 1, Note: o.Note}), nil
 }
 
 // removedBans is the result of removing bans.

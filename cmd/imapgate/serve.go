@@ -181,11 +181,11 @@ func (g *gateway) reload() {
 	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
 	g.recordSignal(event.ActionReload, err)
 	g.metrics.CountReload(err)
-	event := "config_reloaded"
+	reloaded := event.ConfigReloaded
 	if err != nil {
-		event = "config_rejected"
+		reloaded = event.ConfigRejected
 	}
-	g.logLostRecord(event, g.audit.ConfigReloaded(reread, err))
+	g.logLostRecord(reloaded, g.audit.ConfigReloaded(reread, err))
 	if err != nil {
 		g.log.Warn("reloaded; some of the files' content is not in use", zap.String("reread", reread), zap.Error(err))
 		return

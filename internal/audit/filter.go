@@ -11,18 +11,6 @@ import (
 // form would misunderstand the new one; new events and fields do not change it.
 const schemaVersion = 1
 
-// Results returns all values that the field result can have, sorted.
-func Results() []string {
-	var list []string
-	for _, w := range event.Words("Result") {
-		if w.Has("record") || w.Has("reattach") || w.Has("command") {
-			list = append(list, w.Value)
-		}
-	}
-	slices.Sort(list)
-	return list
-}
-
 // recordMeta is what the log needs of a record besides its text.
 type recordMeta struct {
 	event  event.Event
@@ -48,7 +36,7 @@ func newFilter(events, allowedResults []string) (filter, error) {
 		f.events[e] = true
 	}
 	for _, r := range allowedResults {
-		if !slices.Contains(Results(), r) {
+		if !slices.Contains(event.Values("Result", "record"), r) {
 			return f, fmt.Errorf("unknown result %q", r)
 		}
 		if f.results == nil {

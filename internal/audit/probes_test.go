@@ -58,7 +58,7 @@ func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(event.HandshakeFailed) || lines[1].ContextMap()["reason"] != string(event.HandshakeFailed) {
 		t.Fatalf("%v, %v", records, lines)
 	}
-	want := map[string]uint64{"connect": 3, "tls": 2, "imap": 2}
+	want := map[event.Probe]uint64{"connect": 3, "tls": 2, "imap": 2}
 	if kinds := lines[1].ContextMap()["kinds"]; !reflect.DeepEqual(kinds, want) {
 		t.Errorf("the kinds are %v, want %v", kinds, want)
 	}

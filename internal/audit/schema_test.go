@@ -350,7 +350,7 @@ func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
 		if full["event"] != e.name {
 			t.Errorf("%s is called %v", e.name, full["event"])
 		}
-		if result, ok := full["result"].(string); ok && !slices.Contains(Results(), result) {
+		if result, ok := full["result"].(string); ok && !slices.Contains(event.Values("Result", "record"), result) {
 			t.Errorf("%s: the result %s is not listed", e.name, result)
 		}
 	}
@@ -405,7 +405,7 @@ func renderSchema(t *testing.T) string {
 		writeRows(&b, "", ownFields(e), full)
 	}
 	b.WriteString("\n## Closed sets\n\nAny other value is written as `internal` for a `reason` of the first table, and as `other` elsewhere.\n")
-	writeSet(&b, "`reason`", event.Words("Reason"))
+	writeReasons(&b)
 	writeSet(&b, "`reason` of `session_attached`", event.Words("ReattachReason"))
 	writeSet(&b, "`reason` of `upstream_lost`", event.Words("LossReason"))
 	writeSet(&b, "`reason` of `session_pinned`", event.Words("PinReason"))
@@ -416,6 +416,22 @@ func renderSchema(t *testing.T) string {
 	writeSet(&b, "`upstream`", event.Words("ConnectResult"))
 	b.WriteString(epilogue)
 	return b.String()
+}
+
+// writeReasons writes the table of the reasons, with the events that have them.
+func writeReasons(b *strings.Builder) {
+	b.WriteString("\n### `reason`\n\nThe second column is the result of `login_refused` for the reason; the third marks reasons of `session_ended`. Some of these, and\nall others, are reasons of `connection_refused`.\n")
+	b.WriteString("\n| word | login | session | |\n|---|---|---|---|\n")
+	for _, w := range event.Words("Reason") {
+		login, session := "", ""
+		if w.Has("refused") || w.Has("unavailable") {
+			login = string(event.Reason(w.Value).LoginResult())
+		}
+		if w.Has("session") {
+			session = "ended"
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", w.Value, login, session, w.Meaning)
+	}
 }
 
 // fieldGroups names the shared fields of an event.

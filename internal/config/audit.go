@@ -30,8 +30,8 @@ type AuditSink struct {
 	Facility   string   `yaml:"facility" default:"authpriv" oneof:"kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7" doc:"For type: syslog."`
 	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix followed by audit."`
 	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. The approximate number of records that the stream keeps."`
-	Events     []string `yaml:"events" oneof:"started stopped config_reloaded config_rejected operator_action login_accepted login_refused session_ended connection_refused limit_hit ban_added ban_removed spray_suspected routes_emptied routes_restored session_attached upstream_lost session_pinned command records_lost log_opened" example:"[login_refused, ban_added]" doc:"The only events that this sink gets. Left out: all."`
-	Results    []string `yaml:"results" oneof:"aborted accepted bad canceled changed delayed gone inconsistent limit lost no ok refused slowed timeout too_large unavailable" example:"[refused, unavailable]" doc:"The only results that this sink gets; records without a result are not filtered. Left out: all."`
+	Events     []string `yaml:"events" set:"Event" example:"[login_refused, ban_added]" doc:"The only events that this sink gets. Left out: all."`
+	Results    []string `yaml:"results" set:"Result record" example:"[refused, unavailable]" doc:"The only results that this sink gets; records without a result are not filtered. Left out: all."`
 	OnFailure  string   `yaml:"on_failure" oneof:"block drop" doc:"As above, for this sink. Default: audit.on_failure."`
 }
 

@@ -2,12 +2,8 @@ package config
 
 import (
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
-
-	"imapgate/internal/audit"
-	"imapgate/internal/event"
 )
 
 func TestSinksOfTheAuditLogAreRead(t *testing.T) {
@@ -61,15 +57,6 @@ audit:
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing: %s\n%v", want, err)
-		}
-	}
-}
-
-func TestFilterWordsMatchTheAuditLog(t *testing.T) {
-	for _, f := range fieldsOf(reflect.TypeFor[AuditSink]()) {
-		want := map[string][]string{"events": event.Values("Event"), "results": audit.Results()}[f.name]
-		if want != nil && !slices.Equal(f.oneof, want) {
-			t.Errorf("%s: %q, the log has %q", f.name, f.oneof, want)
 		}
 	}
 }

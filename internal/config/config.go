@@ -10,9 +10,10 @@ import (
 
 // Config is the whole file. The tags of its fields are: was, the key's name in
 // earlier versions; default, the value of a key that is left out; oneof, the allowed
-// words; later, words that a later version will support; min and max, bounds; form,
-// a check of formats.go; file, the effect of a change to the file that the value
-// names (schema.go); doc, the text of the reference.
+// words; set, the type of internal/event whose words are allowed, and a tag that they must
+// have; later, words that a later version will support; min and max, bounds; form, a check
+// of formats.go; file, the effect of a change to the file that the value names (schema.go);
+// doc, the text of the reference.
 type Config struct {
 	Listeners []Listener         `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
 	TLS       TLS                `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Required if a listener uses TLS."`
@@ -150,7 +151,7 @@ type Backend struct {
 	Login   string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"How the gateway logs in. passthrough: with the client's own user name and password or token. master: with the gateway's account, on behalf of the user. oauth: with the client's token only; password logins are refused."`
 	Master  Master `yaml:"master" doc:"For login: master."`
 	Forward string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and related parameters in the ID command. proxy: a PROXY v2 header. none: not at all. The client's own ID parameters, such as name and version, are forwarded in any case."`
-	Mode    string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are parsed, and after LOGOUT the backend connection is kept for the next login of the same account. The many short sessions of webmail then cost the backend very little. resume: as reuse, and a session survives a restart of its backend; its client sees at most a pause. For this the client's password is kept in memory during the session, unless the backend has login: master. Whatever a mode cannot follow is relayed as with splice."`
+	Mode    string `yaml:"mode" default:"splice" set:"Mode" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are parsed, and after LOGOUT the backend connection is kept for the next login of the same account. The many short sessions of webmail then cost the backend very little. resume: as reuse, and a session survives a restart of its backend; its client sees at most a pause. For this the client's password is kept in memory during the session, unless the backend has login: master. Whatever a mode cannot follow is relayed as with splice."`
 	Mux     Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
 }
 

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"imapgate/internal/duration"
+	"imapgate/internal/event"
 )
 
 // field is one key as its struct tag describes it.
@@ -48,12 +50,22 @@ func fieldsOf(t reflect.Type) []field {
 			continue
 		}
 		f := field{index: i, name: name, formerName: tag.Get("was"), format: tag.Get("form"), reloadEffect: tag.Get("file"), doc: tag.Get("doc"), example: tag.Get("example"),
-			oneof: strings.Fields(tag.Get("oneof")), unsupported: strings.Fields(tag.Get("later")),
+			oneof: allowedWords(tag), unsupported: strings.Fields(tag.Get("later")),
 			min: tag.Get("min"), max: tag.Get("max")}
 		f.defaultText, f.hasDefault = tag.Lookup("default")
 		list = append(list, f)
 	}
 	return list
+}
+
+// allowedWords returns the words that a key allows: those of its tag, or of a set of
+// internal/event, which may be followed by a tag of the words.
+func allowedWords(tag reflect.StructTag) []string {
+	if set := strings.Fields(tag.Get("set")); len(set) > 0 {
+		later := strings.Fields(tag.Get("later"))
+		return slices.DeleteFunc(event.Values(set[0], set[1:]...), func(word string) bool { return slices.Contains(later, word) })
+	}
+	return strings.Fields(tag.Get("oneof"))
 }
 
 // setDefaults sets every key of v to its default. Pointers, maps and lists without a

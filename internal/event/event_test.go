@@ -66,7 +66,7 @@ func row(spec *ast.ValueSpec) string {
 
 // isTags reports whether text is a list of tags and no beginning of a sentence.
 func isTags(text string) bool {
-	tags := " low normal required refused unavailable session bye login record reattach command handshake check reload lookup refusal throttle "
+	tags := " low normal required refused unavailable session bye login record reattach handshake check reload lookup refusal throttle "
 	for _, word := range strings.Fields(text) {
 		if !strings.Contains(tags, " "+word+" ") {
 			return false

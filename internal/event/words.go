@@ -87,32 +87,31 @@ const (
 	LoginRevoked        Reason = "login_revoked"        // session bye: the backend no longer accepts the login
 )
 
-// Result is how something went. Its tags say of what: login (metric), record (of
-// an audit record besides the next two), reattach, command, handshake (TLS), check
-// (of a view), reload.
+// Result is how something went. Its tags say of what: record (of audit records),
+// login, reattach, handshake (TLS), check (of a view) and reload (of metrics).
 type Result string
 
 // The results.
 const (
 	ResultAccepted     Result = "accepted"     // login record:
-	ResultRefused      Result = "refused"      // login record reattach reload: try another password; or a limit or the backend refused
-	ResultUnavailable  Result = "unavailable"  // login record reattach: try again later
+	ResultRefused      Result = "refused"      // login record reattach reload: the credentials are wrong, or a limit or the backend refused
+	ResultUnavailable  Result = "unavailable"  // login record reattach: the backend or another service is unavailable; a later attempt may succeed
 	ResultLimited      Result = "limited"      // login: NO [LIMIT]
 	ResultAbandoned    Result = "abandoned"    // login: the client disconnected before the answer
 	ResultDelayed      Result = "delayed"      // record: a limit delayed a login
 	ResultSlowed       Result = "slowed"       // record: a limit throttles bytes or commands
-	ResultOK           Result = "ok"           // reattach command handshake reload:
-	ResultNo           Result = "no"           // command:
-	ResultBad          Result = "bad"          // command:
-	ResultAborted      Result = "aborted"      // command: a connection ended before the answer
-	ResultInconsistent Result = "inconsistent" // reattach: the mailbox changed in an impossible way
-	ResultGone         Result = "gone"         // reattach: the mailbox no longer exists, or not for this user
-	ResultChanged      Result = "changed"      // reattach: another mailbox has its name: UIDVALIDITY or MAILBOXID
-	ResultTooLarge     Result = "too_large"    // reattach: too large to send all flags again
-	ResultLimit        Result = "limit"        // reattach: no connection left
-	ResultTimeout      Result = "timeout"      // reattach handshake:
-	ResultLost         Result = "lost"         // reattach: the new upstream was lost too
-	ResultCanceled     Result = "canceled"     // reattach handshake: the client disconnected, or the gateway is shutting down
+	ResultOK           Result = "ok"           // record reattach handshake reload:
+	ResultNo           Result = "no"           // record:
+	ResultBad          Result = "bad"          // record:
+	ResultAborted      Result = "aborted"      // record: a connection ended before the answer
+	ResultInconsistent Result = "inconsistent" // record reattach: the mailbox changed in an impossible way
+	ResultGone         Result = "gone"         // record reattach: the mailbox no longer exists, or not for this user
+	ResultChanged      Result = "changed"      // record reattach: another mailbox has its name: UIDVALIDITY or MAILBOXID
+	ResultTooLarge     Result = "too_large"    // record reattach: too large to send all flags again
+	ResultLimit        Result = "limit"        // record reattach: no connection left
+	ResultTimeout      Result = "timeout"      // record reattach handshake:
+	ResultLost         Result = "lost"         // record reattach: the new upstream was lost too
+	ResultCanceled     Result = "canceled"     // record reattach handshake: the client disconnected, or the gateway is shutting down
 	ResultResumed      Result = "resumed"      // handshake: an abbreviated handshake
 	ResultALPN         Result = "alpn"         // handshake: the client requested another protocol
 	ResultFailed       Result = "failed"       // handshake: any other alert, or not TLS at all

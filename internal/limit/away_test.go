@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -28,7 +29,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 	r.CLI("flushall")
 	testbed.Eventually(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
 	testbed.Eventually(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
-	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != UserConnections {
+	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != event.LimitUser {
 		t.Fatalf("an eleventh session: %v", err)
 	}
 	for _, g := range []*gateway{one, two} {
@@ -92,7 +93,7 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 					continue
 				}
 				v.Close()
-				if reason(err) != UserConnections {
+				if reason(err) != event.LimitUser {
 					t.Errorf("login %d: %v", i, err)
 				}
 			}
@@ -107,7 +108,7 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 				v.LoginFailed(late.of(t.Context()), user(t, "bob"), secret("%d", i))
 			}
 			v.Close()
-			if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != Banned {
+			if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != event.LimitBanned {
 				t.Errorf("ten failures without Redis: %v", err)
 			}
 			// Those who find out, and one each time that Redis is tried again.
@@ -161,7 +162,7 @@ func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 			}
 		}
 	})
-	if err := come(one, 100); reason(err) != TotalSessions {
+	if err := come(one, 100); reason(err) != event.LimitTotal {
 		t.Errorf("beyond its share a gateway lets in one more: %v", err)
 	}
 	for i := range byte(5) {
@@ -169,7 +170,7 @@ func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 			t.Errorf("session %d of a share of 5: %v", i, err)
 		}
 	}
-	if err := come(two, 210); reason(err) != TotalSessions {
+	if err := come(two, 210); reason(err) != event.LimitTotal {
 		t.Errorf("session 6 of a share of 5: %v", err)
 	}
 	leaveAll(here)
@@ -230,7 +231,7 @@ func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
 		for _, g := range []*gateway{one, two} {
 			if _, err := guess(t, g.Limiter, netip.AddrFrom4([4]byte{10, i, 0, 1}), victim, secret("%d", i)); err == nil {
 				guesses++
-			} else if reason(err) != UserFailures {
+			} else if reason(err) != event.LimitUserFailures {
 				t.Fatal(err)
 			}
 		}

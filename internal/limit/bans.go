@@ -3,6 +3,7 @@ package limit
 import (
 	"cmp"
 	"errors"
+	"imapgate/internal/event"
 	"net/netip"
 	"slices"
 	"sync"
@@ -32,7 +33,7 @@ var errNoRoom = errors.New("limit: the table of bans is full of those made by ha
 type entry struct {
 	until time.Duration // of the gate
 	count int
-	why   BanReason
+	why   event.BanReason
 	lived bool
 	note  string
 }
@@ -204,7 +205,7 @@ func (b *banTable) squeeze(t time.Duration) {
 func (b *banTable) merge(bits4, bits6 int) {
 	parts := make(map[netip.Prefix][]netip.Prefix)
 	for net, e := range b.nets {
-		if up := around(net.Addr(), bits4, bits6); e.why != ByOperator && up.Bits() < net.Bits() {
+		if up := around(net.Addr(), bits4, bits6); e.why != event.BanOperator && up.Bits() < net.Bits() {
 			parts[up] = append(parts[up], net)
 		}
 	}
@@ -213,7 +214,7 @@ func (b *banTable) merge(bits4, bits6 int) {
 			continue
 		}
 		whole := b.nets[up]
-		whole.why = Merged
+		whole.why = event.BanMerged
 		for _, net := range nets {
 			e := b.nets[net]
 			whole.until, whole.count = max(whole.until, e.until), max(whole.count, e.count)
@@ -249,7 +250,7 @@ func (b *banTable) keepOnly(others map[netip.Prefix]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for net, e := range b.nets {
-		if !others[net] && e.why != Merged && !b.unsaid[net] {
+		if !others[net] && e.why != event.BanMerged && !b.unsaid[net] {
 			b.remove(net)
 		}
 	}
@@ -267,7 +268,7 @@ func (b *banTable) oweAll() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for net, e := range b.nets {
-		if e.why != Merged {
+		if e.why != event.BanMerged {
 			b.unsaid[net] = true
 		}
 	}

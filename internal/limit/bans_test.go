@@ -9,6 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -18,7 +19,7 @@ func TestAFullTableForgetsNobody(t *testing.T) {
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(11 + i>>16), byte(i >> 8), byte(i), 1}) }
 	const n = 3 * maxBans
 	for i := range n {
-		g.bans.impose(home(addr(i)), entry{why: ManyFailures}, g.cfg.Bans, g.now())
+		g.bans.impose(home(addr(i)), entry{why: event.BanFailures}, g.cfg.Bans, g.now())
 	}
 	for i := range n {
 		if _, ok := g.bans.covers(addr(i), g.now()); !ok {
@@ -43,7 +44,7 @@ func TestAFullTableForgetsNobody(t *testing.T) {
 func TestAnOperatorsBansAreNotMerged(t *testing.T) {
 	b := newBanTable()
 	for i := range maxBans {
-		e := entry{why: ByOperator, until: time.Hour}
+		e := entry{why: event.BanOperator, until: time.Hour}
 		if err := b.put(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), 32), e, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +139,7 @@ func TestAMillionStrangersFit(t *testing.T) {
 	g := newGate(t, cfg, nil)
 	banned := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2a00::/64")}
 	for _, net := range banned {
-		g.ban(t.Context(), net, ManyFailures)
+		g.ban(t.Context(), net, event.BanFailures)
 	}
 	alloc, sys := memory()
 	for i := range 1_000_000 {

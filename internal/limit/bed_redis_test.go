@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap/zaptest"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -136,7 +137,7 @@ func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Conn
 				mu.Lock()
 				defer mu.Unlock()
 				in = append(in, v)
-			} else if reason(err) != UserConnections {
+			} else if reason(err) != event.LimitUser {
 				t.Errorf("try %d: %v", i, err)
 			}
 		})

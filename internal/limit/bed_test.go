@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap/zaptest"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -104,7 +105,7 @@ func attempt(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, checked
 }
 
 // reason is why somebody was refused, or "" for an err that is none.
-func reason(err error) Reason {
+func reason(err error) event.Limit {
 	var r *Refusal
 	if errors.As(err, &r) {
 		return r.Reason

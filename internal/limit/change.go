@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"imapgate/internal/event"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -20,7 +21,7 @@ const (
 
 // ban bans a network here and everywhere, and the network around it when it has
 // too many banned ones.
-func (g *Limiter) ban(ctx context.Context, net netip.Prefix, why BanReason) {
+func (g *Limiter) ban(ctx context.Context, net netip.Prefix, why event.BanReason) {
 	around := near(net.Addr()) // of a wider one nobody knows who lives in it
 	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
 	e := entry{why: why, lived: lived}
@@ -37,7 +38,7 @@ func (g *Limiter) ban(ctx context.Context, net netip.Prefix, why BanReason) {
 	}
 	g.hooks.OnBan(b)
 	if up, ok := g.bans.crowded(net, g.now()); ok {
-		g.ban(ctx, up, ManyBans)
+		g.ban(ctx, up, event.BanNeighbors)
 	}
 }
 
@@ -200,7 +201,7 @@ func (g *Limiter) apply(c change) {
 	case "again":
 		g.takeOver(net, c.left, c.record) // the order is on record already
 	case "ban":
-		if e, ok := parseEntry(c.record); ok && e.why == ByOperator {
+		if e, ok := parseEntry(c.record); ok && e.why == event.BanOperator {
 			g.hooks.OnBanRequest(BanRequest{Net: net, Duration: clamped(c.left), Note: e.note})
 		}
 		g.takeOver(net, c.left, c.record)
@@ -222,7 +223,7 @@ func parseEntry(record string) (e entry, ok bool) {
 		return e, false
 	}
 	n, err := strconv.Atoi(f[0])
-	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: BanReason(f[2]), note: oneLine(f[3])}, err == nil
+	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: event.BanReason(f[2]), note: oneLine(f[3])}, err == nil
 }
 
 // readAll enters all bans that Redis has; and settles what it has not.
@@ -272,7 +273,7 @@ func (g *Limiter) sayOwed(ctx context.Context) {
 	calls := make([]call, len(owed))
 	for i, b := range owed {
 		how := asMany
-		if b.Reason == ByOperator {
+		if b.Reason == event.BanOperator {
 			how = asBefore
 		}
 		calls[i] = s.banCall(b, how, b.Remaining, b.Remaining)

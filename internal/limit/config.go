@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -98,35 +99,9 @@ func (c *Config) complete() error {
 // usual are the limits of listeners that have none of their own.
 func (c *Config) usual() *Listener { return &Listener{c.Settings, c.Failures, c.Quotas} }
 
-// Reason says why somebody is refused. The set is closed.
-type Reason string
-
-// The reasons. They are stable names: metrics and the audit log show them.
-const (
-	Banned              Reason = "banned"               // the address is
-	AddressConnections  Reason = "address_connections"  // Settings.PerAddress
-	AddressPreauth      Reason = "address_before_login" // Settings.PreauthPerAddress
-	NetworkPreauth      Reason = "network_before_login" // Settings.PreauthNetworkPercent
-	ConnectionRate      Reason = "connection_rate"      // Settings.NewPerMinute
-	UserConnections     Reason = "user_connections"     // Settings.PerUser
-	UserAddress         Reason = "user_address"         // Settings.PerUserAddress
-	TotalSessions       Reason = "total"                // Settings.Total
-	AddressFailures     Reason = "address_failures"     // Failures.PerMinute, PerDay
-	UserFailures        Reason = "user_failures"        // Failures.PerUserDay
-	UserNetworkFailures Reason = "pair_failures"        // Failures.PerUserNetworkHour
-)
-
-// Reasons are all of them, for tables of metrics.
-func Reasons() []Reason {
-	return []Reason{
-		Banned, AddressConnections, AddressPreauth, NetworkPreauth, ConnectionRate, UserConnections, UserAddress, TotalSessions,
-		AddressFailures, UserFailures, UserNetworkFailures,
-	}
-}
-
 // Refusal is the error of whoever may not come in.
 type Refusal struct {
-	Reason     Reason
+	Reason     event.Limit
 	Net        netip.Prefix  // the network it is about, if one
 	RetryAfter time.Duration // until it is worth trying again; 0: when something ends
 	Shared     bool          // it was the count of all gateways together
@@ -143,7 +118,7 @@ func (r *Refusal) Error() string {
 // Hooks are told what happens, for metrics and the audit log. Any may be nil.
 // They are called without a lock, by whoever noticed, and must not block.
 type Hooks struct {
-	OnRefused    func(Reason)
+	OnRefused    func(event.Limit)
 	OnBan        func(Ban)        // a ban imposed here, not those followed from others
 	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
 	OnSpray      func(Spray)      // password spraying is suspected, or no longer
@@ -152,7 +127,7 @@ type Hooks struct {
 
 func (h *Hooks) complete() {
 	if h.OnRefused == nil {
-		h.OnRefused = func(Reason) {}
+		h.OnRefused = func(event.Limit) {}
 	}
 	if h.OnBan == nil {
 		h.OnBan = func(Ban) {}
@@ -168,21 +143,10 @@ func (h *Hooks) complete() {
 	}
 }
 
-// BanReason is the cause of a ban.
-type BanReason string
-
-// The causes. Stable names.
-const (
-	ManyFailures BanReason = "failures"  // Failures.BanAfter
-	ManyBans     BanReason = "neighbors" // so many networks of 64 bits in one of 48
-	ByOperator   BanReason = "operator"
-	Merged       BanReason = "merged" // the table was full: a network around several banned ones
-)
-
 // Ban is one banned network.
 type Ban struct {
 	Net       netip.Prefix
-	Reason    BanReason
+	Reason    event.BanReason
 	Remaining time.Duration // what is left of it
 	Count     int           // which ban of this network it is, from 1
 	Active    bool          // somebody has logged in from there of late: not refused before it is known who comes

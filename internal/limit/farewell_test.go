@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -41,7 +42,7 @@ func TestAGatewayThatStopsMakesRoomAtTheOthersAtOnce(t *testing.T) {
 		}
 		in = append(in, v)
 	}
-	if _, err := enter(t, two, phone, alice); reason(err) != UserAddress {
+	if _, err := enter(t, two, phone, alice); reason(err) != event.LimitUserAddress {
 		t.Fatalf("at the other gateway: %v", err)
 	}
 	leaveAll(in[:2])
@@ -107,7 +108,7 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 		}
 		return err == nil
 	})
-	if _, err := enter(t, one, at("192.0.2.3"), alice); reason(err) != UserConnections {
+	if _, err := enter(t, one, at("192.0.2.3"), alice); reason(err) != event.LimitUser {
 		t.Fatalf("one more than the limit: %v", err)
 	}
 	other.Close()

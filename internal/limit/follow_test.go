@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -45,16 +46,16 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 	testbed.Eventually(t, testbed.Timeout, "the ban to hold at both", func() bool {
 		_, err1 := one.Open("imaps", addr)
 		_, err2 := two.Open("imaps", addr)
-		return reason(err1) == Banned && reason(err2) == Banned
+		return reason(err1) == event.LimitBanned && reason(err2) == event.LimitBanned
 	})
 	late := runGate(t, quick(), dial(t, r.Address))
 	testbed.Eventually(t, testbed.Timeout, "a gateway that starts to know it", func() bool {
 		_, err := late.Open("imaps", addr)
-		return reason(err) == Banned
+		return reason(err) == event.LimitBanned
 	})
 	operator := newGate(t, quick(), dial(t, r.Address)) // which runs nowhere
 	all, err := operator.Bans(t.Context())
-	if err != nil || len(all) != 1 || all[0].Net != home(addr) || all[0].Reason != ManyFailures || !within(all[0].Remaining, 10*time.Minute) {
+	if err != nil || len(all) != 1 || all[0].Net != home(addr) || all[0].Reason != event.BanFailures || !within(all[0].Remaining, 10*time.Minute) {
 		t.Fatalf("the operator sees %+v: %v", all, err)
 	}
 	if lifted, err := operator.Unban(t.Context(), home(addr)); err != nil || len(lifted) != 1 {

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -185,7 +186,7 @@ func (w *watched) fill(t *testing.T, net byte, n int) (in []*Conn) {
 	t.Helper()
 	for i := range byte(10) {
 		v, err := enter(t, w.gateway, netip.AddrFrom4([4]byte{10, 0, net, i}), user(t, fmt.Sprintf("user-%d-%d", net, i)))
-		if reason(err) == TotalSessions {
+		if reason(err) == event.LimitTotal {
 			break
 		}
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -170,7 +171,7 @@ func (v *Conn) count(ctx context.Context, at pair, w weight) {
 		g.past.learn(at, v.addr, all, g.now())
 	}
 	if now := g.past.look(at, v.addr, g.now()); over(now.net[0].ban, v.limits.Failures.BanAfter) {
-		g.ban(ctx, home(v.addr), ManyFailures)
+		g.ban(ctx, home(v.addr), event.BanFailures)
 	}
 }
 
@@ -179,16 +180,16 @@ func (v *Conn) judge(who standing, past tally) (wait time.Duration, no *Refusal)
 	f, addr := &v.limits.Failures, v.addr
 	ban, banned := v.gate.bans.covers(addr, v.gate.now())
 	switch {
-	case banned && (who < neighbor || ban.Reason == ByOperator):
-		return 0, &Refusal{Reason: Banned, Net: ban.Net, RetryAfter: ban.Remaining}
+	case banned && (who < neighbor || ban.Reason == event.BanOperator):
+		return 0, &Refusal{Reason: event.LimitBanned, Net: ban.Net, RetryAfter: ban.Remaining}
 	case past.exact.hour >= f.PerUserNetworkHour:
-		return 0, &Refusal{Reason: UserNetworkFailures, Net: home(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
+		return 0, &Refusal{Reason: event.LimitPairFailures, Net: home(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	case who == resident:
 		return f.resident(addr, past)
 	case who == neighbor:
 		return f.neighbor(addr, past)
 	case past.pair.hour >= f.PerUserNetworkHour:
-		return 0, &Refusal{Reason: UserNetworkFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
+		return 0, &Refusal{Reason: event.LimitPairFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	return v.stranger(who, past)
 }
@@ -198,7 +199,7 @@ func (v *Conn) judge(who standing, past tally) (wait time.Duration, no *Refusal)
 func (f *Failures) resident(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	n := past.net[0]
 	if until := f.beyond(n, muchMore*muchMore); until > 0 && past.exact.hour >= patience {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
+		return 0, &Refusal{Reason: event.LimitAddressFailures, Net: home(addr), RetryAfter: until}
 	}
 	if past.exact.hour > 0 && f.beyond(n, muchMore) > 0 {
 		return f.MaxDelay, nil
@@ -211,10 +212,10 @@ func (f *Failures) resident(addr netip.Addr, past tally) (wait time.Duration, no
 func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	n := past.net[0]
 	if until := f.beyond(n, muchMore); until > 0 {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
+		return 0, &Refusal{Reason: event.LimitAddressFailures, Net: home(addr), RetryAfter: until}
 	}
 	if past.pair.hour/muchMore >= f.PerUserNetworkHour {
-		return 0, &Refusal{Reason: UserNetworkFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
+		return 0, &Refusal{Reason: event.LimitPairFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	wait = f.step(past.pair.hour - patience)
 	if past.pair.hour >= f.PerUserNetworkHour {
@@ -233,10 +234,10 @@ func (v *Conn) stranger(who standing, past tally) (wait time.Duration, no *Refus
 	g, f, addr := v.gate, &v.limits.Failures, v.addr
 	besieged := v.besieged(past)
 	if besieged && who > newcomer {
-		return 0, &Refusal{Reason: UserFailures, RetryAfter: hour}
+		return 0, &Refusal{Reason: event.LimitUserFailures, RetryAfter: hour}
 	}
 	if until := f.beyond(past.net[0], 1); until > 0 {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
+		return 0, &Refusal{Reason: event.LimitAddressFailures, Net: home(addr), RetryAfter: until}
 	}
 	wait = f.step(past.net[0].ban)
 	for i := 1; i < tiers; i++ {
@@ -271,7 +272,7 @@ func (v *Conn) vicinity(who standing, net netip.Prefix, n netTally, times int) (
 	case who == customer:
 		return 0, nil
 	case until > 0 && (!g.good.lived(net, g.now()) || f.beyond(n, muchMore*times) > 0):
-		return 0, &Refusal{Reason: AddressFailures, Net: net, RetryAfter: until}
+		return 0, &Refusal{Reason: event.LimitAddressFailures, Net: net, RetryAfter: until}
 	case until > 0:
 		return f.MaxDelay, nil
 	}

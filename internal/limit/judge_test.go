@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -22,7 +23,7 @@ func TestDelaysGrowAndTheAddressIsBanned(t *testing.T) {
 				t.Fatalf("guess %d waited %v, want %v s: %v", i, waited, want, err)
 			}
 		}
-		if _, err := g.Open("imaps", addr); reason(err) != Banned {
+		if _, err := g.Open("imaps", addr); reason(err) != event.LimitBanned {
 			t.Fatalf("behind 10 failures: %v", err)
 		}
 		if _, err := logIn(t, g, at("192.0.2.2"), user(t, "bob")); err != nil {
@@ -94,17 +95,17 @@ func TestBansDoubleUpToADay(t *testing.T) {
 		net := netip.MustParsePrefix("192.0.2.1/32")
 		want := 10 * time.Minute
 		for i := range 10 {
-			g.ban(t.Context(), net, ManyFailures)
+			g.ban(t.Context(), net, event.BanFailures)
 			b, ok := g.bans.covers(net.Addr(), g.now())
 			if !ok || b.Remaining != want || b.Count != i+1 {
 				t.Fatalf("ban %d: %+v, want %v", i, b, want)
 			}
-			g.ban(t.Context(), net, ManyFailures) // a ban under way is no new one
+			g.ban(t.Context(), net, event.BanFailures) // a ban under way is no new one
 			time.Sleep(b.Remaining + time.Minute)
 			want = min(2*want, day)
 		}
 		time.Sleep(2 * day)
-		g.ban(t.Context(), net, ManyFailures)
+		g.ban(t.Context(), net, event.BanFailures)
 		if b, _ := g.bans.covers(net.Addr(), g.now()); b.Remaining != 10*time.Minute {
 			t.Fatalf("behind two good days: %+v", b)
 		}
@@ -117,10 +118,10 @@ func TestEightBannedNeighborsAreOneNetwork(t *testing.T) {
 		if _, ok := g.bans.covers(at("2001:db8:1:ffff::1"), g.now()); ok {
 			t.Fatalf("the /48 is banned behind %d of its networks", i)
 		}
-		g.ban(t.Context(), netip.MustParsePrefix(fmt.Sprintf("2001:db8:1:%x::/64", i)), ManyFailures)
+		g.ban(t.Context(), netip.MustParsePrefix(fmt.Sprintf("2001:db8:1:%x::/64", i)), event.BanFailures)
 	}
 	b, ok := g.bans.covers(at("2001:db8:1:ffff::1"), g.now())
-	if !ok || b.Net.Bits() != 48 || b.Reason != ManyBans {
+	if !ok || b.Net.Bits() != 48 || b.Reason != event.BanNeighbors {
 		t.Fatalf("behind %d banned networks: %+v", manyBans, b)
 	}
 	if _, ok := g.bans.covers(at("2001:db8:2::1"), g.now()); ok {
@@ -140,7 +141,7 @@ func TestAVictimLogsInFromHomeAtOnce(t *testing.T) {
 		refused := 0
 		for i := range 1000 {
 			_, err := guess(t, g, netip.AddrFrom4([4]byte{10, byte(i / 4), byte(i % 4 * 64), 1}), victim, secret("%d", i))
-			if reason(err) == UserFailures {
+			if reason(err) == event.LimitUserFailures {
 				refused++
 			}
 		}
@@ -155,7 +156,7 @@ func TestAVictimLogsInFromHomeAtOnce(t *testing.T) {
 		if waited, err := logIn(t, g, at("198.51.100.200"), victim); err != nil || waited > 0 {
 			t.Fatalf("the victim with a new address at home waited %v: %v", waited, err)
 		}
-		if _, err := logIn(t, g, hotel, victim); reason(err) != UserFailures {
+		if _, err := logIn(t, g, hotel, victim); reason(err) != event.LimitUserFailures {
 			t.Fatalf("from where nobody knows it: %v", err)
 		}
 		time.Sleep(2 * day)
@@ -240,7 +241,7 @@ func siege(t *testing.T, g *Limiter, victim identity.User, guesses int) (least t
 	for i := range guesses {
 		waited, err := guess(t, g, netip.AddrFrom4([4]byte{byte(20 + i/250), byte(i % 250), 0, 1}), victim, secret("%v", g.now()))
 		switch {
-		case reason(err) == UserFailures:
+		case reason(err) == event.LimitUserFailures:
 			refused++
 		case err != nil:
 			t.Fatalf("guess %d: %v", i, err)
@@ -402,10 +403,10 @@ func TestANetworkWithPeopleIsHeardBeforeItIsRefused(t *testing.T) {
 	if _, err := logIn(t, g, addr, alice); err != nil {
 		t.Fatal(err)
 	}
-	g.ban(t.Context(), home(addr), ManyFailures)
+	g.ban(t.Context(), home(addr), event.BanFailures)
 	v := arrive(t, g, addr)
 	defer v.Close()
-	if err := v.BeginLogin(t.Context(), user(t, "stranger")); reason(err) != Banned {
+	if err := v.BeginLogin(t.Context(), user(t, "stranger")); reason(err) != event.LimitBanned {
 		t.Fatalf("a stranger: %v", err)
 	}
 	if err := v.BeginLogin(t.Context(), alice); err != nil {
@@ -441,7 +442,7 @@ func TestOneUnclearPasswordOfAUserIsNoFailureOfTheAddress(t *testing.T) {
 				t.Fatalf("guess %d: %v", i, err)
 			}
 		}
-		if _, err := unclear(t, g, nat, u, secret("own0")); reason(err) != Banned {
+		if _, err := unclear(t, g, nat, u, secret("own0")); reason(err) != event.LimitBanned {
 			t.Errorf("ten guesses without a verdict: %v", err)
 		}
 	})

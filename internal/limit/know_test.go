@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -25,7 +26,7 @@ func TestAUserIsKnownAtEveryGateway(t *testing.T) {
 		away.LoginFailed(t.Context(), victim, secret("%d", i))
 		away.Close()
 	}
-	if err := v.BeginLogin(t.Context(), user(t, "stranger")); reason(err) != Banned {
+	if err := v.BeginLogin(t.Context(), user(t, "stranger")); reason(err) != event.LimitBanned {
 		t.Fatalf("a stranger in a banned network: %v", err)
 	}
 	v.Close()
@@ -62,7 +63,7 @@ func TestAUserWhoIsKnownAtAnotherGatewayIsRefusedWhereItIsNot(t *testing.T) {
 			away.Close()
 		}
 	}
-	if _, err := logIn(t, two.Limiter, at("192.0.2.1"), known); reason(err) != UserFailures {
+	if _, err := logIn(t, two.Limiter, at("192.0.2.1"), known); reason(err) != event.LimitUserFailures {
 		t.Errorf("a user with a known network: %v", err)
 	}
 	if about, err := newGate(t, cfg, dial(t, r.Address)).InspectUser(t.Context(), known); err != nil || !about.KnownOnly {

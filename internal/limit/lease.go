@@ -10,6 +10,7 @@ import (
 	"github.com/go-redis/redis_rate/v10"
 	"github.com/redis/go-redis/v9"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -178,7 +179,7 @@ func (g *Limiter) lease(ctx context.Context, v *Conn, u identity.User, want []bo
 	if i := slices.Index(said, denied); i >= 0 {
 		no = want[i].refusal()
 	} else if rated != nil && rated.Allowed == 0 {
-		no = &Refusal{Reason: ConnectionRate, Net: home(v.addr), RetryAfter: rated.RetryAfter}
+		no = &Refusal{Reason: event.LimitConnectionRate, Net: home(v.addr), RetryAfter: rated.RetryAfter}
 	}
 	if no != nil {
 		no.Shared = true

@@ -5,6 +5,7 @@ package limit
 import (
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -23,7 +24,7 @@ func TestARefusalElsewhereTakesNothingAndIsOneTrip(t *testing.T) {
 	}
 	defer v.Close()
 	again := func() {
-		if _, err := enter(t, two, at("192.0.2.2"), user(t, "alice")); reason(err) != UserConnections {
+		if _, err := enter(t, two, at("192.0.2.2"), user(t, "alice")); reason(err) != event.LimitUser {
 			t.Fatalf("a second session: %v", err)
 		}
 	}

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"imapgate/internal/event"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +36,7 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 		for i := range 3 {
 			usual.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i))
 		}
-		if err := strict.BeginLogin(t.Context(), user(t, "bob")); reason(err) != AddressFailures {
+		if err := strict.BeginLogin(t.Context(), user(t, "bob")); reason(err) != event.LimitAddressFailures {
 			t.Errorf("where three are too many: %v", err)
 		}
 		if err := usual.BeginLogin(t.Context(), user(t, "bob")); err != nil {
@@ -50,7 +51,7 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 			t.Error("a listener that bans nobody has banned somebody")
 		}
 		usual.LoginFailed(t.Context(), user(t, "alice"), secret("once more"))
-		if _, err := g.Open("strict", at("192.0.2.1")); reason(err) != Banned {
+		if _, err := g.Open("strict", at("192.0.2.1")); reason(err) != event.LimitBanned {
 			t.Errorf("who is banned at one listener comes by the other: %v", err)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -225,7 +226,7 @@ func TestACheckIsNoLoginUnderWay(t *testing.T) {
 	for i := range g.cfg.Failures.PerMinute {
 		v.LoginFailed(t.Context(), victim, secret("%d", i))
 	}
-	if err := v.CheckLogin(t.Context(), victim); reason(err) != Banned {
+	if err := v.CheckLogin(t.Context(), victim); reason(err) != event.LimitBanned {
 		t.Errorf("an address with too many failures: %v", err)
 	}
 }
@@ -294,10 +295,10 @@ func TestAnOperatorsBanHoldsForWhoIsKnown(t *testing.T) {
 	if err := g.Ban(t.Context(), home(addr), time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Open("imaps", addr); reason(err) != Banned {
+	if _, err := g.Open("imaps", addr); reason(err) != event.LimitBanned {
 		t.Errorf("it may arrive: %v", err)
 	}
-	if err := v.BeginLogin(t.Context(), alice); reason(err) != Banned {
+	if err := v.BeginLogin(t.Context(), alice); reason(err) != event.LimitBanned {
 		t.Errorf("it may log in: %v", err)
 	}
 }
@@ -325,13 +326,13 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	for i := range 10 {
 		fail("192.0.2.2", secret("%d", i)) // in the same network
 	}
-	if _, err := g.Open("imaps", at("192.0.2.2")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.2")); reason(err) != event.LimitBanned {
 		t.Fatalf("10 others: %v", err)
 	}
 	for range 10 {
 		fail("203.0.113.1", identity.Secret{}) // of which nothing is known
 	}
-	if _, err := g.Open("imaps", at("203.0.113.1")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("203.0.113.1")); reason(err) != event.LimitBanned {
 		t.Fatalf("10 of which nothing is known: %v", err)
 	}
 	for i := range 2 * maxUnnamed {
@@ -357,7 +358,7 @@ func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.
 	if past.net[0].ban != unlikeOnes || past.pair.hour != 20 || past.exact.hour != 20 || past.user.day != 20 {
 		t.Errorf("20 of them count as %+v", past)
 	}
-	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != UserNetworkFailures {
+	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != event.LimitPairFailures {
 		t.Errorf("the user may go on there: %v", err)
 	}
 	for i := range 3 {
@@ -367,7 +368,7 @@ func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.
 		}
 		v.Close()
 	}
-	if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != event.LimitBanned {
 		t.Errorf("who tries several users is not banned: %v", err)
 	}
 }
@@ -381,7 +382,7 @@ func TestABanHasTheFormOfItsClients(t *testing.T) {
 	if err := g.Ban(t.Context(), net, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Open("imaps", at("192.0.2.7")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.7")); reason(err) != event.LimitBanned {
 		t.Fatalf("the client gets %v", err)
 	}
 	for _, text := range []string{"0.0.0.0/0", "10.0.0.0/7", "::/0", "2000::/3"} {

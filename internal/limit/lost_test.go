@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -86,7 +87,7 @@ func TestAKeyThatIsNotOursSpoilsNothingElse(t *testing.T) {
 			}
 			in = append(in, v)
 		}
-		if _, err := enter(t, two, at("10.1.0.1"), user(t, fmt.Sprintf("user%d", i))); reason(err) != UserConnections {
+		if _, err := enter(t, two, at("10.1.0.1"), user(t, fmt.Sprintf("user%d", i))); reason(err) != event.LimitUser {
 			t.Fatalf("a third session of a user: %v", err)
 		}
 	}
@@ -97,7 +98,7 @@ func TestAKeyThatIsNotOursSpoilsNothingElse(t *testing.T) {
 		}
 		in = append(in, v)
 	}
-	if _, err := enter(t, one, at("10.2.0.1"), user(t, "victim")); reason(err) != UserConnections {
+	if _, err := enter(t, one, at("10.2.0.1"), user(t, "victim")); reason(err) != event.LimitUser {
 		t.Errorf("where the number is lost the gateway's own does not hold: %v", err)
 	}
 	leaveAll(in)

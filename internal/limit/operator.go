@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 
 	"github.com/redis/go-redis/v9"
@@ -111,7 +112,7 @@ func (g *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, no
 	if net.Bits() < around(net.Addr(), widest4, widest6).Bits() {
 		return fmt.Errorf("ban %v: %w", net, ErrNetworkTooWide)
 	}
-	b := Ban{Net: net.Masked(), Reason: ByOperator, Remaining: d, Count: 1, Note: oneLine(note)}
+	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: oneLine(note)}
 	if s := g.shared; s != nil {
 		k := s.keys.bans()
 		err := s.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3])
@@ -122,7 +123,7 @@ func (g *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, no
 			return fmt.Errorf("ban %v: %w", net, err)
 		}
 	}
-	if err := g.bans.put(b.Net, entry{until: g.now() + d, count: 1, why: ByOperator, note: b.Note}, g.now()); err != nil {
+	if err := g.bans.put(b.Net, entry{until: g.now() + d, count: 1, why: event.BanOperator, note: b.Note}, g.now()); err != nil {
 		return fmt.Errorf("ban %v: %w", net, err)
 	}
 	if g.shared == nil { // or it is told when it comes back from Redis

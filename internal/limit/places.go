@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -35,7 +36,7 @@ type place struct {
 type bounded struct {
 	place
 	limit  int
-	reason Reason
+	reason event.Limit
 }
 
 func (b bounded) refusal() *Refusal { return &Refusal{Reason: b.reason, Net: b.net} }

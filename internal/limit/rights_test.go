@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -56,7 +57,7 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	for i := range 12 {
 		stranger.LoginFailed(t.Context(), user(t, "bob"), secret("%d", i))
 	}
-	if err := stranger.BeginLogin(t.Context(), user(t, "bob")); reason(err) != Banned {
+	if err := stranger.BeginLogin(t.Context(), user(t, "bob")); reason(err) != event.LimitBanned {
 		t.Fatalf("behind 12 failures: %v", err)
 	}
 	stranger.Close()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -38,7 +39,7 @@ func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enter(t, two, at("192.0.2.1"), user(t, "alice")); reason(err) != UserAddress {
+	if _, err := enter(t, two, at("192.0.2.1"), user(t, "alice")); reason(err) != event.LimitUserAddress {
 		t.Fatalf("at the other gateway: %v", err)
 	}
 	v.Close()
@@ -103,7 +104,7 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 		v.LoginFailed(t.Context(), victim, secret("%d", i))
 		v.Close()
 	}
-	if _, err := logIn(t, one.Limiter, at("192.0.2.1"), victim); reason(err) != UserFailures {
+	if _, err := logIn(t, one.Limiter, at("192.0.2.1"), victim); reason(err) != event.LimitUserFailures {
 		t.Fatalf("from somewhere new: %v", err)
 	}
 	if err := newGate(t, cfg, dial(t, r.Address)).ResetUser(t.Context(), victim); err != nil {
@@ -126,7 +127,7 @@ func TestTheRateOfLoginsIsShared(t *testing.T) {
 		if err == nil {
 			in++
 			v.Close()
-		} else if reason(err) != ConnectionRate {
+		} else if reason(err) != event.LimitConnectionRate {
 			t.Fatal(err)
 		}
 	}

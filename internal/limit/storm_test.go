@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -26,7 +27,7 @@ func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 60 { // each is granted the user's place, and denied the pair's
-		if _, err := enter(t, two, at("192.0.2.1"), alice); reason(err) != UserAddress {
+		if _, err := enter(t, two, at("192.0.2.1"), alice); reason(err) != event.LimitUserAddress {
 			t.Fatal(err)
 		}
 	}

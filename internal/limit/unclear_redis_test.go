@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -26,7 +27,7 @@ func TestUnclearPasswordsCountForTheUserAtAllGateways(t *testing.T) {
 		g, addr := []*gateway{one, two}[i%2], netip.AddrFrom4([4]byte{10, byte(i), 0, 1})
 		if _, err := unclear(t, g.Limiter, addr, victim, secret("guess%d", i)); err == nil {
 			checked++
-		} else if reason(err) != UserFailures {
+		} else if reason(err) != event.LimitUserFailures {
 			t.Fatalf("guess %d: %v", i, err)
 		}
 	}

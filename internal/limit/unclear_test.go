@@ -2,6 +2,7 @@ package limit
 
 import (
 	"fmt"
+	"imapgate/internal/event"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,7 +66,7 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 				t.Fatalf("guess %d: %v", i, err)
 			}
 		}
-		if _, err := unclear(t, g, nat, u, secret("own")); reason(err) != Banned {
+		if _, err := unclear(t, g, nat, u, secret("own")); reason(err) != event.LimitBanned {
 			t.Errorf("guesses at a user whose device is there: %v", err)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 )
 
@@ -80,8 +81,8 @@ func (v *Conn) come(addr netip.Addr) error {
 	if v.exempt {
 		return nil
 	}
-	if b, ok := g.bans.covers(v.addr, g.now()); ok && (b.Reason == ByOperator || !b.Active && !g.good.lived(near(v.addr), g.now())) {
-		return g.refused(&Refusal{Reason: Banned, Net: b.Net, RetryAfter: b.Remaining})
+	if b, ok := g.bans.covers(v.addr, g.now()); ok && (b.Reason == event.BanOperator || !b.Active && !g.good.lived(near(v.addr), g.now())) {
+		return g.refused(&Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining})
 	}
 	want := v.lobby()
 	if no := g.places.take(want, g.now()); no != nil {
@@ -89,7 +90,7 @@ func (v *Conn) come(addr netip.Addr) error {
 	}
 	if net := home(v.addr); !g.rates.allow(net, s) {
 		g.places.give(want, false)
-		return g.refused(&Refusal{Reason: ConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)})
+		return g.refused(&Refusal{Reason: event.LimitConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)})
 	}
 	v.stage = inLobby
 	return nil
@@ -101,20 +102,20 @@ func (v *Conn) lobby() []bounded { return append(v.strangers(), v.conn()) }
 // strangers are the places of which the login makes others.
 func (v *Conn) strangers() []bounded {
 	net, s := home(v.addr), v.limits
-	want := []bounded{{place{kind: addressLobby, net: net}, s.PreauthPerAddress, AddressPreauth}}
+	want := []bounded{{place{kind: addressLobby, net: net}, s.PreauthPerAddress, event.LimitPreauthAddress}}
 	share := v.gate.networkShare(&s.Settings)
 	if share == 0 {
 		return want
 	}
 	if site := site(v.addr); site != net {
-		want = append(want, bounded{place{kind: siteLobby, net: site}, max(s.PreauthPerAddress, share/2), NetworkPreauth})
+		want = append(want, bounded{place{kind: siteLobby, net: site}, max(s.PreauthPerAddress, share/2), event.LimitPreauthNetwork})
 	}
-	return append(want, bounded{place{kind: blockLobby, net: block(v.addr)}, share, NetworkPreauth})
+	return append(want, bounded{place{kind: blockLobby, net: block(v.addr)}, share, event.LimitPreauthNetwork})
 }
 
 // conn is the place of a connection, before its login and after.
 func (v *Conn) conn() bounded {
-	return bounded{place{kind: addressConns, net: home(v.addr)}, v.limits.PerAddress, AddressConnections}
+	return bounded{place{kind: addressConns, net: home(v.addr)}, v.limits.PerAddress, event.LimitAddress}
 }
 
 // networkShare is how many connections before the login a network may have, that of one
@@ -162,16 +163,16 @@ func (v *Conn) BeginSession(ctx context.Context, u identity.User) error {
 func (v *Conn) house(u identity.User) []bounded {
 	s := v.limits
 	want := []bounded{
-		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
-		{place{kind: allSessions}, s.Total, TotalSessions},
+		{place{kind: userSessions, user: u}, s.PerUser, event.LimitUser},
+		{place{kind: allSessions}, s.Total, event.LimitTotal},
 	}
 	if v.exempt {
 		return want
 	}
 	net := home(v.addr)
 	return append(want,
-		bounded{place{kind: pairSessions, user: u, net: net}, s.PerUserAddress, UserAddress},
-		bounded{place{kind: addressSessions, net: net}, s.PerAddress, AddressConnections},
+		bounded{place{kind: pairSessions, user: u, net: net}, s.PerUserAddress, event.LimitUserAddress},
+		bounded{place{kind: addressSessions, net: net}, s.PerAddress, event.LimitAddress},
 	)
 }
 

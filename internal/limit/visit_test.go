@@ -2,6 +2,7 @@ package limit
 
 import (
 	"fmt"
+	"imapgate/internal/event"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -14,12 +15,12 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 		cfg         Settings
 		first, same string // two addresses that count as one
 		other       string
-		want        Reason
+		want        event.Limit
 	}{
-		{"before the login", Settings{PreauthPerAddress: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", AddressPreauth},
-		{"altogether", Settings{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", AddressConnections},
-		{"in a /64", Settings{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", AddressConnections},
-		{"in a minute", Settings{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", ConnectionRate},
+		{"before the login", Settings{PreauthPerAddress: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitPreauthAddress},
+		{"altogether", Settings{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", event.LimitAddress},
+		{"in a /64", Settings{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", event.LimitAddress},
+		{"in a minute", Settings{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitConnectionRate},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := usual()
@@ -36,7 +37,7 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 			for _, v := range in {
 				v.Close()
 			}
-			if c.want != ConnectionRate {
+			if c.want != event.LimitConnectionRate {
 				arrive(t, g, at(c.same)).Close()
 			}
 			if n := len(g.places.held); n != 0 {
@@ -61,14 +62,14 @@ func TestTheRateOfConnectionsRecovers(t *testing.T) {
 				t.Fatalf("connection %d: %v", i, err)
 			}
 		}
-		if err := come(); reason(err) != ConnectionRate {
+		if err := come(); reason(err) != event.LimitConnectionRate {
 			t.Fatalf("beyond the burst: %v", err)
 		}
 		time.Sleep(time.Second) // by the test's clock: one more, at 60 a minute
 		if err := come(); err != nil {
 			t.Fatal(err)
 		}
-		if err := come(); reason(err) != ConnectionRate {
+		if err := come(); reason(err) != event.LimitConnectionRate {
 			t.Fatalf("beyond the rate: %v", err)
 		}
 	})
@@ -78,11 +79,11 @@ func TestAUserHasSoManySessions(t *testing.T) {
 	for _, c := range []struct {
 		cfg  Settings
 		addr func(i int) netip.Addr
-		want Reason
+		want event.Limit
 	}{
-		{Settings{PerUser: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, UserConnections},
-		{Settings{PerUserAddress: 3}, func(int) netip.Addr { return at("192.0.2.1") }, UserAddress},
-		{Settings{Total: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, TotalSessions},
+		{Settings{PerUser: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitUser},
+		{Settings{PerUserAddress: 3}, func(int) netip.Addr { return at("192.0.2.1") }, event.LimitUserAddress},
+		{Settings{Total: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitTotal},
 	} {
 		cfg := usual()
 		cfg.Settings = c.cfg
@@ -99,7 +100,7 @@ func TestAUserHasSoManySessions(t *testing.T) {
 				t.Fatalf("session %d: %v, want %s", i, err, c.want)
 			}
 		}
-		if c.want != TotalSessions {
+		if c.want != event.LimitTotal {
 			if err := in[3].BeginSession(t.Context(), user(t, "bob")); err != nil {
 				t.Fatalf("another login on the connection that was refused: %v", err)
 			}
@@ -142,7 +143,7 @@ func TestABalancersConnectionsAreTheirClients(t *testing.T) {
 		in = append(in, v)
 	}
 	v := arrive(t, g, at("198.51.100.1"))
-	if err := v.SetAddr(at("192.0.2.1")); reason(err) != AddressPreauth {
+	if err := v.SetAddr(at("192.0.2.1")); reason(err) != event.LimitPreauthAddress {
 		t.Fatalf("a second connection of an address: %v", err)
 	}
 	v.Close()
@@ -199,7 +200,7 @@ func crowdIn(t *testing.T, g *Limiter, each int, addresses ...netip.Addr) (in []
 			v, err := g.Open("imaps", addr)
 			if err == nil {
 				in = append(in, v)
-			} else if r := reason(err); r != NetworkPreauth && r != AddressPreauth {
+			} else if r := reason(err); r != event.LimitPreauthNetwork && r != event.LimitPreauthAddress {
 				t.Fatalf("from %v: %v", addr, err)
 			}
 		}

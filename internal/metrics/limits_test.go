@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/limit"
+	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 )
 
@@ -32,8 +32,8 @@ func TestEachLimitIsCountedUnderItsName(t *testing.T) {
 			t.Errorf("%s is %q, want %q", series, got[series], want)
 		}
 	}
-	for _, reason := range limit.Reasons() {
-		if _, ok := got[`imapgate_limit_refusals_total{limit="`+string(reason)+`"}`]; !ok {
+	for _, reason := range event.Values("Limit", "refusal") {
+		if _, ok := got[`imapgate_limit_refusals_total{limit="`+reason+`"}`]; !ok {
 			t.Errorf("%s has no series", reason)
 		}
 	}
