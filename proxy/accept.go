@@ -33,7 +33,7 @@ func (c *connection) acceptClient() error {
 	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
 		return &closeError{event.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
 	}
-	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
+	if containsPeer(c.listener.ProxyTrusted, c.client.Record.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {
 			return &closeError{event.BadProxyHeader, "", err}
 		}
@@ -41,7 +41,7 @@ func (c *connection) acceptClient() error {
 	if err := c.openLimits(); err != nil {
 		return err
 	}
-	c.conn.SetDeadline(c.deadline)
+	c.conn.SetDeadline(c.client.Deadline)
 	if c.listener.TLS == ImplicitTLS {
 		return c.upgradeTLS()
 	}
@@ -79,7 +79,7 @@ func (c *connection) acceptProxyHeader() error {
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
 		c.proxiedAddr = addrPort(src)
 		c.proxyInfo = &auth.ProxyHeader{Client: c.proxiedAddr, Local: addrPort(header.DestinationAddr)}
-		c.client.Addr = c.proxiedAddr
+		c.client.Record.Addr = c.proxiedAddr
 	}
 	return nil
 }
@@ -90,8 +90,8 @@ func (c *connection) upgradeTLS() error {
 	cfg := c.server.deps.TLS.Config()
 	start := time.Now()
 	deadline := start.Add(c.server.cfg.HandshakeTimeout)
-	if deadline.After(c.deadline) {
-		deadline = c.deadline
+	if deadline.After(c.client.Deadline) {
+		deadline = c.client.Deadline
 	}
 	c.conn.SetDeadline(deadline)
 	err := c.conn.Upgrade(func(nc net.Conn) net.Conn {
@@ -108,9 +108,9 @@ func (c *connection) upgradeTLS() error {
 		return &closeError{handshakeReason(err), "", err}
 	}
 	state := c.tls.ConnectionState()
-	c.client.TLSVersion, c.client.Cipher = state.Version, state.CipherSuite
-	c.client.ServerName, c.client.ALPN = state.ServerName, state.NegotiatedProtocol
-	c.conn.SetDeadline(c.deadline)
+	c.client.Record.TLSVersion, c.client.Record.Cipher = state.Version, state.CipherSuite
+	c.client.Record.ServerName, c.client.Record.ALPN = state.ServerName, state.NegotiatedProtocol
+	c.conn.SetDeadline(c.client.Deadline)
 	return nil
 }
 

@@ -7,27 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-)
-
-var (
-	// errProofCancelled reports a client that cancelled an exchange after the server's
-	// proof. The client then knows that the password is right.
-	errProofCancelled = errors.New("client cancelled after the server's proof")
-	// errProofUnanswered reports a client that did not reply to the server's proof.
-	errProofUnanswered = errors.New("client did not answer the server's proof")
+	"imapgate/proxy/login"
 )
 
 // authClient describes this connection to package auth.
 func (c *connection) authClient() *auth.Client {
 	info := &auth.Client{
-		Session: c.client.Session, Listener: c.listener.Name, Addr: c.clientAddr(), Peer: c.client.Peer,
-		Local: addrPort(c.socket.LocalAddr()), ProxyHeader: c.proxyInfo, Attempt: c.attempts, ServedCertificate: c.serverCert,
+		Session: c.client.Record.Session, Listener: c.listener.Name, Addr: c.client.Addr(), Peer: c.client.Record.Peer,
+		Local: addrPort(c.socket.LocalAddr()), ProxyHeader: c.proxyInfo, ServedCertificate: c.serverCert,
 	}
 	if c.tls != nil {
 		state := c.tls.ConnectionState()
@@ -36,13 +28,12 @@ func (c *connection) authClient() *auth.Client {
 	return info
 }
 
-func (c *connection) newAttempt(tag string) *attempt {
-	c.attempts++
-	return &attempt{tag: tag, receivedAt: time.Now(), login: auth.Login{Client: c.authClient()}}
+func (c *connection) newAttempt(tag string) *login.Attempt {
+	return c.client.Begin(tag, c.authClient())
 }
 
 // parseLogin parses LOGIN (RFC 9051 §6.2.3): two strings.
-func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
+func (c *connection) parseLogin(cmd imap.Command) (*login.Attempt, error) {
 	if c.isCleartext() {
 		return nil, c.rejectCleartext(cmd)
 	}
@@ -50,23 +41,23 @@ func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
 		return nil, c.rejectCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
 	}
 	a := c.newAttempt(cmd.Tag)
-	a.login.Mechanism, a.login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
-	a.login.User, a.rawLogin, a.earlyErr = c.server.deps.Auth.ReadPasswordLogin(cmd.Args[0].Text, a.login.Password)
-	if !c.server.deps.Auth.AllowsPasswords(a.login.Client) {
+	a.Login.Mechanism, a.Login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
+	a.Login.User, a.Presented, a.Err = c.server.deps.Auth.ReadPasswordLogin(cmd.Args[0].Text, a.Login.Password)
+	if !c.server.deps.Auth.AllowsPasswords(a.Login.Client) {
 		return nil, c.rejectMechanism(a, "NO LOGIN is disabled.")
 	}
 	return a, nil
 }
 
 // rejectMechanism refuses a mechanism that the capability list does not offer.
-func (c *connection) rejectMechanism(a *attempt, answer string) error {
-	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.BadMechanism}, nil)
-	return c.rejectCommand(a.tag, answer)
+func (c *connection) rejectMechanism(a *login.Attempt, answer string) error {
+	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.BadMechanism)
+	return c.rejectCommand(a.Tag, answer)
 }
 
 // authenticate handles AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial response
 // (RFC 4959).
-func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
+func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*login.Attempt, error) {
 	if c.isCleartext() {
 		return nil, c.rejectCleartext(cmd)
 	}
@@ -74,13 +65,13 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attem
 		return nil, c.rejectCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
 	}
 	a := c.newAttempt(cmd.Tag)
-	client := a.login.Client
+	client := a.Login.Client
 	exchange, ok := c.server.deps.Auth.Start(cmd.Args[0].Text, client)
 	if !ok {
-		a.login.Mechanism = mechanismName(cmd.Args[0].Text)
+		a.Login.Mechanism = mechanismName(cmd.Args[0].Text)
 		return nil, c.rejectMechanism(a, "NO Unsupported mechanism.")
 	}
-	a.login.Mechanism = exchange.Mechanism()
+	a.Login.Mechanism = exchange.Mechanism()
 	var response []byte // nil: no initial response
 	if len(cmd.Args) == 2 {
 		var err error
@@ -89,20 +80,21 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attem
 		}
 	}
 	for {
-		if a.earlyErr = c.checkLookupLimits(ctx, a, response); a.earlyErr != nil {
+		if a.Err = c.server.logins.CheckLookup(ctx, &c.client, a, response); a.Err != nil {
 			return a, nil
 		}
 		challenge, done, err := exchange.Next(ctx, response)
-		a.rawLogin = exchange.PresentedLogin()
+		a.Presented = exchange.PresentedLogin()
 		if err != nil || done {
-			a.rawLogin.User = cmp.Or(a.rawLogin.User, a.login.User)
-			a.login, a.earlyErr, a.finalChallenge = exchange.Login(), err, challenge
-			a.login.Client, a.login.Mechanism = client, exchange.Mechanism()
+			a.Presented.User = cmp.Or(a.Presented.User, a.Login.User)
+			a.Login, a.Err, a.FinalChallenge = exchange.Login(), err, challenge
+			a.Login.Client, a.Login.Mechanism = client, exchange.Mechanism()
 			return a, nil
 		}
-		line, err := c.challengeClient(challenge, responseLimits(a.login.Mechanism))
+		line, err := c.challengeClient(challenge, responseLimits(a.Login.Mechanism))
 		if err != nil {
-			c.recordRefusal(a, exchangeFailure(ctx, err), nil)
+			result, reason := exchangeFailure(ctx, err)
+			c.server.logins.RecordInvalid(&c.client, a, result, reason)
 			return nil, c.answerMalformed(cmd, err)
 		}
 		if line == "*" {
@@ -135,39 +127,29 @@ func mechanismName(text string) string {
 	return "AUTH=" + name
 }
 
-// scramUser returns the user name in the first message of SCRAM (RFC 5802 §7).
-func scramUser(message []byte) (string, bool) {
-	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
-	if len(fields) < 4 {
-		return "", false
-	}
-	name, ok := strings.CutPrefix(fields[2], "n=")
-	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
-}
-
 // sendServerProof sends the mechanism's proof that the server knows the password too.
 // IMAP's OK cannot carry it, so it is a challenge with an empty response (RFC 9051 §6.2.2).
 // It is sent only after the gateway and the backend have accepted the login. It confirms a
 // guess, even for a user who is blocked or has no route.
-func (c *connection) sendServerProof(a *attempt) error {
-	if a.finalChallenge == nil {
+func (c *connection) sendServerProof(a *login.Attempt) error {
+	if a.FinalChallenge == nil {
 		return nil
 	}
-	c.limits.EndLogin() // the password is right: a silent client must not delay other logins
-	line, err := c.challengeClient(a.finalChallenge, imap.PreauthLimits)
+	c.client.Limits.EndLogin() // the password is right: a silent client must not delay other logins
+	line, err := c.challengeClient(a.FinalChallenge, imap.PreauthLimits)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errProofUnanswered, err)
+		return fmt.Errorf("%w: %w", login.ErrProofUnanswered, err)
 	}
 	if line != "" {
-		return errProofCancelled
+		return login.ErrProofCancelled
 	}
 	return nil
 }
 
 // sendTokenError sends a client with a refused token where to get another, and reads its
 // acknowledgement (RFC 7628 §3.2.3).
-func (c *connection) sendTokenError(a *attempt) error {
-	challenge := c.server.cfg.TokenRefusal.Challenge(a.login.Mechanism)
+func (c *connection) sendTokenError(a *login.Attempt) error {
+	challenge := c.server.cfg.TokenRefusal.Challenge(a.Login.Mechanism)
 	if challenge == nil {
 		return nil
 	}
@@ -192,20 +174,20 @@ func (c *connection) challengeClient(challenge []byte, limits imap.Limits) (stri
 	return string(line), err
 }
 
-// exchangeFailure returns the refusal for an exchange whose next line could not be read.
-func exchangeFailure(ctx context.Context, err error) refusal {
+// exchangeFailure returns the record for an exchange whose next line could not be read.
+func exchangeFailure(ctx context.Context, err error) (event.Result, event.Reason) {
 	switch {
 	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
-		return refusal{result: event.ResultRefused, reason: event.BadExchange}
+		return event.ResultRefused, event.BadExchange
 	case ctx.Err() != nil:
-		return refusal{result: event.ResultAbandoned, reason: event.Shutdown}
+		return event.ResultAbandoned, event.Shutdown
 	}
-	return refusal{result: event.ResultAbandoned, reason: event.ClientAborted}
+	return event.ResultAbandoned, event.ClientAborted
 }
 
-func (c *connection) rejectExchange(a *attempt, answer string) error {
-	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.BadExchange}, nil)
-	return c.rejectCommand(a.tag, answer)
+func (c *connection) rejectExchange(a *login.Attempt, answer string) error {
+	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.BadExchange)
+	return c.rejectCommand(a.Tag, answer)
 }
 
 // decodeResponse decodes a response; "=" is an empty one (RFC 4959 §3). The result is never

@@ -14,12 +14,11 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/limit"
 	"imapgate/internal/parking"
+	"imapgate/proxy/login"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // connection is a client from accept to the end of its login. A relay and a session then
@@ -29,18 +28,15 @@ type connection struct {
 	server     *Server
 	listener   *listener
 	acceptedAt time.Time
-	deadline   time.Time // for everything before the login
 	socket     *parking.BufferedConn
 	overLimit  bool // refused for lack of a slot
 
 	// Owned by run.
-	limits *limit.Conn // nil until openLimits
-
+	client           login.Client // what is known of the client; also its deadline and its limits
 	conn             *imap.Conn
 	unbind           func() bool       // stops ctx from closing conn
 	tls              *tls.Conn         // nil without TLS
 	serverCert       *x509.Certificate // served to the client; nil without TLS
-	client           audit.Client      // client details known so far
 	proxiedAddr      netip.AddrPort    // client address from the PROXY header
 	proxyInfo        *auth.ProxyHeader // all of the PROXY header; nil without one
 	preauth          preauthState      // client state that STARTTLS clears
@@ -49,16 +45,15 @@ type connection struct {
 	sentOtherCommand bool              // the client sent any other command
 	preauthReleased  bool              // releasePreauthSlot has run
 	badCommands      int               // invalid or misplaced commands
-	attempts         int               // login attempts
-	guesses          int               // failures caused by the client's credentials or limits
-	failures         int               // failed logins of any cause
 	outBuf           []byte            // reused for replies
 }
 
 func (l *listener) newConnection(tcp *net.TCPConn) *connection {
 	c := &connection{server: l.server, listener: l, acceptedAt: time.Now(), socket: parking.NewBufferedConn(tcp)}
-	c.deadline = c.acceptedAt.Add(l.server.cfg.PreauthTimeout)
-	c.client = audit.Client{Session: l.server.newSessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
+	c.client = login.Client{
+		Listener: l.Name, Deadline: c.acceptedAt.Add(l.server.cfg.PreauthTimeout),
+		Record: audit.Client{Session: l.server.newSessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())},
+	}
 	c.conn = imap.NewConn(c.socket, imap.Commands, imap.MaxLongLine)
 	c.conn.TryReadFunc = parking.ReadAvailable
 	return c
@@ -97,188 +92,78 @@ func (c *connection) serve(ctx context.Context) error {
 		return fmt.Errorf("greet: %w", err)
 	}
 	for {
-		login, err := c.readLogin(ctx) // answers CAPABILITY, ID, STARTTLS on the way
+		attempt, err := c.readLogin(ctx) // answers CAPABILITY, ID, STARTTLS on the way
 		if err != nil {
 			return fmt.Errorf("read login: %w", err)
 		}
-		up, err := c.connect(ctx, login) // auth, then routing, then upstream
+		up, err := c.connect(ctx, attempt) // auth, then routing, then upstream
 		if err == nil {
-			err = c.admit(ctx, login, up) // writes the audit record
+			err = c.admit(ctx, attempt, up) // writes the audit record
 		}
 		if err != nil {
-			if err = c.refuse(ctx, login, err); err != nil { // NO; BYE after too many
+			if err = c.refuse(ctx, attempt, err); err != nil { // NO; BYE after too many
 				return fmt.Errorf("refuse login: %w", err)
 			}
 			continue
 		}
-		return c.relay(login, up)
+		return c.relay(attempt, up)
 	}
 }
 
-// attempt is one login attempt of a client and its progress.
-type attempt struct {
-	tag            string
-	login          auth.Login
-	rawLogin       auth.PresentedLogin
-	earlyErr       error  // failure found before verification
-	finalChallenge []byte // last challenge of an accepted login; nil: none
-	receivedAt     time.Time
-
-	// Filled by connect.
-	authMethod     string
-	tokenExpiry    time.Time // expiry of the token; zero: unknown or no token
-	route          routing.Route
-	lookupRoute    routing.Route // as routing returned it
-	loginFromRoute bool          // the route names the user at the backend
-	mode           event.Mode
-	upstreamResult event.ConnectResult // result of the login at the backend; "" if not tried
-	upstreamTime   time.Duration       // duration of that login
-	queueTime      time.Duration       // part of it spent waiting for the backend's limits
-	delay          time.Duration       // deliberate delay of the answer
-	minTime        time.Duration       // minimum answer time, to match another user's
-
-	verifiedHere bool             // the gateway has verified the credentials
-	verdict      upstream.Verdict // the backend's, if the gateway has not verified; Unclear also if an auth server did not answer
-}
-
-// connect verifies the client, resolves its route and logs in at its backend. Each value
-// can only come from the step before.
-func (c *connection) connect(ctx context.Context, a *attempt) (backendLogin, error) {
-	defer c.recordPanic(a)
-	if err := c.beginLogin(ctx, a); err != nil {
-		return nil, err
-	}
-	if a.earlyErr != nil {
-		return nil, a.earlyErr
-	}
-	if err := c.server.deps.Audit.Ready(); err != nil {
-		return nil, err
-	}
-	if c.server.beforeVerify != nil {
-		c.server.beforeVerify(c)
-	}
-	id, err := c.verify(ctx, a)
+// connect verifies the client, finds its backend and logs in there. The mechanism's proof is
+// sent only when both the gateway and the backend have accepted the login.
+func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstream, error) {
+	logins := c.server.logins
+	defer logins.RecordPanic(&c.client, a)
+	up, err := logins.Connect(ctx, &c.client, a, c.clientInfo())
 	if err != nil {
 		return nil, err
 	}
-	up, err := c.logInUpstream(ctx, a, id)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.confirmRoute(ctx, a); err != nil {
-		return nil, errors.Join(err, up.Close())
-	}
-	c.conn.SetDeadline(laterOf(c.deadline, time.Now().Add(answerTimeout)))
+	c.extendDeadline()
 	if err := c.sendServerProof(a); err != nil {
 		return nil, errors.Join(err, up.Close())
 	}
 	return up, nil
 }
 
-// verify authenticates the client and resolves its route. It has its own timeout, whatever
-// is left of the connection's deadline. A guess sent just before the deadline must not
-// escape the count of failures.
-func (c *connection) verify(ctx context.Context, a *attempt) (auth.Identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.server.cfg.PreauthTimeout)
-	defer cancel()
-	id, err := c.server.deps.Auth.Authenticate(ctx, a.login)
-	if err != nil {
-		if errors.Is(err, auth.ErrNoResponse) {
-			a.verdict = upstream.VerdictUnclear
-		}
-		return auth.Identity{}, err
-	}
-	a.authMethod, a.login.User, a.tokenExpiry, a.verifiedHere = id.Method(), id.User(), id.Expires(), id.IsVerified()
-	return id, c.resolveMaskedRoute(ctx, a, id)
-}
-
-// logInUpstream logs in at the backend of the route.
-func (c *connection) logInUpstream(ctx context.Context, a *attempt, id auth.Identity) (backendLogin, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.server.deps.Backends[a.route.Backend].MaxLoginTime())
-	defer cancel()
-	a.mode = c.server.selectMode(id.User(), &a.route)
-	start := time.Now()
-	up, err := c.server.loginUpstream(ctx, a, id, upstream.Request{
-		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: c.clientInfo(),
-		WaitTime: &a.queueTime,
-	})
-	a.upstreamResult, a.upstreamTime = upstream.ResultOf(err), time.Since(start)
-	if ctx.Err() == nil && (err != nil || isBackendAnswer(a, up)) {
-		c.server.outages.recordAnswer(outageKeyOf(a, a.route.Backend), err, a.upstreamTime)
-	}
-	if !id.IsVerified() {
-		c.recordVerdict(a, err)
-	}
-	var backendRefusal *upstream.RefusedError
-	if !id.IsVerified() && a.verdict == upstream.VerdictNone && errors.As(err, &backendRefusal) {
-		return nil, fmt.Errorf("%w: %w", errNoVerdict, err)
-	}
-	if errors.Is(err, upstream.ErrDenied) && id.IsVerified() && id.Token().IsZero() {
-		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if up.User() != id.User() || a.route.User != id.User() {
-		c.server.deps.Metrics.IdentityViolations.Inc()
-		return nil, errors.Join(errWrongUser, up.Close()) // must not happen; the last check before the relay
-	}
-	return up, nil
-}
-
-// isBackendAnswer reports whether the backend itself has just accepted the login. A pool
-// may also accept one from memory.
-func isBackendAnswer(a *attempt, up backendLogin) bool {
-	return a.mode == event.ModeSplice || !up.OK().IsZero()
-}
-
 // clientInfo returns the client details for the backend.
 func (c *connection) clientInfo() upstream.Client {
 	return upstream.Client{
-		Addr: c.clientAddr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Session,
+		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
 		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
 	}
 }
 
-// clientAddr returns the client's own address, as far as the proxies in front are trusted.
-func (c *connection) clientAddr() netip.AddrPort {
-	if c.client.Addr.IsValid() {
-		return c.client.Addr
-	}
-	return c.client.Peer
-}
-
 // admit acquires a session slot and writes the audit record, without which no login
 // succeeds. Afterwards a gateway that stops waits for the session to end.
-func (c *connection) admit(ctx context.Context, a *attempt, up backendLogin) error {
-	if err := c.acquireSessionSlot(ctx, up); err != nil {
+func (c *connection) admit(ctx context.Context, a *login.Attempt, up login.Upstream) error {
+	if err := c.server.logins.CountSession(ctx, &c.client, up); err != nil {
 		return err
 	}
 	if !c.unbind() {
 		return errors.Join(context.Cause(ctx), up.Close())
 	}
-	err := c.server.deps.Audit.LoginAccepted(&c.client, a.auditLogin())
-	if err != nil {
+	if err := c.server.logins.RecordAccepted(&c.client, a); err != nil {
 		c.unbind = c.conn.BindContext(ctx)
-		return fmt.Errorf("%w: %w", errNotRecorded, errors.Join(err, up.Close()))
+		return errors.Join(err, up.Close())
 	}
 	return nil
 }
 
 // relay sends the tagged OK and starts the relay of both connections. Afterwards
 // session.end handles the end of the session.
-func (c *connection) relay(a *attempt, up backendLogin) error {
+func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	c.releasePreauthSlot()
 	sess := &session{
-		server: c.server, limits: c.limits, client: c.client, startedAt: time.Now(),
-		record:    audit.Session{User: up.User(), Backend: a.route.Backend, Mode: a.mode},
-		loginName: a.route.Login,
+		server: c.server, limits: c.client.Limits, client: c.client.Record, startedAt: time.Now(),
+		record:    audit.Session{User: up.User(), Backend: a.Route.Backend, Mode: a.Mode},
+		loginName: a.Route.Login,
 	}
 	c.server.sessions.add(up.User(), sess.route())
-	c.server.deps.Metrics.BeginSession(a.mode)
+	c.server.deps.Metrics.BeginSession(a.Mode)
 	caps := c.server.offeredCaps(a, up.Caps())
 	err := c.welcome(a, up, caps)
-	c.server.deps.Metrics.CountLogin(loginResult(err), a.login.Mechanism, time.Since(a.receivedAt))
+	c.server.deps.Metrics.CountLogin(loginResult(err), a.Login.Mechanism, time.Since(a.ReceivedAt))
 	if err != nil {
 		_ = c.conn.Close()
 		_ = up.Close()
@@ -298,26 +183,26 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
 		c.server.spliceSet.Start(clientSide, backendSide, c.server.tokenDeadline(a), sess.endSpliced)
-	case pooledLogin:
+	case login.Pooled:
 		muxClient := mux.Client{
-			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: a.mode, Caps: caps,
-			LoginFromRoute: a.loginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
+			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: a.Mode, Caps: caps,
+			LoginFromRoute: a.LoginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
 		}
 		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
-		c.server.hub.Start(muxClient, a.route.Backend, up.Account, sess.endMux)
+		c.server.hub.Start(muxClient, a.Route.Backend, up.Account, sess.endMux)
 	}
 	return nil
 }
 
 // tokenDeadline returns when the session must end because of the token that opened it. Zero
 // means never.
-func (s *Server) tokenDeadline(a *attempt) time.Time {
-	if s.cfg.TokenGrace == 0 || a.tokenExpiry.IsZero() {
+func (s *Server) tokenDeadline(a *login.Attempt) time.Time {
+	if s.cfg.TokenGrace == 0 || a.TokenExpiry.IsZero() {
 		return time.Time{}
 	}
-	return a.tokenExpiry.Add(s.cfg.TokenGrace)
+	return a.TokenExpiry.Add(s.cfg.TokenGrace)
 }
 
 // releasePreauthSlot frees the connection's pre-login slot. It is idempotent.
@@ -332,50 +217,45 @@ func (c *connection) releasePreauthSlot() {
 // and the client's reply to it where the mechanism has one.
 const answerTimeout = 5 * time.Second
 
-// laterOf returns the later of two times.
-func laterOf(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
+// extendDeadline gives the client at least answerTimeout.
+func (c *connection) extendDeadline() {
+	deadline := time.Now().Add(answerTimeout)
+	if deadline.Before(c.client.Deadline) {
+		deadline = c.client.Deadline
 	}
-	return b
+	c.conn.SetDeadline(deadline)
 }
 
 // refuse answers a failed login. The answer takes a minimum time from the command on, so
 // that its timing reveals nothing about the user. An error ends the connection.
-func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error {
-	r := refusalOf(cause)
-	if ctx.Err() != nil {
-		r = unavailableRefusal(event.Shutdown)
-	}
-	inTime := c.delayRefusal(ctx, a, cause)
-	c.recordRefusal(a, r, cause)
+func (c *connection) refuse(ctx context.Context, a *login.Attempt, cause error) error {
+	r := c.server.logins.Refuse(ctx, &c.client, a, cause)
+	isPast := !time.Now().Before(c.client.Deadline)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err() // BYE only; a NO would come too early
-	case !inTime, errors.Is(cause, errTooManyFailures) && !time.Now().Before(c.deadline):
+	case r.Late, errors.Is(cause, login.ErrTooManyFailures) && isPast:
 		return &closeError{event.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
-	case r.reply == "":
+	case r.Reply == "":
 		return cause // no client to answer
 	}
-	late := !time.Now().Before(c.deadline)
-	c.conn.SetDeadline(laterOf(c.deadline, time.Now().Add(answerTimeout)))
-	if r.isDenial {
+	c.extendDeadline()
+	if r.IsDenial {
 		if err := c.sendTokenError(a); err != nil {
 			return err
 		}
 	}
-	if err := c.sendLine(r.untagged + a.tag + " " + r.reply); err != nil {
+	if err := c.sendLine(r.Untagged + a.Tag + " " + r.Reply); err != nil {
 		return err
 	}
-	if c.hasExhaustedAttempts() {
+	switch {
+	case c.server.logins.HasExhaustedAttempts(&c.client):
 		return &closeError{event.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
-	}
-	if errors.Is(cause, errNotRecorded) {
+	case errors.Is(cause, login.ErrNotRecorded):
 		return &closeError{event.AuditUnavailable, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
-	}
-	if late {
+	case isPast:
 		return &closeError{event.PreauthTimeout, loginTimeoutText, nil}
 	}
-	c.conn.SetDeadline(c.deadline)
+	c.conn.SetDeadline(c.client.Deadline)
 	return nil
 }

@@ -33,7 +33,7 @@ func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.
 		s.backends["east"] = upstream.Config{Address: d.Plain, TLSMode: upstream.NoTLS}
 		s.routes.Static.Default = "east"
 		s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
-		s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
+		s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }
 	}), suspicions
 }
 

@@ -238,7 +238,7 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		s.cfg.DrainTimeout = 3 * time.Second
 		s.routes.Static.Users["hang"] = "east"
-		s.changeServer = func(srv *Server) { srv.minDenialTime = time.Minute } // a denial is pending until the gateway stops
+		s.changeServer = func(srv *Server) { srv.logins.MinDenialTime = time.Minute } // a denial is pending until the gateway stops
 	})
 	var notified []*client
 	for _, listener := range []string{"none", "starttls", "implicit"} {

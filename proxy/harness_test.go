@@ -110,6 +110,14 @@ func openHarness(t testing.TB, backend string, change ...func(*harnessConfig)) *
 	return b
 }
 
+// Answers to failed logins.
+const (
+	authFailedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
+	unavailableReply     = "NO [UNAVAILABLE] Account is temporarily unavailable."
+	tooManySessionsReply = "NO [LIMIT] Too many connections."
+	minDenialTime        = 200 * time.Millisecond
+)
+
 // servingKey marks the contexts of sessions.
 type servingKey struct{}
 

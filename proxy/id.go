@@ -28,7 +28,7 @@ func (c *connection) answerID(cmd imap.Command) error {
 	if !c.preauth.idReceived {
 		c.preauth.idReceived = true
 		c.setClientID(pairs)
-		c.client.SetProgram(pairs)
+		c.client.Record.SetProgram(pairs)
 	}
 	return c.sendLine("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
 }
@@ -87,10 +87,10 @@ func (c *connection) setClientID(pairs [][2]string) {
 // source address decides, because any client may connect through the balancer. A header
 // without an address grants no trust.
 func (c *connection) isTrustedProxy() bool {
-	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
+	if containsPeer(c.listener.ProxyTrusted, c.client.Record.Peer) {
 		return c.proxiedAddr.IsValid() && containsPeer(c.listener.Trusted, c.proxiedAddr)
 	}
-	return containsPeer(c.listener.Trusted, c.client.Peer)
+	return containsPeer(c.listener.Trusted, c.client.Record.Peer)
 }
 
 // setClientAddr sets the client's address as a trusted proxy reports it. Loopback is the
@@ -102,7 +102,7 @@ func (c *connection) setClientAddr(addr netip.Addr, port string) {
 		return
 	}
 	n, _ := strconv.ParseUint(port, 10, 16) // 0 if missing or invalid
-	c.client.Addr = netip.AddrPortFrom(addr, uint16(n))
+	c.client.Record.Addr = netip.AddrPortFrom(addr, uint16(n))
 }
 
 // parseHopLimit parses a hop limit. An invalid one, or 0, becomes 1: no further hop.

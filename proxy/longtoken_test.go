@@ -11,6 +11,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
+	"imapgate/proxy/login"
 )
 
 // padToken returns a token of n bytes that ends in text.
@@ -79,14 +80,14 @@ func TestTooLongTokenIsNoGuess(t *testing.T) {
 	for i, n := range []int{identity.MaxToken + 1, 20 << 10, 60 << 10} { // the last one is longer than a line may be
 		forEachToken(b, func(c *client, mechanism, form string, asked bool) {
 			c.sendToken(mechanism, form, padToken(n, "right"), asked)
-			c.expectLine("a " + tooLongReply)
+			c.expectLine("a " + login.TooLongReply)
 			c.sendToken(mechanism, form, "right", asked)
 			c.expectLine("a OK …")
 			c.close()
 		})
 		for range 12 { // ten failures ban an address
 			address, token := fmt.Sprintf("203.0.%d.7", i), padToken(n, rand.Text())
-			if got := b.tryToken(address, "XOAUTH2", "carol", token); got != tooLongReply {
+			if got := b.tryToken(address, "XOAUTH2", "carol", token); got != login.TooLongReply {
 				t.Fatalf("%d bytes: %.80s", n, got)
 			}
 		}

@@ -87,7 +87,7 @@ func (b *harness) expectRecordedLogin(c *client, p repeatingClient, what, mechan
 
 // withoutDenialDelay removes the minimum denial time: the tables are long.
 func withoutDenialDelay(s *harnessConfig) {
-	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
+	s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }
 }
 
 // With the parts of a message in the wrong order, or another user's name first, the

@@ -8,6 +8,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/login"
 )
 
 // preauthState holds the client's input before its login. STARTTLS clears it.
@@ -55,15 +56,15 @@ func (c *connection) sendLine(line string) error {
 func (c *connection) respond(tag, answer string) error { return c.sendLine(tag + " " + answer) }
 
 // readLogin answers commands until one is a login attempt.
-func (c *connection) readLogin(ctx context.Context) (*attempt, error) {
+func (c *connection) readLogin(ctx context.Context) (*login.Attempt, error) {
 	for {
 		cmd, err := c.conn.ReadCommand(imap.PreauthLimits, c.requestLiteral)
 		if err == nil {
-			var login *attempt
-			login, err = c.answerCommand(ctx, cmd)
-			if login != nil {
-				login.receivedAt = time.Now() // the last byte: the client's own delay does not shorten a denial
-				return login, nil
+			var a *login.Attempt
+			a, err = c.answerCommand(ctx, cmd)
+			if a != nil {
+				a.ReceivedAt = time.Now() // the last byte: the client's own delay does not shorten a denial
+				return a, nil
 			}
 		} else {
 			c.sentOtherCommand = c.sentOtherCommand || cmd.Tag != "" // command cut off after its first line
@@ -123,7 +124,7 @@ func (c *connection) answerLongLine(cmd imap.Command) error {
 	case c.isCleartext():
 		return c.rejectCleartext(cmd)
 	}
-	return c.rejectCommand(cmd.Tag, tooLongReply)
+	return c.rejectCommand(cmd.Tag, login.TooLongReply)
 }
 
 // foreignProtocols are the first words of other protocols. A browser that was tricked into
@@ -145,7 +146,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 }
 
 // answerCommand answers one command, or returns a login attempt.
-func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*attempt, error) {
+func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*login.Attempt, error) {
 	if foreignProtocols[cmd.Tag] {
 		return nil, &closeError{event.WrongProtocol, "", nil}
 	}
@@ -202,8 +203,8 @@ func (c *connection) startTLS(tag string) error {
 	if err := c.respond(tag, "OK Begin TLS negotiation now."); err != nil {
 		return err
 	}
-	c.preauth, c.client.Addr = preauthState{}, c.proxiedAddr
-	c.client.Program, c.client.Version = "", ""
+	c.preauth, c.client.Record.Addr = preauthState{}, c.proxiedAddr
+	c.client.Record.Program, c.client.Record.Version = "", ""
 	if err := c.updateLimitAddr(); err != nil {
 		return err
 	}
@@ -216,13 +217,13 @@ func (c *connection) rejectCleartext(cmd imap.Command) error {
 	if cmd.Name != "LOGIN" && cmd.Name != "AUTHENTICATE" {
 		return c.rejectCommand(cmd.Tag, "BAD No literals before TLS.")
 	}
-	a := &attempt{tag: cmd.Tag, receivedAt: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
+	a := &login.Attempt{ReceivedAt: time.Now(), Login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
-		a.login.Mechanism = mechanismName("")
+		a.Login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
-			a.login.Mechanism = mechanismName(cmd.Args[0].Text)
+			a.Login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
-	c.recordRefusal(a, refusal{result: event.ResultRefused, reason: event.Cleartext}, nil)
+	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.Cleartext)
 	return c.rejectCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
 }

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
-	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux"
@@ -21,59 +19,6 @@ import (
 
 // byeTimeout bounds the write of a BYE to a client that may not read.
 const byeTimeout = time.Second
-
-// auditLogin returns the audit record of the attempt.
-func (a *attempt) auditLogin() *audit.Login {
-	r := &audit.Login{
-		User: cmp.Or(a.login.User, a.rawLogin.User), Mechanism: a.login.Mechanism, Method: a.authMethod,
-		Backend: a.route.Backend, RouteSource: string(a.route.Origin), RouteAge: a.route.Age,
-		ConnectResult: a.upstreamResult, ConnectTime: a.upstreamTime - a.queueTime, Delay: a.delay + a.queueTime, Duration: time.Since(a.receivedAt),
-	}
-	if a.login.Client != nil {
-		r.Attempt = a.login.Client.Attempt
-	}
-	if a.route.Login != a.login.User.String() {
-		r.UpstreamUser = a.route.Login
-	}
-	return r
-}
-
-// claimedName returns the name of a login refused because of it, as the client sent it. In
-// logins refused for another reason the name may be a misplaced password.
-func (a *attempt) claimedName(reason event.Reason) string {
-	if reason != event.BadName {
-		return ""
-	}
-	return a.rawLogin.ClaimedName
-}
-
-// recordRefusal records a failed login in the audit log, the metrics and the log, where
-// failures of the gateway or a backend are warnings. A name that no account can have
-// appears only in the audit log: it may be a password.
-func (c *connection) recordRefusal(a *attempt, r refusal, cause error) {
-	deps := &c.server.deps
-	entry := a.auditLogin()
-	entry.ClaimedName = a.claimedName(r.reason)
-	if a.rawLogin.NameIsSecret && !a.verifiedHere {
-		entry.User = identity.User{}
-	}
-	// If the record cannot be written, the next login is blocked; this one is over.
-	_ = deps.Audit.LoginRefused(&c.client, entry, r.reason)
-	deps.Metrics.CountLogin(r.result, a.login.Mechanism, time.Since(a.receivedAt))
-	addr := c.clientAddr().Addr()
-	level, lines, fields := zap.InfoLevel, c.server.refusedLog, []zap.Field{
-		zap.String("session", c.client.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
-		zap.Stringer("user", entry.User), zap.String("mechanism", a.login.Mechanism), zap.String("backend", a.route.Backend),
-		zap.String("reason", string(r.reason)),
-	}
-	if limitErr := (*limit.Refusal)(nil); errors.As(cause, &limitErr) {
-		fields = append(fields, zap.String("limit", string(limitErr.Reason)))
-	}
-	if r.result == event.ResultUnavailable || r.reason == event.BackendRefused {
-		level, lines, fields = zap.WarnLevel, c.server.unavailableLog, append(fields, zap.Error(cause))
-	}
-	lines.write(level, "login refused", addr, r.reason, fields)
-}
 
 func loginResult(err error) event.Result {
 	if err != nil {
@@ -87,8 +32,8 @@ func (c *connection) close(ctx context.Context, err error) {
 	e := c.closeErrorOf(ctx, err)
 	c.closeWithBye(e)
 	c.releasePreauthSlot()
-	if c.limits != nil {
-		c.limits.Close()
+	if c.client.Limits != nil {
+		c.client.Limits.Close()
 	}
 	c.server.removeConnection()
 	if c.overLimit {
@@ -113,28 +58,28 @@ func (c *connection) closeWithBye(e *closeError) {
 
 // recordEnd records the end of a connection that did not log in.
 func (c *connection) recordEnd(e *closeError) {
-	took, addr := time.Since(c.acceptedAt), c.clientAddr().Addr()
+	took, addr := time.Since(c.acceptedAt), c.client.Addr().Addr()
 	if probe := c.probeType(e); probe != "" {
 		c.listener.probeCounters[probe].Inc()
-		if containsPeer(c.listener.ProxyTrusted, c.clientAddr()) || containsPeer(c.listener.Trusted, c.clientAddr()) {
-			c.server.deps.Audit.ProbeEnded(&c.client, probe, e.reason, took)
+		if containsPeer(c.listener.ProxyTrusted, c.client.Addr()) || containsPeer(c.listener.Trusted, c.client.Addr()) {
+			c.server.deps.Audit.ProbeEnded(&c.client.Record, probe, e.reason, took)
 			return
 		}
 	}
 	detail := ""
 	level, fields := zap.InfoLevel, []zap.Field{
-		zap.String("session", c.client.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
+		zap.String("session", c.client.Record.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
 		zap.String("reason", string(e.reason)), zap.Duration("dur", took),
 	}
 	if e.err != nil {
 		detail = e.err.Error()
 		fields = append(fields, zap.Error(e.err))
 	}
-	_ = c.server.deps.Audit.ConnectionRefused(&c.client, e.reason, detail, took) // a lost record is counted
+	_ = c.server.deps.Audit.ConnectionRefused(&c.client.Record, e.reason, detail, took) // a lost record is counted
 	if c.isAlreadyLogged(e) {
 		level = zap.DebugLevel
 	}
-	c.server.endedLog.write(level, "connection refused", addr, e.reason, fields)
+	c.server.endedLog.Write(level, "connection refused", addr, e.reason, fields)
 }
 
 // isAlreadyLogged reports whether other log lines already explain why a connection ended
@@ -143,7 +88,7 @@ func (c *connection) isAlreadyLogged(e *closeError) bool {
 	var limitErr *limit.Refusal
 	switch e.reason {
 	case event.ClientClosed, event.ClientLogout, event.LoginAttempts:
-		return c.attempts > 0
+		return c.client.Attempts() > 0
 	}
 	return errors.As(e.err, &limitErr)
 }
@@ -153,7 +98,7 @@ func (c *connection) isAlreadyLogged(e *closeError) bool {
 func (c *connection) probeType(e *closeError) event.Probe {
 	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == event.HandshakeFailed && c.serverCert == nil
 	switch {
-	case c.sentOtherCommand || c.attempts > 0 || c.badCommands > 0 || c.conn.Buffered() > 0:
+	case c.sentOtherCommand || c.client.Attempts() > 0 || c.badCommands > 0 || c.conn.Buffered() > 0:
 		return ""
 	case e.reason != event.ClientClosed && e.reason != event.ClientLogout && !(sentNothing && isClosed(e.err)):
 		return ""
@@ -161,7 +106,7 @@ func (c *connection) probeType(e *closeError) event.Probe {
 		return event.ProbeLocal
 	case c.sentProbeCommand:
 		return event.ProbeIMAP
-	case c.client.TLSVersion != 0:
+	case c.client.Record.TLSVersion != 0:
 		return event.ProbeTLS
 	}
 	return event.ProbeConnect
@@ -194,14 +139,6 @@ func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
 	return &closeError{reason: event.ClientError, err: err}
 }
 
-// recordPanic records a login that panics.
-func (c *connection) recordPanic(a *attempt) {
-	if value := recover(); value != nil {
-		c.recordRefusal(a, unavailableRefusal(event.InternalError), nil)
-		panic(value) // recoverPanic logs the original stack
-	}
-}
-
 // recoverPanic ends the client whose goroutine panicked, and only that one. The stack
 // contains no secrets: identity.Secret does not print them.
 func (c *connection) recoverPanic() {
@@ -209,7 +146,7 @@ func (c *connection) recoverPanic() {
 	if value == nil {
 		return
 	}
-	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Session), zap.String("fault", fmt.Sprintf("%T", value)),
+	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
 		zap.ByteString("stack", debug.Stack()))
 	c.close(context.Background(), &closeError{reason: event.InternalError})
 }

@@ -128,7 +128,9 @@ func withBlockedUser(s *harnessConfig) {
 	s.cfg.MaxAuthAttempts, s.cfg.MaxBadCommands = 1000, 1000
 	s.auth.SCRAMIterations = 4096
 	s.users = "carol@example.org:" + cheapSCRAMHash() + "\nfrank@example.org:{PLAIN}" + password + "\n"
-	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = time.Millisecond, time.Millisecond }
+	s.changeServer = func(srv *Server) {
+		srv.logins.MinDenialTime, srv.logins.DenialJitter = time.Millisecond, time.Millisecond
+	}
 }
 
 // An office shares one address. Each phone uses an address of its own, and a colleague

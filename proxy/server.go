@@ -1,13 +1,11 @@
 // Package proxy serves clients from accept to the end of their login.
 //
-// It listens, terminates TLS and implements IMAP before the login. Package auth verifies
-// the client, routing finds its backend and proxy/upstream logs in there. proxy/splice or
-// proxy/mux then relays both connections. The package does not know how a password is
-// verified, how a route is found or what a mail command means.
+// It listens, terminates TLS and implements IMAP before the login. proxy/login decides what
+// becomes of an attempt, and proxy/splice or proxy/mux then relays both connections. The
+// package does not know how a login is decided or what a mail command means.
 //
 // A Server owns its listeners and every connection until the login; afterwards the
-// splice.Set or the mux.Hub does. Only reply.go turns an error into a reply to a client.
-// Only record.go turns one into a record for the operator.
+// splice.Set or the mux.Hub does.
 package proxy
 
 import (
@@ -33,7 +31,9 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/listen"
+	"imapgate/internal/logaggregator"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/login"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
@@ -117,24 +117,16 @@ func (r *Deps) countBytes(up, down int64) {
 // Server accepts clients, logs them in and hands them to a relay.
 type Server struct {
 	// Set once.
-	cfg         Config
-	deps        Deps
-	listeners   []*listener
-	spliceSet   *splice.Set
-	hub         *mux.Hub
-	sessions    *sessionTable
-	maxConns    int64 // bound of openConns
-	handshakes  *handshakeLimiter
-	backends    *backendIndex
-	denialTimes denialTimes
-	// Separate aggregators, so that wrong passwords do not hide backend failures.
-	refusedLog     *logAggregator // refused logins
-	unavailableLog *logAggregator // logins that failed because of the gateway or a backend
-	endedLog       *logAggregator // connections that ended without a login
-	outages        *outageSample
-	minDenialTime  time.Duration     // the constant, except in tests
-	denialJitter   time.Duration     // the constant, except in tests
-	beforeVerify   func(*connection) // called before a login is verified; nil except in tests
+	cfg        Config
+	deps       Deps
+	listeners  []*listener
+	spliceSet  *splice.Set
+	hub        *mux.Hub
+	sessions   *sessionTable
+	maxConns   int64 // bound of openConns
+	handshakes *handshakeLimiter
+	logins     *login.Connector
+	endedLog   *logaggregator.Aggregator // connections that ended without a login
 
 	wg            sync.WaitGroup // accept loops and connections before their relay
 	openConns     atomic.Int64   // open client connections, relayed ones included
@@ -151,9 +143,7 @@ func NewInstance() string { return rand.Text()[:8] }
 func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, deps: deps, sessions: newSessionTable(), maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
-		backends: newBackendIndex(deps.Backends, cfg.ResolveTTL), minDenialTime: minDenialTime, denialJitter: denialJitter,
-		outages: newOutageSample(cfg.FleetSecret), refusalSlots: make(chan struct{}, maxRefusals),
-		refusedLog: newLogAggregator(deps.Log, "logins refused"), unavailableLog: newLogAggregator(deps.Log, "logins unavailable"), endedLog: newLogAggregator(deps.Log, "connections refused"),
+		refusalSlots: make(chan struct{}, maxRefusals), endedLog: logaggregator.New(deps.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && deps.TLS == nil {
@@ -176,8 +166,23 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		set.Close()
 		return nil, err
 	}
+	s.logins = login.New(login.Config{
+		VerifyTimeout: cfg.PreauthTimeout, MaxAuthAttempts: cfg.MaxAuthAttempts, Modes: modeNames(cfg.Modes), FleetSecret: cfg.FleetSecret,
+		RouteByAuth: cfg.RouteByAuth, ResolveTTL: cfg.ResolveTTL,
+	}, login.Deps{
+		Auth: deps.Auth, Routes: deps.Routes, Backends: deps.Backends, Hub: s.hub, Audit: deps.Audit, Metrics: deps.Metrics, Log: deps.Log,
+	})
 	deps.Sockets.SetEvict(s.hub.CloseIdleConn)
 	return s, nil
+}
+
+// modeNames returns the mode of each backend.
+func modeNames(modes map[string]Mode) map[string]event.Mode {
+	names := make(map[string]event.Mode, len(modes))
+	for backend, m := range modes {
+		names[backend] = m.Name
+	}
+	return names
 }
 
 // ListenError reports a listener that could not be opened.
@@ -229,9 +234,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.draining.Store(true)
 	s.closeListeners()
 	s.wg.Wait() // accept loops and logins in progress
-	s.refusedLog.flush()
-	s.unavailableLog.flush()
-	s.endedLog.flush()
+	s.logins.FlushLogs()
+	s.endedLog.Flush()
 	s.drain()
 	s.hub.Close() // pinned sessions end with spliceSet
 	s.spliceSet.Close()

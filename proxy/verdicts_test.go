@@ -15,6 +15,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
+	"imapgate/proxy/login"
 	"imapgate/proxy/upstream"
 )
 
@@ -96,7 +97,7 @@ const loginOK = "OK [CAPABILITY IMAP4rev1] In."
 // denials.
 func withCountedUsers(s *harnessConfig) {
 	s.limits = limit.Config{Failures: failureLimits()}
-	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
+	s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }
 	s.cfg.MaxAuthAttempts = 100
 	for user := 'a'; user <= 'z'; user++ {
 		s.routes.Static.Users[string(user)] = "east"
@@ -276,9 +277,8 @@ func withExpiredDeadline(s *harnessConfig) {
 		if before != nil {
 			before(srv)
 		}
-		srv.beforeVerify = func(s *connection) {
-			s.deadline = time.Now()
-			s.conn.SetDeadline(s.deadline)
+		srv.logins.BeforeVerify = func(s *login.Client) {
+			s.Deadline = time.Now()
 		}
 	}
 }

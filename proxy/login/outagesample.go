@@ -1,4 +1,4 @@
-package proxy
+package login
 
 import (
 	"context"
@@ -75,10 +75,10 @@ const (
 )
 
 // outageKeyOf returns the key for an attempt's credential at a group.
-func outageKeyOf(a *attempt, group string) outageKey {
-	token := a.login.Token.Reveal()
+func outageKeyOf(a *Attempt, group string) outageKey {
+	token := a.Login.Token.Reveal()
 	switch {
-	case token == "" && !utf8.ValidString(a.login.Password.Reveal()):
+	case token == "" && !utf8.ValidString(a.Login.Password.Reveal()):
 		return outageKey{group: group, credential: nonUTF8Password}
 	case token == "":
 		return outageKey{group: group, credential: passwordCredential}
@@ -211,15 +211,15 @@ func (s *outageSample) hashUnit(group string, name identity.User) float64 {
 // resolveMaskedRoute is resolveRoute, and updates the outage sample with the users found. A
 // user without a backend is answered like the group of their name, if that group has an
 // outage.
-func (c *connection) resolveMaskedRoute(ctx context.Context, a *attempt, id auth.Identity) error {
+func (c *Connector) resolveMaskedRoute(ctx context.Context, a *Attempt, id auth.Identity) error {
 	err := c.resolveRoute(ctx, a, id)
 	if id.IsVerified() {
 		return err
 	}
-	sample := c.server.outages
+	sample := c.outages
 	switch {
 	case err == nil, errors.Is(err, errNoCredential):
-		sample.addUser(id.User(), a.route.Backend)
+		sample.addUser(id.User(), a.Route.Backend)
 	case errors.Is(err, routing.ErrPaused), errors.Is(err, errUnverified):
 		sample.addUser(id.User(), noBackend)
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
@@ -233,13 +233,13 @@ func (c *connection) resolveMaskedRoute(ctx context.Context, a *attempt, id auth
 
 // maskingOutage returns the outage that this client's credential would meet in the group of
 // an unknown name.
-func (c *connection) maskingOutage(a *attempt, id auth.Identity) (outage, bool) {
-	group, ok := c.server.outages.groupOf(id.User())
+func (c *Connector) maskingOutage(a *Attempt, id auth.Identity) (outage, bool) {
+	group, ok := c.outages.groupOf(id.User())
 	if !ok {
 		return outage{}, false
 	}
-	if b := c.server.deps.Backends[group]; b != nil && !b.AcceptsCredentials(id.Password(), id.Token()) {
+	if b := c.deps.Backends[group]; b != nil && !b.AcceptsCredentials(id.Password(), id.Token()) {
 		return outage{}, true // as for errNoCredential
 	}
-	return c.server.outages.outageAt(outageKeyOf(a, group))
+	return c.outages.outageAt(outageKeyOf(a, group))
 }

@@ -1,4 +1,5 @@
-package proxy
+// Package logaggregator bounds log lines that unauthenticated clients can cause at will.
+package logaggregator
 
 import (
 	"maps"
@@ -24,10 +25,10 @@ const (
 	maxCountedNets = 1024
 )
 
-// logAggregator bounds the log lines of an event that unauthenticated clients can cause at
+// Aggregator bounds the log lines of an event that unauthenticated clients can cause at
 // will. The first lines of a minute are written. The rest are summarized in one line with a
 // count for each reason, and written at debug level.
-type logAggregator struct {
+type Aggregator struct {
 	// Set once.
 	log     *zap.Logger
 	summary string // message of the summary line
@@ -42,12 +43,13 @@ type logAggregator struct {
 	nets         map[netip.Prefix]bool   // networks of lines not written
 }
 
-func newLogAggregator(log *zap.Logger, summary string) *logAggregator {
-	return &logAggregator{log: log, summary: summary}
+// New returns an Aggregator that writes to log; summary is the message of the summary line.
+func New(log *zap.Logger, summary string) *Aggregator {
+	return &Aggregator{log: log, summary: summary}
 }
 
-// write writes a line about the client at addr, or counts it.
-func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, reason event.Reason, fields []zap.Field) {
+// Write writes a line about the client at addr, or counts it.
+func (a *Aggregator) Write(level zapcore.Level, msg string, addr netip.Addr, reason event.Reason, fields []zap.Field) {
 	switch {
 	case level == zapcore.DebugLevel || a.log.Core().Enabled(level) && !a.reserveLine(level, identity.AddrPrefix(addr), reason):
 		a.log.Debug(msg, fields...)
@@ -57,12 +59,12 @@ func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, 
 }
 
 // reserveLine reports whether the line may be written; otherwise it counts it.
-func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, reason event.Reason) bool {
+func (a *Aggregator) reserveLine(level zapcore.Level, network netip.Prefix, reason event.Reason) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.timer == nil {
 		a.writtenByNet, a.aggregated, a.nets = map[netip.Prefix]int{}, map[event.Reason]uint64{}, map[netip.Prefix]bool{}
-		a.timer = time.AfterFunc(aggregateInterval, a.flush)
+		a.timer = time.AfterFunc(aggregateInterval, a.Flush)
 	}
 	if a.written < maxLines && a.writtenByNet[network] < maxLinesPerNet {
 		a.written++
@@ -77,9 +79,9 @@ func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, r
 	return false
 }
 
-// flush writes the summary line, if any, and resets the counts. It runs at the end of the
+// Flush writes the summary line, if any, and resets the counts. It runs at the end of the
 // minute and when the gateway stops.
-func (a *logAggregator) flush() {
+func (a *Aggregator) Flush() {
 	a.mu.Lock()
 	if a.timer == nil {
 		a.mu.Unlock()

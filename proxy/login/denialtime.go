@@ -1,4 +1,4 @@
-package proxy
+package login
 
 import (
 	"errors"
@@ -39,13 +39,13 @@ func (d *denialTimes) pick() time.Duration {
 }
 
 // minRefusalTime returns the minimum time of a refusal before jitter is added.
-func (d *denialTimes) minRefusalTime(a *attempt, r refusal) time.Duration {
+func (d *denialTimes) minRefusalTime(a *Attempt, r Refusal) time.Duration {
 	switch {
 	case a.minTime > 0:
 		return a.minTime
 	case a.verdict >= upstream.VerdictUnclear:
 		return a.upstreamTime
-	case r.isDenial:
+	case r.IsDenial:
 		return d.pick()
 	}
 	return 0
@@ -53,9 +53,9 @@ func (d *denialTimes) minRefusalTime(a *attempt, r refusal) time.Duration {
 
 // recordVerdict records a backend's verdict on credentials that the gateway has not
 // verified.
-func (c *connection) recordVerdict(a *attempt, err error) {
+func (c *Connector) recordVerdict(a *Attempt, err error) {
 	a.verdict = upstream.VerdictOf(err)
 	if a.verdict != upstream.VerdictNone && errors.Is(err, upstream.ErrDenied) {
-		c.server.denialTimes.add(a.upstreamTime)
+		c.denialTimes.add(a.upstreamTime)
 	}
 }

@@ -1,0 +1,183 @@
+package login
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"imapgate/auth"
+	"imapgate/internal/event"
+	"imapgate/internal/identity"
+	"imapgate/proxy/upstream"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// The minimum time of a denial, and the maximum of its random addition. Package limit adds
+// the delay for earlier failures.
+const (
+	minDenialTime = 200 * time.Millisecond
+	denialJitter  = 50 * time.Millisecond
+	// limitCheckTimeout bounds the limit check before an exchange looks up a user. The
+	// check may query Redis.
+	limitCheckTimeout = 100 * time.Millisecond
+	// minRecordedDelay is the shortest recorded wait; a check without a wait takes
+	// microseconds.
+	minRecordedDelay = 10 * time.Millisecond
+)
+
+// beginLogin checks limits before a login is verified, even an invalid one. A client with
+// too many failures must not learn whether this login is right. It waits out the delay for
+// earlier failures.
+func (c *Connector) beginLogin(ctx context.Context, client *Client, a *Attempt) error {
+	start := time.Now()
+	ctx, cancel := context.WithDeadline(ctx, client.Deadline) // nothing is verified yet
+	defer cancel()
+	err := client.Limits.BeginLogin(ctx, a.Login.User)
+	if took := time.Since(start); took >= minRecordedDelay {
+		a.delay = took
+		c.deps.Metrics.Limits.ObserveDelay(took)
+	}
+	if err != nil {
+		c.RecordLimit(client, err, a.Login.User)
+		return fmt.Errorf("%w: %w", ErrTooManyFailures, err)
+	}
+	return nil
+}
+
+// CheckLookup checks limits before a SCRAM exchange looks up the user's keys, which
+// may query Redis. Nothing is verified before the client's proof. So until then the login
+// waits for no delay and does not count as in progress.
+func (c *Connector) CheckLookup(ctx context.Context, client *Client, a *Attempt, response []byte) error {
+	if !strings.HasPrefix(a.Login.Mechanism, "AUTH=SCRAM-") {
+		return nil
+	}
+	name, ok := scramUser(response)
+	if !ok {
+		return nil
+	}
+	user, err := c.deps.Auth.Canonicalize(name)
+	if err != nil {
+		return nil // no lookup follows
+	}
+	a.Login.User = user
+	ctx, cancel := context.WithTimeout(ctx, limitCheckTimeout)
+	defer cancel()
+	if err := client.Limits.CheckLogin(ctx, user); err != nil {
+		return fmt.Errorf("%w: %w", ErrTooManyFailures, err)
+	}
+	return nil
+}
+
+// Refuse counts a failed login, waits until it may be answered and records it. Every failure
+// takes time and counts for the connection. Only guesses count for the user and the
+// address, so that an unavailable backend causes no ban. The delay for failures ends at the
+// connection's deadline. The minimum time of all denials is always waited for.
+func (c *Connector) Refuse(ctx context.Context, client *Client, a *Attempt, cause error) Refusal {
+	r, isStopping := refusalOf(cause), ctx.Err() != nil
+	if r.Reply == "" { // no client waits for an answer
+		client.Limits.EndLogin()
+	} else {
+		r.Late = c.delay(ctx, client, a, r, cause)
+	}
+	if isStopping {
+		r = unavailableRefusal(event.Shutdown)
+	}
+	c.recordRefusal(client, a, r, cause)
+	return r
+}
+
+// delay counts a failure and waits until it may be answered. It reports whether the
+// connection's deadline cut the delay short.
+func (c *Connector) delay(ctx context.Context, client *Client, a *Attempt, r Refusal, cause error) (late bool) {
+	client.failures++
+	isGuess := r.IsDenial || a.verdict >= upstream.VerdictUnclear
+	if isGuess || r.reason == event.LimitReached || r.reason == event.ClientAbortedAfterProof {
+		client.guesses++
+	}
+	minTime := max(c.MinDenialTime, c.denialTimes.minRefusalTime(a, r))
+	if requested := (*auth.DelayedDenial)(nil); errors.As(cause, &requested) {
+		minTime = max(minTime, requested.Delay)
+	}
+	failureDelay := countFailure(ctx, client, a, r)
+	if failureDelay > minTime {
+		c.deps.Metrics.Limits.ObserveDelay(failureDelay)
+	}
+	jitter := rand.N(c.DenialJitter)
+	uniformAt, answerAt := a.ReceivedAt.Add(a.delay+minTime+jitter), a.ReceivedAt.Add(a.delay+failureDelay+jitter)
+	if late = answerAt.After(laterOf(client.Deadline, uniformAt)); late {
+		answerAt = client.Deadline
+	}
+	start := time.Now()
+	sleep(ctx, time.Until(laterOf(uniformAt, answerAt)))
+	a.delay += time.Since(start)
+	return late
+}
+
+// countFailure counts a failed login by its cause and returns the minimum time of its
+// denial.
+//
+//	denied, credentials not known to be right           failure
+//	the backend reports wrong credentials               failure
+//	the backend's answer, or silence, is ambiguous      unclear; nothing for a token, which is not guessed
+//	denied although the credentials are right           nothing, in the time of a failure
+//	everything else                                     nothing
+func countFailure(ctx context.Context, client *Client, a *Attempt, r Refusal) time.Duration {
+	user, fingerprint := a.Login.User, a.fingerprint()
+	switch {
+	case r.IsDenial && (a.verifiedHere || a.verdict == upstream.VerdictRight), a.verdict == upstream.VerdictUnclear && !a.Login.Token.IsZero():
+		return client.Limits.LoginDenied()
+	case r.IsDenial, a.verdict == upstream.VerdictWrong:
+		return client.Limits.LoginFailed(ctx, user, fingerprint)
+	case a.verdict == upstream.VerdictUnclear:
+		return client.Limits.LoginUnclear(ctx, user, fingerprint)
+	}
+	client.Limits.EndLogin() // other logins need not wait for this answer
+	return 0
+}
+
+// fingerprint returns what identifies a repeated failed login: the presented secret, and
+// for an unknown user also the name. It is zero for SCRAM, whose proofs of one password
+// differ.
+func (a *Attempt) fingerprint() identity.Secret {
+	secret := cmp.Or(a.Login.Password, a.Login.Token, a.Presented.Secret)
+	if a.Login.User.IsZero() && a.Presented != (auth.PresentedLogin{}) {
+		return identity.NewSecret(a.Presented.RawName + "\x00" + secret.Reveal())
+	}
+	return secret
+}
+
+// laterOf returns the later of two times.
+func laterOf(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// sleep waits for d, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// HasExhaustedAttempts reports whether too many logins of the connection have failed:
+// MaxAuthAttempts guesses, or twice as many failures of any cause.
+func (c *Connector) HasExhaustedAttempts(client *Client) bool {
+	return client.guesses >= c.cfg.MaxAuthAttempts || client.failures >= 2*c.cfg.MaxAuthAttempts
+}
+
+// scramUser returns the user name in the first message of SCRAM (RFC 5802 §7).
+func scramUser(message []byte) (string, bool) {
+	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
+	if len(fields) < 4 {
+		return "", false
+	}
+	name, ok := strings.CutPrefix(fields[2], "n=")
+	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
+}
