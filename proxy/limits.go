@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/internal/sleep"
 	"imapgate/proxy/upstream"
 )
 
@@ -141,7 +142,7 @@ func (c *connection) delayRefusal(ctx context.Context, a *attempt, cause error) 
 		answerAt = c.deadline
 	}
 	start := time.Now()
-	sleep(ctx, time.Until(laterOf(uniformAt, answerAt)))
+	_ = sleep.For(ctx, time.Until(laterOf(uniformAt, answerAt)))
 	a.delay += time.Since(start)
 	return inTime
 }

@@ -28,7 +28,7 @@ const (
 )
 
 // sharedPackages may be imported by all packages. Constant.
-var sharedPackages = []string{"internal/identity", "internal/event"}
+var sharedPackages = []string{"internal/identity", "internal/event", "internal/sleep", "internal/sanitize"}
 
 // allowedImports lists the packages that each package may import, besides
 // sharedPackages. "*" allows all packages. A package without an entry is a violation.
@@ -51,6 +51,8 @@ var allowedImports = map[string]string{
 	"internal/listen":         "internal/keepalive",
 	"internal/metrics":        "",
 	"internal/plainfile":      "",
+	"internal/sanitize":       "",
+	"internal/sleep":          "",
 	"internal/peerbench":      "", // a program that measures proxies from the outside
 	"internal/testbed":        "",
 	"internal/testbed/openid": "internal/testbed",
