@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"imapgate/internal/sanitize"
 )
 
 // phrases are the parts of a description.
@@ -24,7 +26,7 @@ func formatText(format, value string) string {
 	if value == "" {
 		return ""
 	}
-	return fmt.Sprintf(format, quoteUnprintable(value))
+	return fmt.Sprintf(format, sanitize.Quote(value))
 }
 
 // formatCount formats a number of things; "" if it is unknown.

@@ -194,7 +194,7 @@ func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
 	if !isOnlyUntagged(buffered) {
 		return nil, errAfterLogin
 	}
-	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitize(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
+	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitizeText(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
 	if isForwardable(ok.Code) && conn.ok.Text != "" {
 		conn.ok.Code = ok.Code
 	}
