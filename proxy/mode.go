@@ -110,7 +110,7 @@ func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity
 // offeredCaps returns the backend's capabilities that the client may use.
 func (s *Server) offeredCaps(a *attempt, caps imap.Caps) imap.Caps {
 	if a.mode == event.ModeSplice {
-		return caps.Without(isGatewayCapability)
+		return caps.Without(imap.IsGatewayCapability)
 	}
 	return s.hub.OfferedCaps(a.route.Backend, caps)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"strings"
 	"syscall"
 
 	"imapgate/auth"
@@ -179,14 +178,6 @@ func (c *connection) welcome(a *attempt, up backendLogin, offered imap.Caps) err
 	c.outBuf = append(c.outBuf, "Logged in.\r\n"...)
 	_, err := c.conn.Write(c.outBuf)
 	return err
-}
-
-// isGatewayCapability reports whether clients must not use a capability of the backend. TLS
-// and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would allow a second
-// login without it.
-func isGatewayCapability(capability string) bool {
-	return capability == "STARTTLS" || capability == "LOGINDISABLED" || capability == "UNAUTHENTICATE" ||
-		strings.HasPrefix(capability, "AUTH=")
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
