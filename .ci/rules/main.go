@@ -69,7 +69,7 @@ var allowedImports = map[string]string{
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/parking",
 	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/parking",
 	"internal/admin":          "internal/duration internal/listen",
-	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/descriptors internal/duration internal/plainfile proxy/mux",
+	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/duration internal/plainfile proxy/mux",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

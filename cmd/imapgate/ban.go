@@ -19,6 +19,7 @@ import (
 
 	"imapgate/internal/admin"
 	"imapgate/internal/config"
+	"imapgate/internal/duration"
 	"imapgate/internal/limit"
 	"imapgate/internal/sanitize"
 )
@@ -176,7 +177,9 @@ func printBans(to io.Writer, bans []banEntry) error {
 }
 
 // timeLeft returns the time until until, in whole seconds.
-func timeLeft(until time.Time) time.Duration { return max(0, time.Until(until)).Round(time.Second) }
+func timeLeft(until time.Time) string {
+	return duration.Format(max(0, time.Until(until)).Round(time.Second))
+}
 
 func newBanAdd(o *limitOptions) *cobra.Command {
 	var request admin.BanRequest
@@ -193,7 +196,7 @@ ban gets the new end.`,
 				if err != nil {
 					return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
 				}
-				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", sanitize.Quote(b.Network), request.Duration))
+				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %s", sanitize.Quote(b.Network), duration.Format(request.Duration)))
 			})
 		},
 	}

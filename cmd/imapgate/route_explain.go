@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/config"
+	"imapgate/internal/duration"
 	"imapgate/internal/sanitize"
 	"imapgate/routing"
 )
@@ -89,7 +90,7 @@ func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) e
 		row("login name", sanitize.Quote(x.Login))
 		row("mode", cmp.Or(sanitize.Quote(string(x.Mode)), defaultMode+" (default of backend "+sanitize.Quote(x.Backend)+")"))
 		row("decided by", sanitize.Quote(x.Key))
-		row("source", fmt.Sprintf("%s, %s old", sanitize.Quote(string(x.Origin)), x.Age.Round(time.Millisecond)))
+		row("source", fmt.Sprintf("%s, %s old", sanitize.Quote(string(x.Origin)), duration.Format(x.Age.Round(time.Millisecond))))
 	}
 	row("changed to", formatPendingChange(x.Next))
 	row("changes", formatChangeDelay(x))
