@@ -60,7 +60,7 @@ var allowedImports = map[string]string{
 	"internal/filewatch":      "",
 	"internal/parking":        "",
 	"proxy/splice":            "internal/parking",
-	"proxy/upstream":          "auth internal/imap internal/keepalive internal/descriptors tlsconf",
+	"proxy/upstream":          "auth internal/breaker internal/imap internal/keepalive internal/descriptors tlsconf",
 	"proxy/mux":               "proxy/mux/command proxy/mux/lease proxy/mux/pool proxy/mux/view proxy/mux/wire proxy/upstream routing internal/imap internal/audit internal/metrics internal/parking",
 	"proxy/mux/wire":          "internal/imap internal/parking",
 	"proxy/mux/command":       "internal/imap",
