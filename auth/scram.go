@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 )
 
 // maxScramMessage bounds one message of a client, and so its nonce and everything derived from
@@ -65,14 +66,11 @@ func (s *scramServer) next(ctx context.Context, response []byte) ([]byte, bool, 
 
 // delayChallenge waits until the challenge to a message received at start may be sent.
 func (a *Authenticator) delayChallenge(ctx context.Context, start time.Time) error {
-	timer := time.NewTimer(time.Until(start.Add(a.minChallengeTime + rand.N(a.minChallengeTime/2+1))))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("delay challenge: %w: %w", ErrUnavailable, ctx.Err())
+	due := start.Add(a.minChallengeTime + rand.N(a.minChallengeTime/2+1))
+	if err := sleep.For(ctx, time.Until(due)); err != nil {
+		return fmt.Errorf("delay challenge: %w: %w", ErrUnavailable, err)
 	}
+	return nil
 }
 
 // handleFirst reads the user name and returns a challenge with salt and iterations.

@@ -1,11 +1,14 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"runtime"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"imapgate/internal/identity"
 )
@@ -18,12 +21,12 @@ var ErrBusy = errors.New("too many logins are waiting")
 // and users do not give up before.
 const queueTimeout = 10 * time.Second
 
-// verifier hashes passwords, at most cap(slots) at once. Hashing is pure CPU work of a tenth of
+// verifier hashes passwords, a bounded number at once. Hashing is pure CPU work of a tenth of
 // a second or more. Without the bound a flood of guesses would slow down all relayed sessions.
 type verifier struct {
 	// Set once.
-	slots chan struct{}                          // bound: one element for each running verification
-	queue chan struct{}                          // bound: one element for each waiting verification
+	slots *semaphore.Weighted                    // of running verifications
+	queue *semaphore.Weighted                    // of waiting verifications
 	match func(storedHash, identity.Secret) bool // storedHash.matches; tests wrap it
 }
 
@@ -35,8 +38,8 @@ func newVerifier(running, waiting int) *verifier {
 		waiting = defaultMaxQueued
 	}
 	return &verifier{
-		slots: make(chan struct{}, running),
-		queue: make(chan struct{}, waiting),
+		slots: semaphore.NewWeighted(int64(running)),
+		queue: semaphore.NewWeighted(int64(waiting)),
 		match: storedHash.matches,
 	}
 }
@@ -48,7 +51,7 @@ func (v *verifier) verify(ctx context.Context, s storedHash, password identity.S
 	if err := v.acquireSlot(ctx); err != nil {
 		return false, fmt.Errorf("wait for a verifier: %w: %w", ErrUnavailable, err)
 	}
-	defer func() { <-v.slots }()
+	defer v.slots.Release(1)
 	return v.match(s, password), nil
 }
 
@@ -57,27 +60,17 @@ func (v *verifier) acquireSlot(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	select {
-	case v.slots <- struct{}{}:
+	if v.slots.TryAcquire(1) {
 		return nil
-	default:
 	}
-	select {
-	case v.queue <- struct{}{}:
-	default:
+	if !v.queue.TryAcquire(1) {
 		return ErrBusy
 	}
-	defer func() { <-v.queue }()
-	timer := time.NewTimer(queueTimeout)
-	defer timer.Stop()
-	// A released slot goes to the longest waiting goroutine: channels serve
-	// blocked senders in order.
-	select {
-	case v.slots <- struct{}{}:
-		return nil
-	case <-timer.C:
-		return ErrBusy
-	case <-ctx.Done():
-		return ctx.Err()
+	defer v.queue.Release(1)
+	waitCtx, cancel := context.WithTimeout(ctx, queueTimeout)
+	defer cancel()
+	if v.slots.Acquire(waitCtx, 1) != nil {
+		return cmp.Or(ctx.Err(), ErrBusy)
 	}
+	return nil
 }

@@ -132,13 +132,13 @@ func TestQueuedVerificationsRunInOrder(t *testing.T) {
 func TestQueuedVerificationTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, _ := newSlowVerifier(1, 8)
-		v.slots <- struct{}{}
+		_ = v.slots.TryAcquire(1)
 		start := time.Now()
 		ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{})
 		if ok || !errors.Is(err, ErrBusy) || !errors.Is(err, ErrUnavailable) || time.Since(start) != queueTimeout {
 			t.Errorf("%v, %v after %v", ok, err, time.Since(start))
 		}
-		<-v.slots
+		v.slots.Release(1)
 		if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 			t.Errorf("afterwards: %v, %v", ok, err)
 		}

@@ -1,10 +1,13 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"imapgate/internal/parking"
 )
@@ -37,7 +40,7 @@ var errOverloaded = errors.New("too many TLS handshakes at a time")
 // client has not disconnected.
 type handshakeLimiter struct {
 	// Set once.
-	slots chan struct{} // bound: one element for each handshake that computes
+	slots *semaphore.Weighted // of handshakes that compute
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -55,7 +58,7 @@ func newHandshakeLimiter(limit int) *handshakeLimiter {
 	if limit == 0 {
 		limit = 2 * runtime.GOMAXPROCS(0)
 	}
-	return &handshakeLimiter{slots: make(chan struct{}, limit)}
+	return &handshakeLimiter{slots: semaphore.NewWeighted(int64(limit))}
 }
 
 // isOverloaded reports whether a new handshake would probably wait too long for a slot.
@@ -84,26 +87,22 @@ func (l *handshakeLimiter) maxWaitAt(now time.Time) time.Duration {
 
 // acquire acquires a slot within the allowed wait, or returns errOverloaded.
 func (l *handshakeLimiter) acquire() error {
-	select {
-	case l.slots <- struct{}{}:
+	if l.slots.TryAcquire(1) {
 		l.startAtOnce(time.Now())
 		return nil
-	default:
 	}
 	wait, err := l.enqueue(time.Now())
 	if err != nil {
 		return err
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case l.slots <- struct{}{}:
-		l.startQueued(time.Now())
-		return nil
-	case <-timer.C:
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	if l.slots.Acquire(ctx, 1) != nil {
 		l.giveUpWait(time.Now())
 		return errOverloaded
 	}
+	l.startQueued(time.Now())
+	return nil
 }
 
 // startAtOnce records a handshake that started without a wait.
@@ -171,6 +170,6 @@ func (s *handshakeSlot) acquire() error {
 func (s *handshakeSlot) release() {
 	if s.acquired {
 		s.acquired = false
-		<-s.limiter.slots
+		s.limiter.slots.Release(1)
 	}
 }

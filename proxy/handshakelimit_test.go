@@ -20,13 +20,13 @@ import (
 func fullLimiter(atATime int) (t *handshakeLimiter, done func()) {
 	t = newHandshakeLimiter(atATime)
 	for range atATime {
-		t.slots <- struct{}{}
+		_ = t.slots.TryAcquire(1)
 	}
 	t.lastStart = time.Now()
 	t.lastIdle = t.lastStart.Add(-2 * burstWait)
 	return t, func() {
 		for range atATime {
-			<-t.slots
+			t.slots.Release(1)
 		}
 	}
 }
@@ -59,7 +59,7 @@ func TestHandshakeMayWaitLongerInBurst(t *testing.T) {
 		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
 			t.Errorf("the third, half a second later: %v after %v", err, time.Since(start))
 		}
-		<-limiter.slots
+		limiter.slots.Release(1)
 		for range 2 { // a short idle time does not end the overload
 			if err := limiter.acquire(); err != nil {
 				t.Fatal(err)
@@ -68,7 +68,7 @@ func TestHandshakeMayWaitLongerInBurst(t *testing.T) {
 			if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
 				t.Errorf("after a short idle time: %v after %v", err, time.Since(start))
 			}
-			<-limiter.slots
+			limiter.slots.Release(1)
 		}
 		<-time.After(overloadMemory)
 		if err := limiter.acquire(); err != nil {
@@ -122,7 +122,7 @@ func TestQueuedHandshakesRunInOrderAndSetInterval(t *testing.T) {
 		}
 		for range 10 {
 			<-time.After(5 * time.Millisecond)
-			<-limiter.slots
+			limiter.slots.Release(1)
 			synctest.Wait()
 		}
 		waiting.Wait()
@@ -173,8 +173,8 @@ func TestSlowClientsHoldNoHandshakeSlot(t *testing.T) {
 		c.write("a LOGIN alice right\r\n")
 		c.expectLine("a OK …")
 	}
-	if held := len(b.server.handshakes.slots); held != 0 {
-		t.Errorf("%d slots are held without computing", held)
+	if !b.server.handshakes.slots.TryAcquire(1) {
+		t.Error("the slot is held without computing")
 	}
 }
 
@@ -204,8 +204,8 @@ func TestHelloRetryReleasesHandshakeSlot(t *testing.T) {
 			t.Fatalf("%.2000s", out)
 		}
 	}
-	if held := len(b.server.handshakes.slots); held != 0 {
-		t.Errorf("%d slots are held", held)
+	if !b.server.handshakes.slots.TryAcquire(1) {
+		t.Error("the slot is held")
 	}
 }
 
@@ -215,7 +215,7 @@ func TestClientWithoutHandshakeSlotIsRefused(t *testing.T) {
 	staying.write("a LOGIN alice right\r\n")
 	staying.expectLine("a OK …")
 	limiter := b.server.handshakes
-	limiter.slots <- struct{}{}
+	_ = limiter.slots.TryAcquire(1)
 	limiter.mu.Lock()
 	limiter.lastIdle = time.Now().Add(-2 * burstWait)
 	limiter.mu.Unlock()
@@ -245,7 +245,7 @@ func TestClientWithoutHandshakeSlotIsRefused(t *testing.T) {
 	limiter.mu.Lock()
 	limiter.queued--
 	limiter.mu.Unlock()
-	<-limiter.slots
+	limiter.slots.Release(1)
 	c := b.dialGreeted("implicit")
 	c.write("a LOGIN alice right\r\n")
 	c.expectLine("a OK …")

@@ -8,54 +8,25 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of ID: RFC 2971 §3.3, and those of forwarding to a backend.
-const (
-	maxIDPairs     = 30
-	maxIDKey       = 30
-	maxIDValue     = 1024
-	maxForwardedID = 256 // bytes of all forwarded keys and values
-)
+// maxForwardedID bounds all keys and values that are forwarded to a backend, in bytes.
+const maxForwardedID = 256
 
 // answerID answers ID (RFC 2971). The client's own parameters are kept for the backend's
 // ID. Those with which Dovecot's proxy describes a client (x-originating-ip and similar)
 // count only from a trusted peer. A hop limit is accepted from any client: it can only end
 // a login sooner. It breaks loops of gateways that do not trust each other.
 func (c *connection) answerID(cmd imap.Command) error {
-	pairs, ok := idPairs(cmd.Args)
+	pairs, ok := imap.ParseID(cmd.Args)
 	if !ok {
-		return c.rejectCommand(cmd.Tag, "BAD ID takes a list of at most 30 pairs of strings, or NIL.")
+		return c.rejectCommand(cmd.Tag, imap.IDRejected)
 	}
 	if !c.preauth.idReceived {
 		c.preauth.idReceived = true
 		c.setClientID(pairs)
 		c.client.Record.SetProgram(pairs)
 	}
-	return c.sendLine("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
+	return c.sendLine(imap.IDResponse + "\r\n" + cmd.Tag + " " + imap.IDDone)
 }
-
-// idPairs parses "(" string SP nstring … ")" or NIL.
-func idPairs(args []imap.Token) ([][2]string, bool) {
-	if len(args) == 1 && isNil(args[0]) {
-		return nil, true
-	}
-	n := len(args)
-	if n < 2 || n%2 != 0 || n > 2+2*maxIDPairs || args[0].Kind != imap.OpenParen || args[n-1].Kind != imap.CloseParen {
-		return nil, false
-	}
-	var pairs [][2]string
-	for i := 1; i < n-1; i += 2 {
-		key, value := args[i], args[i+1]
-		if !key.IsString() || !value.IsString() || len(key.Text) > maxIDKey || len(value.Text) > maxIDValue {
-			return nil, false
-		}
-		if !isNil(value) {
-			pairs = append(pairs, [2]string{key.Text, value.Text})
-		}
-	}
-	return pairs, true
-}
-
-func isNil(t imap.Token) bool { return t.Kind == imap.Atom && strings.EqualFold(t.Text, "NIL") }
 
 // setClientID keeps the client's parameters and applies those of a trusted proxy.
 func (c *connection) setClientID(pairs [][2]string) {

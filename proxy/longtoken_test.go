@@ -108,8 +108,8 @@ func TestTooLongTokenIsNoGuess(t *testing.T) {
 func TestLargestIDIsAnswered(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	var quoted, literals strings.Builder
-	for i := range maxIDPairs {
-		key, value := fmt.Sprintf("field-%024d", i), strings.Repeat("v", maxIDValue)
+	for i := range imap.MaxIDPairs {
+		key, value := fmt.Sprintf("field-%024d", i), strings.Repeat("v", 1024)
 		fmt.Fprintf(&quoted, " %q %q", key, value)
 		fmt.Fprintf(&literals, " {%d+}\r\n%s {%d+}\r\n%s", len(key), key, len(value), value)
 	}

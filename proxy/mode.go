@@ -40,7 +40,7 @@ func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, o
 // offeredCaps returns the backend's capabilities that the client may use.
 func (s *Server) offeredCaps(a *login.Attempt, caps imap.Caps) imap.Caps {
 	if a.Mode == event.ModeSplice {
-		return caps.Without(isGatewayCapability)
+		return caps.Without(imap.IsGatewayCapability)
 	}
 	return s.hub.OfferedCaps(a.Route.Backend, caps)
 }

@@ -7,7 +7,6 @@ import (
 	"imapgate/proxy/login"
 	"io"
 	"os"
-	"strings"
 	"syscall"
 )
 
@@ -45,14 +44,6 @@ func (c *connection) welcome(a *login.Attempt, up login.Upstream, offered imap.C
 	c.outBuf = append(c.outBuf, "Logged in.\r\n"...)
 	_, err := c.conn.Write(c.outBuf)
 	return err
-}
-
-// isGatewayCapability reports whether clients must not use a capability of the backend. TLS
-// and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would allow a second
-// login without it.
-func isGatewayCapability(capability string) bool {
-	return capability == "STARTTLS" || capability == "LOGINDISABLED" || capability == "UNAUTHENTICATE" ||
-		strings.HasPrefix(capability, "AUTH=")
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -33,6 +33,7 @@ import (
 	"imapgate/internal/listen"
 	"imapgate/internal/logaggregator"
 	"imapgate/internal/metrics"
+	"imapgate/internal/sleep"
 	"imapgate/proxy/login"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
@@ -404,15 +405,5 @@ func (b *backoff) wait(ctx context.Context, logError func()) {
 		logError()
 	}
 	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
-	sleep(ctx, b.delay)
-}
-
-// sleep waits for d, or until ctx is done.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
+	_ = sleep.For(ctx, b.delay)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/sleep"
 )
 
 // A frozen or unreachable node is detected within pingInterval + ioTimeout + silenceTimeout,
@@ -66,10 +68,7 @@ func (c *invalidationConn) run(ctx context.Context) {
 			wait = unsupportedBackoff
 		}
 		backoff = min(2*backoff, maxBackoff)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-		}
+		_ = sleep.For(ctx, wait)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+
+	"imapgate/internal/sleep"
 )
 
 // Intervals at which the nodes of a cluster are listed. After a connection is lost it is
@@ -70,10 +72,7 @@ func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
 		if c.reportState() != InvalidationUp {
 			interval = listIntervalDown
 		}
-		select {
-		case <-time.After(interval):
-		case <-ctx.Done():
-		}
+		_ = sleep.For(ctx, interval)
 	}
 	c.reconcile(ctx, map[string]*redis.Client{}, nil)
 	c.mu.Lock()

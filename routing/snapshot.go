@@ -14,10 +14,11 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"imapgate/internal/event"
 	"imapgate/internal/plainfile"
-
-	"go.uber.org/zap"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -179,10 +180,7 @@ func (r *Router) SaveSnapshots(ctx context.Context) {
 	}
 	interval := saveInterval
 	for ctx.Err() == nil {
-		select {
-		case <-time.After(interval):
-		case <-ctx.Done():
-		}
+		_ = sleep.For(ctx, interval)
 		began := time.Now()
 		if err := r.saveSnapshot(); err != nil {
 			r.log.Error("route snapshot not written", zap.Error(err))

@@ -6,9 +6,10 @@ import (
 	"slices"
 	"time"
 
-	"imapgate/internal/identity"
-
 	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 )
 
 // Intervals and timeouts of inspections.
@@ -362,10 +363,7 @@ func (c *cache) runInspections(ctx context.Context, onChange func(StoreStatus)) 
 		case <-time.After(c.inspectionInterval()):
 		case <-ctx.Done():
 		case <-c.inspectNow:
-			select {
-			case <-time.After(suspectInterval / 5): // combine many changes in one inspection
-			case <-ctx.Done():
-			}
+			_ = sleep.For(ctx, suspectInterval/5) // combine many changes in one inspection
 		}
 	}
 }

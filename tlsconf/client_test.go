@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
 )
 
 func newClient(t testing.TB, cfg ClientConfig) *Client {
@@ -47,7 +49,7 @@ func TestClientReloadsCAAndDoesNotResume(t *testing.T) {
 	}
 
 	write(t, file, renewed.pem())
-	eventually(t, "the new CA is trusted", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the new CA is trusted", func() bool {
 		_, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, renewed, "east.internal")}}, c.Config())
 		return err == nil
 	})

@@ -42,18 +42,6 @@ func servedName(t *testing.T, s *Server) string {
 	return cert.Leaf.Subject.CommonName
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-poll.C {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("not within %v: %s", testbed.Timeout, what)
-}
-
 func hasLogged(logs *observer.ObservedLogs, message string) bool {
 	return logs.FilterMessage(message).Len() > 0
 }
@@ -74,7 +62,7 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 
 	cert, key = ca.issue(t, later, "two")
 	writePair(t, base, cert, key)
-	eventually(t, "written in place", func() bool { return servedName(t, s) == "two" })
+	testbed.Eventually(t, testbed.Timeout, "written in place", func() bool { return servedName(t, s) == "two" })
 	if s.Config() == first {
 		t.Error("the first generation was changed")
 	}
@@ -84,15 +72,15 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	if err := os.Rename(fresh.Cert, pair.Cert); err != nil { // for a moment the pair does not match
 		t.Fatal(err)
 	}
-	eventually(t, "the mismatch is reported", func() bool { return hasLogged(logs, msgBad) })
+	testbed.Eventually(t, testbed.Timeout, "the mismatch is reported", func() bool { return hasLogged(logs, msgBad) })
 	if got := servedName(t, s); got != "two" {
 		t.Errorf("a mismatched pair is served: %s", got)
 	}
 	if err := os.Rename(fresh.Key, pair.Key); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "renamed over", func() bool { return servedName(t, s) == "three" })
-	eventually(t, "the recovery is reported", func() bool { return hasLogged(logs, msgGood) })
+	testbed.Eventually(t, testbed.Timeout, "renamed over", func() bool { return servedName(t, s) == "three" })
+	testbed.Eventually(t, testbed.Timeout, "the recovery is reported", func() bool { return hasLogged(logs, msgGood) })
 }
 
 func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
@@ -121,12 +109,12 @@ func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
 	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
 	watchFiles(t, s, s.log)
 	version("v2")
-	eventually(t, "v2", func() bool { return servedName(t, s) == "v2" })
+	testbed.Eventually(t, testbed.Timeout, "v2", func() bool { return servedName(t, s) == "v2" })
 	if err := os.RemoveAll(filepath.Join(dir, "v1")); err != nil {
 		t.Fatal(err)
 	}
 	version("v3")
-	eventually(t, "v3", func() bool { return servedName(t, s) == "v3" })
+	testbed.Eventually(t, testbed.Timeout, "v3", func() bool { return servedName(t, s) == "v3" })
 }
 
 func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {

@@ -28,7 +28,7 @@ const (
 )
 
 // sharedPackages may be imported by all packages. Constant.
-var sharedPackages = []string{"internal/identity", "internal/event"}
+var sharedPackages = []string{"internal/identity", "internal/event", "internal/sleep", "internal/sanitize"}
 
 // allowedImports lists the packages that each package may import, besides
 // sharedPackages. "*" allows all packages. A package without an entry is a violation.
@@ -52,6 +52,8 @@ var allowedImports = map[string]string{
 	"internal/logaggregator":  "",
 	"internal/metrics":        "",
 	"internal/plainfile":      "",
+	"internal/sanitize":       "",
+	"internal/sleep":          "",
 	"internal/peerbench":      "", // a program that measures proxies from the outside
 	"internal/testbed":        "",
 	"internal/testbed/openid": "internal/testbed",
@@ -59,17 +61,17 @@ var allowedImports = map[string]string{
 	"internal/filewatch":      "",
 	"internal/parking":        "",
 	"proxy/splice":            "internal/parking",
-	"proxy/upstream":          "auth internal/imap internal/keepalive internal/descriptors tlsconf",
+	"proxy/upstream":          "auth internal/breaker internal/imap internal/keepalive internal/descriptors tlsconf",
 	"proxy/mux":               "proxy/mux/command proxy/mux/lease proxy/mux/pool proxy/mux/view proxy/mux/wire proxy/upstream routing internal/imap internal/audit internal/metrics internal/parking",
 	"proxy/mux/wire":          "internal/imap internal/parking",
 	"proxy/mux/command":       "internal/imap",
 	"proxy/mux/view":          "internal/imap",
 	"proxy/mux/lease":         "proxy/mux/wire proxy/upstream internal/imap internal/parking",
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/parking",
-	"proxy/login":             "proxy/mux proxy/mux/pool proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/logaggregator",
+	"proxy/login":             "proxy/mux proxy/mux/pool proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/logaggregator internal/sleep",
 	"proxy":                   "proxy/splice proxy/mux proxy/login proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/logaggregator internal/parking",
 	"internal/admin":          "internal/duration internal/listen",
-	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/descriptors internal/duration internal/plainfile proxy/mux",
+	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/duration internal/plainfile proxy/mux",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

@@ -24,6 +24,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 	"imapgate/tlsconf"
 )
 
@@ -176,22 +177,11 @@ func (c *Client) Authenticate(ctx context.Context, req Request) (Response, error
 			return r.response, nil
 		}
 		// Like nginx, it repeats the request after WAIT.
-		if err := sleep(ctx, r.retryAfter); err != nil {
+		if err := sleep.For(ctx, r.retryAfter); err != nil {
 			return Response{}, fmt.Errorf("%w: %w: the server asked to wait: %w", ErrUnavailable, ErrNoResponse, err)
 		}
 	}
 	return Response{}, fmt.Errorf("%w: %w: the server asked to wait %d times", ErrUnavailable, ErrNoResponse, 1+maxRetries)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // tryServers sends a request to the servers in order until one returns a usable response. It

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/sanitize"
 	"imapgate/tlsconf"
 )
 
@@ -146,7 +147,7 @@ func unavailable(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	}
-	return fmt.Errorf("%w: %s", ErrUnavailable, sanitizeText(err))
+	return fmt.Errorf("%w: %s", ErrUnavailable, sanitize.ASCII(err.Error(), maxReason))
 }
 
 // sanitizeError returns why there was no response, without any text of the other side: it may
@@ -171,18 +172,6 @@ func sanitizeError(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return errors.New("the response is not HTTP, was redirected, or is too long")
-}
-
-// sanitizeText returns an error's text in printable ASCII and bounded, because it may contain
-// text of another host.
-func sanitizeText(err error) string {
-	text := strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, err.Error())
-	return text[:min(len(text), maxReason)]
 }
 
 // CheckURL returns an error for a URL that requests may not go to. Tokens, and the keys that

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/config"
+	"imapgate/internal/sanitize"
 )
 
 const (
@@ -56,7 +57,7 @@ func (a adminRequest) do(ctx context.Context, admin config.Admin, into any) erro
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText)) // a partial text is enough
-		return fmt.Errorf("%s returned %s: %s", r.URL.Host, resp.Status, quoteUnsafe(strings.TrimSpace(string(message))))
+		return fmt.Errorf("%s returned %s: %s", r.URL.Host, resp.Status, sanitize.Quote(strings.TrimSpace(string(message))))
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxResponse)).Decode(into); err != nil {
 		return fmt.Errorf("%s did not respond like a gateway: %w", r.URL.Host, err)

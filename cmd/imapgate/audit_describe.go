@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"imapgate/internal/duration"
+	"imapgate/internal/sanitize"
 )
 
 // phrases are the parts of a description.
@@ -24,7 +27,7 @@ func formatText(format, value string) string {
 	if value == "" {
 		return ""
 	}
-	return fmt.Sprintf(format, quoteUnprintable(value))
+	return fmt.Sprintf(format, sanitize.Quote(value))
 }
 
 // formatCount formats a number of things; "" if it is unknown.
@@ -35,17 +38,12 @@ func formatCount(n *uint64, thing, format string) string {
 	return fmt.Sprintf(format, pluralize(*n, thing))
 }
 
-// formatDuration formats a number of milliseconds; "" if it is unknown. From 10 s on
-// it shows tenths of a second.
+// formatDuration formats a number of milliseconds; "" if it is unknown.
 func formatDuration(ms *uint64, format string) string {
 	if ms == nil {
 		return ""
 	}
-	d := time.Duration(*ms) * time.Millisecond
-	if d >= 10*time.Second {
-		d = d.Round(100 * time.Millisecond)
-	}
-	return fmt.Sprintf(format, d)
+	return fmt.Sprintf(format, duration.Format(time.Duration(*ms)*time.Millisecond))
 }
 
 // description returns the part of the record after the columns of time, event,

@@ -2,12 +2,13 @@ package main
 
 import (
 	"os"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"imapgate/internal/sanitize"
 )
 
 // auditRecord is a decoded record of the audit log. docs/AUDIT.md documents its
@@ -82,17 +83,6 @@ func (a *auditRecord) subjectName() string {
 	return a.Subject
 }
 
-// quoteUnprintable quotes text that could affect a terminal. The text may come from
-// an untrusted file.
-func quoteUnprintable(s string) string {
-	for _, r := range s {
-		if r == utf8.RuneError || !strconv.IsPrint(r) {
-			return strconv.Quote(s)
-		}
-	}
-	return s
-}
-
 // recordFormat formats records in columns, on terminals with colours.
 type recordFormat struct {
 	timeLayout string // layout of the time
@@ -133,7 +123,7 @@ func (r recordFormat) colourize(colour, text string) string {
 
 // padColumn pads text to a width; longer text is unchanged.
 func padColumn(text string, width int) string {
-	text = quoteUnprintable(text)
+	text = sanitize.Quote(text)
 	return text + strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/config"
+	"imapgate/internal/sanitize"
 	"imapgate/proxy"
 )
 
@@ -68,7 +69,7 @@ func (s backendList) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tMULTIPLEXED") // Flush has the error
 	for _, b := range s.Backends {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", quoteUnsafe(b.Name), quoteUnsafe(string(b.Mode)), formatSessions(b), formatMultiplexed(b))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", sanitize.Quote(b.Name), sanitize.Quote(string(b.Mode)), formatSessions(b), formatMultiplexed(b))
 	}
 	return w.Flush()
 }
@@ -81,7 +82,7 @@ func formatSessions(b proxy.BackendState) string {
 	for _, mode := range slices.Sorted(maps.Keys(b.Sessions)) {
 		total += b.Sessions[mode]
 		if mode != b.Mode {
-			other = append(other, fmt.Sprintf("%d in %s", b.Sessions[mode], quoteUnsafe(string(mode))))
+			other = append(other, fmt.Sprintf("%d in %s", b.Sessions[mode], sanitize.Quote(string(mode))))
 		}
 	}
 	if len(other) == 0 {

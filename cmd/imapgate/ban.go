@@ -19,7 +19,9 @@ import (
 
 	"imapgate/internal/admin"
 	"imapgate/internal/config"
+	"imapgate/internal/duration"
 	"imapgate/internal/limit"
+	"imapgate/internal/sanitize"
 )
 
 // limitAdmin executes an operator's commands: directly in Redis, or through a
@@ -169,13 +171,15 @@ func printBans(to io.Writer, bans []banEntry) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NETWORK\tEXPIRES IN\tREASON\tCOUNT\tNOTE")
 	for _, b := range bans {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", quoteUnsafe(b.Network), timeLeft(b.Until), quoteUnsafe(b.Reason), b.Count, quoteUnsafe(b.Note))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", sanitize.Quote(b.Network), timeLeft(b.Until), sanitize.Quote(b.Reason), b.Count, sanitize.Quote(b.Note))
 	}
 	return w.Flush()
 }
 
 // timeLeft returns the time until until, in whole seconds.
-func timeLeft(until time.Time) time.Duration { return max(0, time.Until(until)).Round(time.Second) }
+func timeLeft(until time.Time) string {
+	return duration.Format(max(0, time.Until(until)).Round(time.Second))
+}
 
 func newBanAdd(o *limitOptions) *cobra.Command {
 	var request admin.BanRequest
@@ -190,9 +194,9 @@ ban gets the new end.`,
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				b, err := a.addBan(ctx, request)
 				if err != nil {
-					return fmt.Errorf("ban %s: %w", quoteUnsafe(request.Subject), err)
+					return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
 				}
-				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", quoteUnsafe(b.Network), request.Duration))
+				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %s", sanitize.Quote(b.Network), duration.Format(request.Duration)))
 			})
 		},
 	}
@@ -212,11 +216,11 @@ logins that caused it, so that the next wrong password does not cause a new ban.
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				l, err := a.removeBans(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("remove the ban of %s: %w", quoteUnsafe(args[0]), err)
+					return fmt.Errorf("remove the ban of %s: %w", sanitize.Quote(args[0]), err)
 				}
-				text := quoteUnsafe(args[0]) + " was not banned; its failed logins were reset"
+				text := sanitize.Quote(args[0]) + " was not banned; its failed logins were reset"
 				if len(l.Networks) > 0 {
-					text = "no longer banned: " + quoteUnsafe(strings.Join(l.Networks, ", "))
+					text = "no longer banned: " + sanitize.Quote(strings.Join(l.Networks, ", "))
 				}
 				return o.printResult(cmd.OutOrStdout(), l, text)
 			})
@@ -251,9 +255,9 @@ where they are not known. Bans of addresses remain: see imapgate ban del.`,
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				done, err := a.resetLimits(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("reset the limits of %s: %w", quoteUnsafe(args[0]), err)
+					return fmt.Errorf("reset the limits of %s: %w", sanitize.Quote(args[0]), err)
 				}
-				return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+quoteUnsafe(done.User))
+				return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+sanitize.Quote(done.User))
 			})
 		},
 	}
@@ -276,7 +280,7 @@ configuration the numbers cover all gateways, without it the running gateway.`,
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
 				s, err := a.showLimits(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("show %s: %w", quoteUnsafe(args[0]), err)
+					return fmt.Errorf("show %s: %w", sanitize.Quote(args[0]), err)
 				}
 				if o.asJSON {
 					return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
@@ -291,7 +295,7 @@ configuration the numbers cover all gateways, without it the running gateway.`,
 func (l limitStatus) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
-	row("limits of", "%s", quoteUnsafe(l.Subject))
+	row("limits of", "%s", sanitize.Quote(l.Subject))
 	if l.Exempt {
 		row("exempt", "the address is not counted, delayed or banned")
 	}
@@ -306,9 +310,9 @@ func (l limitStatus) print(to io.Writer) error {
 		}
 		subject := ""
 		if f.Subject != l.Subject {
-			subject = " from " + quoteUnsafe(f.Subject)
+			subject = " from " + sanitize.Quote(f.Subject)
 		}
-		row("failed logins (1 "+quoteUnsafe(f.Window)+")", "%d / %s%s", f.Count, bound, subject)
+		row("failed logins (1 "+sanitize.Quote(f.Window)+")", "%d / %s%s", f.Count, bound, subject)
 	}
 	row("delay of the next login", "%v", l.Delay)
 	if l.KnownNetworksOnly {
@@ -322,7 +326,7 @@ func (l limitStatus) print(to io.Writer) error {
 		row("uploaded today", "%s (UTC)", bytes)
 	}
 	for _, k := range l.KnownNetworks {
-		row("known network", "%s, last login %s, %d failed in the last hour", quoteUnsafe(k.Network), k.Last.Format(time.RFC3339), k.Failures)
+		row("known network", "%s, last login %s, %d failed in the last hour", sanitize.Quote(k.Network), k.Last.Format(time.RFC3339), k.Failures)
 	}
 	return w.Flush()
 }
@@ -333,9 +337,9 @@ func (b banEntry) describeReason() string {
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",
 		"merged": "merged with other bans", "operator": "by an operator",
 	}
-	text := cmp.Or(texts[b.Reason], quoteUnsafe(b.Reason))
+	text := cmp.Or(texts[b.Reason], sanitize.Quote(b.Reason))
 	if b.Note != "" {
-		text += ": " + quoteUnsafe(b.Note)
+		text += ": " + sanitize.Quote(b.Note)
 	}
 	return text
 }

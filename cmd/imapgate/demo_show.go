@@ -11,6 +11,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -79,10 +81,7 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	if err := d.West.deliver("bob", "Arrived while west was down"); err != nil {
 		return err
 	}
-	select {
-	case <-time.After(outageDuration):
-	case <-ctx.Done():
-	}
+	_ = sleep.For(ctx, outageDuration)
 	if err := d.West.start(); err != nil {
 		return err
 	}

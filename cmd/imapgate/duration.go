@@ -19,7 +19,7 @@ func (f *durationFlag) Set(text string) error {
 }
 
 // String implements pflag.Value.
-func (f *durationFlag) String() string { return time.Duration(*f).String() }
+func (f *durationFlag) String() string { return duration.Format(time.Duration(*f)) }
 
 // Type implements pflag.Value.
 func (f *durationFlag) Type() string { return "duration" }

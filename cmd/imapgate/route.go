@@ -12,8 +12,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -21,6 +19,7 @@ import (
 
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
+	"imapgate/internal/sanitize"
 	"imapgate/routing"
 )
 
@@ -291,19 +290,7 @@ func parseAssignments(args []string) (map[string]string, error) {
 func printFields(to io.Writer, fields map[string]string) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		fmt.Fprintf(w, "%s\t%s\n", quoteUnsafe(name), quoteUnsafe(fields[name]))
+		fmt.Fprintf(w, "%s\t%s\n", sanitize.Quote(name), sanitize.Quote(fields[name]))
 	}
 	return w.Flush()
-}
-
-// quoteUnsafe returns s unchanged if it has only visible ASCII and letters of other
-// scripts, and quoted otherwise.
-func quoteUnsafe(s string) string {
-	isUnsafe := func(r rune) bool {
-		return r < ' ' || r > '~' && !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) || r == utf8.RuneError
-	}
-	if !utf8.ValidString(s) || strings.ContainsFunc(s, isUnsafe) {
-		return fmt.Sprintf("%+q", s)
-	}
-	return s
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/config"
+	"imapgate/internal/duration"
+	"imapgate/internal/sanitize"
 	"imapgate/routing"
 )
 
@@ -80,15 +82,15 @@ func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) e
 			fmt.Fprintf(w, "%s\t%s\n", name, value)
 		}
 	}
-	row("user", quoteUnsafe(x.User))
+	row("user", sanitize.Quote(x.User))
 	if x.Error != "" {
-		row("no route", quoteUnsafe(x.Error))
+		row("no route", sanitize.Quote(x.Error))
 	} else {
-		row("backend", quoteUnsafe(x.Backend))
-		row("login name", quoteUnsafe(x.Login))
-		row("mode", cmp.Or(quoteUnsafe(string(x.Mode)), defaultMode+" (default of backend "+quoteUnsafe(x.Backend)+")"))
-		row("decided by", quoteUnsafe(x.Key))
-		row("source", fmt.Sprintf("%s, %s old", quoteUnsafe(string(x.Origin)), x.Age.Round(time.Millisecond)))
+		row("backend", sanitize.Quote(x.Backend))
+		row("login name", sanitize.Quote(x.Login))
+		row("mode", cmp.Or(sanitize.Quote(string(x.Mode)), defaultMode+" (default of backend "+sanitize.Quote(x.Backend)+")"))
+		row("decided by", sanitize.Quote(x.Key))
+		row("source", fmt.Sprintf("%s, %s old", sanitize.Quote(string(x.Origin)), duration.Format(x.Age.Round(time.Millisecond))))
 	}
 	row("changed to", formatPendingChange(x.Next))
 	row("changes", formatChangeDelay(x))
@@ -99,7 +101,7 @@ func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) e
 		if s.Used {
 			mark = "*"
 		}
-		fmt.Fprintf(w, "%s %s\t%s\n", mark, quoteUnsafe(s.Key), quoteUnsafe(s.Content))
+		fmt.Fprintf(w, "%s %s\t%s\n", mark, sanitize.Quote(s.Key), sanitize.Quote(s.Content))
 	}
 	return w.Flush()
 }
@@ -111,7 +113,7 @@ func formatStoreState(s routing.StoreStatus) string {
 	}
 	atNode := ""
 	if s.Node != "" {
-		atNode = " at " + quoteUnsafe(s.Node)
+		atNode = " at " + sanitize.Quote(s.Node)
 	}
 	return fmt.Sprintf("%d of %d known records%s %s missing since %s; no user is treated as unknown (imapgate route accept-empty ends this)",
 		s.Missing, s.Missing+s.Present, atNode, isOrAre(s.Missing), s.Since.Local().Format(time.DateTime))
@@ -123,9 +125,9 @@ func formatPendingChange(next *routing.Decision) string {
 	case next == nil:
 		return ""
 	case next.Error != "":
-		return quoteUnsafe(next.Error) + "; the gateway has not noticed yet"
+		return sanitize.Quote(next.Error) + "; the gateway has not noticed yet"
 	}
-	return fmt.Sprintf("%s, decided by %s; the gateway has not noticed yet", quoteUnsafe(next.Backend), quoteUnsafe(next.Key))
+	return fmt.Sprintf("%s, decided by %s; the gateway has not noticed yet", sanitize.Quote(next.Backend), sanitize.Quote(next.Key))
 }
 
 // formatChangeDelay describes how soon the gateway would notice a change of a
@@ -133,7 +135,7 @@ func formatPendingChange(next *routing.Decision) string {
 func formatChangeDelay(x routing.Explanation) string {
 	switch {
 	case x.BreakerOpen && x.Invalidation.Error != "":
-		return "Redis did not answer and is not queried for a moment: " + quoteUnsafe(x.Invalidation.Error)
+		return "Redis did not answer and is not queried for a moment: " + sanitize.Quote(x.Invalidation.Error)
 	case x.BreakerOpen:
 		return "Redis did not answer and is not queried for a moment"
 	case x.Invalidation.State == routing.InvalidationOff:
@@ -141,9 +143,9 @@ func formatChangeDelay(x routing.Explanation) string {
 	case x.Invalidation.State == routing.InvalidationUp:
 		return "noticed at once"
 	}
-	s := "noticed after the cache's ttl; the invalidation connection is " + quoteUnsafe(x.Invalidation.State)
+	s := "noticed after the cache's ttl; the invalidation connection is " + sanitize.Quote(x.Invalidation.State)
 	if x.Invalidation.Error != "" {
-		s += ": " + quoteUnsafe(x.Invalidation.Error)
+		s += ": " + sanitize.Quote(x.Invalidation.Error)
 	}
 	return s
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/config"
+	"imapgate/internal/sanitize"
 	"imapgate/routing"
 )
 
@@ -76,7 +77,7 @@ func checkNotReserved(name, defaultDomain string) error {
 	case strings.EqualFold(name, "default"):
 		return errors.New(`"default" is not read as a user: --default is the record of all others; for a user of that name, write default@DOMAIN`)
 	case isDomain && domain != "":
-		return fmt.Errorf("%q is not a user: --domain %s is the record of a domain", name, quoteUnsafe(domain))
+		return fmt.Errorf("%q is not a user: --domain %s is the record of a domain", name, sanitize.Quote(domain))
 	case defaultDomain != "" && strings.EqualFold(name, defaultDomain):
 		return fmt.Errorf("%q is not read as a user: --domain %[2]s is the record of the domain; for a user of that name, write %[2]s@%[2]s", name, defaultDomain)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"imapgate/internal/config"
 	"imapgate/internal/event"
+	"imapgate/internal/sanitize"
 	"imapgate/proxy"
 	"imapgate/routing"
 )
@@ -78,15 +79,15 @@ func (p sessionReport) print(to io.Writer) error {
 func (p sessionReport) format() string {
 	switch {
 	case !p.Known:
-		return fmt.Sprintf("live sessions: unknown, because the gateway on this machine could not be queried: %s\n", quoteUnsafe(p.Error))
+		return fmt.Sprintf("live sessions: unknown, because the gateway on this machine could not be queried: %s\n", sanitize.Quote(p.Error))
 	case len(p.Counts) == 0:
-		return fmt.Sprintf("live sessions: none at the gateway on %s\n", quoteUnsafe(p.Gateway))
+		return fmt.Sprintf("live sessions: none at the gateway on %s\n", sanitize.Quote(p.Gateway))
 	}
 	var counts []string
 	for _, c := range p.Counts {
-		counts = append(counts, fmt.Sprintf("%d at %s (%s)", c.Count, p.formatBackend(c.Backend, c.Login), quoteUnsafe(string(c.Mode))))
+		counts = append(counts, fmt.Sprintf("%d at %s (%s)", c.Count, p.formatBackend(c.Backend, c.Login), sanitize.Quote(string(c.Mode))))
 	}
-	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", quoteUnsafe(p.Gateway), strings.Join(counts, ", "))
+	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", sanitize.Quote(p.Gateway), strings.Join(counts, ", "))
 	switch {
 	case p.Elsewhere == nil:
 		s += "elsewhere: unknown, because the route is unknown\n"
@@ -103,7 +104,7 @@ func (p sessionReport) format() string {
 // user's.
 func (p sessionReport) formatBackend(backend, login string) string {
 	if login == p.user || login == "" {
-		return quoteUnsafe(backend)
+		return sanitize.Quote(backend)
 	}
-	return quoteUnsafe(backend) + " as " + quoteUnsafe(login)
+	return sanitize.Quote(backend) + " as " + sanitize.Quote(login)
 }

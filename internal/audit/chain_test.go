@@ -60,12 +60,12 @@ func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
 	writeChained(t, path, 20) // a restarted gateway
 	l := openChained(t, path)
 	recordRefusal(l, "before")
-	eventually(t, "written", func() bool { return len(lines(t, path)) == 42 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 42 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	l.Reopen()
-	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -247,7 +247,7 @@ func TestTamperingDuringWritesIsFound(t *testing.T) {
 			for i := range 5 {
 				recordRefusal(l, fmt.Sprint(i))
 			}
-			eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 5 })
+			testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 5 })
 			before := readAll(t, path)
 			if err := os.WriteFile(path, change(bytes.Clone(before)), 0o600); err != nil {
 				t.Fatal(err)
@@ -278,7 +278,7 @@ func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := openChained(t, path)
 	recordRefusal(l, "one")
-	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -300,7 +300,7 @@ func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 func TestLockedChainIsStillWritten(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l := openChained(t, path)
+	l, _ := openStuck(t, Config{Path: path, Chain: true})
 	stopped, err := openChainLock(path)
 	if err != nil {
 		t.Fatal(err)
@@ -312,9 +312,9 @@ func TestLockedChainIsStillWritten(t *testing.T) {
 	for range 3 {
 		recordRefusal(l, "one")
 	}
-	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 3 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 3 })
 	recordRefusal(l, "two")
-	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 4 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 4 })
 	stopped.release()
 	recordRefusal(l, "three")
 	if err := l.Close(); err != nil {
@@ -339,7 +339,7 @@ func TestReadersOfTheLogCannotBlockWriters(t *testing.T) {
 	}
 	l := openChained(t, path)
 	recordRefusal(l, "one")
-	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	if l.writers[0].sink.(*file).chainLock == nil {
 		t.Error("there is no lock file")
 	}
@@ -357,13 +357,13 @@ func TestChainContinuesWhenTheFileMovesBeforeASecondWriterOpens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	old := openChained(t, path)
 	recordRefusal(old, "one")
-	eventually(t, "written", func() bool { return old.Sinks()[0].WrittenRecords == 1 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return old.Sinks()[0].WrittenRecords == 1 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	next := openChained(t, path)
 	recordRefusal(next, "two")
-	eventually(t, "written", func() bool { return next.Sinks()[0].WrittenRecords == 1 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return next.Sinks()[0].WrittenRecords == 1 })
 	recordRefusal(old, "three")
 	for _, l := range []*Log{old, next} {
 		if err := l.Close(); err != nil {

@@ -19,9 +19,10 @@ type file struct {
 	// Set once.
 	path      string // "" for standard output
 	log       *zap.Logger
-	hashChain *chain     // nil: records are not chained
-	chainLock *chainLock // nil: no other process writes the chain
-	isStdout  bool       // standard output, which close leaves open
+	hashChain *chain        // nil: records are not chained
+	chainLock *chainLock    // nil: no other process writes the chain
+	isStdout  bool          // standard output, which close leaves open
+	timeout   time.Duration // of a write, and of the wait for the lock
 
 	// Owned by the sink writer's run.
 	file         *os.File
@@ -36,12 +37,14 @@ type file struct {
 	afterFirst   chain  // the chain after that record
 }
 
-func newStdout() *file { return &file{file: os.Stdout, isStdout: true} }
+func (l *Log) newStdout() *file {
+	return &file{file: os.Stdout, isStdout: true, timeout: l.fileTimeout}
+}
 
 // openFile opens path for appending.
-func openFile(path string, useChain bool, log *zap.Logger) (*file, error) {
-	s := &file{path: path, log: log}
-	if useChain {
+func (l *Log) openFile(path string) (*file, error) {
+	s := &file{path: path, log: l.log, timeout: l.fileTimeout}
+	if l.cfg.Chain {
 		s.hashChain = &chain{}
 		s.openChainLock()
 	}
@@ -161,7 +164,7 @@ func (f *file) acquireLock() {
 	if f.chainLock == nil {
 		return
 	}
-	timeout := sinkTimeout
+	timeout := f.timeout
 	if f.lockFailed {
 		timeout = relockTimeout
 	}
@@ -261,7 +264,7 @@ func (f *file) rewindChain(lines []byte, records int) int {
 // has a deadline if the file supports one: the reader of a FIFO may have stopped. A
 // write to a regular file returns without a deadline.
 func (f *file) writeLines(lines []byte) (int, error) {
-	_ = f.file.SetWriteDeadline(time.Now().Add(sinkTimeout))
+	_ = f.file.SetWriteDeadline(time.Now().Add(f.timeout))
 	n, err := f.file.Write(lines[f.partialBytes:])
 	f.needsSync = f.needsSync || n > 0
 	f.size += int64(n)

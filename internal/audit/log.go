@@ -70,6 +70,8 @@ type Log struct {
 	// Set once.
 	cfg         Config
 	log         *zap.Logger
+	fileTimeout time.Duration // sinkTimeout, but in tests
+	maintenance time.Duration // maintainInterval, but in tests
 	writers     []*sinkWriter
 	stop        chan struct{} // closed by Close
 	writersDone sync.WaitGroup
@@ -93,11 +95,21 @@ type Log struct {
 // Open opens the log and starts its writers. It appends to an existing file. A
 // server that is down is not an error, but with on_failure: block the log is not
 // ready.
-func Open(cfg Config, log *zap.Logger) (*Log, error) {
-	l := &Log{cfg: cfg, log: log, stop: make(chan struct{}), aggregator: aggregator{maxSinglesPerKey: cfg.FirstPerMinute}}
-	sinks := cfg.Sinks
-	if cfg.Path != "" {
-		sinks = append([]SinkConfig{sinkForPath(cfg.Path)}, sinks...)
+func Open(cfg Config, log *zap.Logger) (*Log, error) { return newLog(cfg, log).start() }
+
+// newLog returns a Log that is not started.
+func newLog(cfg Config, log *zap.Logger) *Log {
+	return &Log{
+		cfg: cfg, log: log, fileTimeout: sinkTimeout, maintenance: maintainInterval,
+		stop: make(chan struct{}), aggregator: aggregator{maxSinglesPerKey: cfg.FirstPerMinute},
+	}
+}
+
+// start opens the sinks and starts their writers.
+func (l *Log) start() (*Log, error) {
+	sinks := l.cfg.Sinks
+	if l.cfg.Path != "" {
+		sinks = append([]SinkConfig{sinkForPath(l.cfg.Path)}, sinks...)
 	}
 	for _, s := range sinks {
 		w, err := l.openSinkWriter(s)
@@ -200,7 +212,7 @@ func (l *Log) Close() error {
 	go l.awaitWriters(done)
 	select {
 	case <-done:
-	case <-time.After(2 * sinkTimeout): // a blocked standard output cannot be interrupted
+	case <-time.After(2 * l.fileTimeout): // a blocked standard output cannot be interrupted
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

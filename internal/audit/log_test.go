@@ -15,36 +15,39 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/event"
-	"imapgate/internal/testbed"
-
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"imapgate/internal/event"
+	"imapgate/internal/testbed"
 )
 
 // open opens a log at path and returns it with the lines of the ordinary log.
 func open(t *testing.T, path, onFailure string) (*Log, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
-	l, err := Open(Config{Path: path, OnFailure: onFailure}, zap.New(core))
+	return startQuick(t, newLog(Config{Path: path, OnFailure: onFailure}, zap.New(core))), logs
+}
+
+// openStuck opens a log that gives up a file whose reader has stopped sooner than a gateway's.
+func openStuck(t *testing.T, cfg Config) (*Log, *observer.ObservedLogs) {
+	t.Helper()
+	core, logs := observer.New(zap.InfoLevel)
+	l := newLog(cfg, zap.New(core))
+	l.fileTimeout = time.Second / 5
+	return startQuick(t, l), logs
+}
+
+// startQuick starts a log that maintains its sinks more often than a gateway's.
+func startQuick(t *testing.T, l *Log) *Log {
+	t.Helper()
+	l.maintenance = time.Second / 50
+	l, err := l.start()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	return l, logs
-}
-
-// eventually polls, because a real file and its writer are involved.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	poll := time.NewTicker(2 * time.Millisecond)
-	defer poll.Stop()
-	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-poll.C {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("timeout after %v: %s", testbed.Timeout, what)
+	return l
 }
 
 // lines decodes a file, each line of which must be a whole record.
@@ -107,7 +110,7 @@ func TestRecordReachesTheFileWithoutClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
 	recordRefusal(l, "one")
-	eventually(t, "one record", func() bool { return len(lines(t, path)) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "one record", func() bool { return len(lines(t, path)) == 1 })
 }
 
 func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
@@ -116,7 +119,7 @@ func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 		t.Fatalf("the first login: %v", err)
 	}
-	eventually(t, "not ready", func() bool { return l.Ready() != nil })
+	testbed.Eventually(t, testbed.Timeout, "not ready", func() bool { return l.Ready() != nil })
 	if err := l.LoginAccepted(testClient(), testLogin(t)); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a login was let in: %v", err)
 	}
@@ -140,7 +143,7 @@ func TestFailingSinkDropsRecordsWhenConfigured(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "a failed write", func() bool { return logs.Len() == 1 })
+	testbed.Eventually(t, testbed.Timeout, "a failed write", func() bool { return logs.Len() == 1 })
 	if err := l.Ready(); err != nil {
 		t.Error(err)
 	}
@@ -182,7 +185,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = l.Close() })
 			sent := 0
-			eventually(t, "the disk is full", func() bool {
+			testbed.Eventually(t, testbed.Timeout, "the disk is full", func() bool {
 				for range 10 {
 					recordRefusal(l, fmt.Sprint(sent))
 					sent++
@@ -190,7 +193,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 				return l.Ready() != nil
 			})
 			free()
-			eventually(t, "ready again", func() bool { return l.Ready() == nil })
+			testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -230,7 +233,7 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	l := openChained(t, path)
 	t.Cleanup(func() { _ = l.Close() })
 	sent := 0
-	eventually(t, "the disk is full", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the disk is full", func() bool {
 		for range 10 {
 			recordRefusal(l, fmt.Sprint(sent))
 			sent++
@@ -243,7 +246,7 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	}
 	free() // the waiting records may exceed the old file's space
 	l.Reopen()
-	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +281,7 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the loss is reported", func() bool { text, _ := os.ReadFile(big); return bytes.Contains(text, []byte("records_lost")) })
+	testbed.Eventually(t, testbed.Timeout, "the loss is reported", func() bool { text, _ := os.ReadFile(big); return bytes.Contains(text, []byte("records_lost")) })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +319,7 @@ func TestKilledProcessLeavesAtMostOnePartialLine(t *testing.T) {
 		if err := writer.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it writes", func() bool { s, err := os.Stat(path); return err == nil && s.Size() > size+100_000 })
+		testbed.Eventually(t, testbed.Timeout, "it writes", func() bool { s, err := os.Stat(path); return err == nil && s.Size() > size+100_000 })
 		_ = writer.Process.Kill() // SIGKILL
 		_ = writer.Wait()
 		v, err := verify(readAll(t, path))
@@ -339,13 +342,13 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = reader.Process.Kill(); _ = reader.Wait() })
 	var l *Log
-	eventually(t, "the reader has the FIFO open", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the reader has the FIFO open", func() bool {
 		var err error
 		l, err = Open(Config{Path: fifo}, zap.NewNop())
 		return err == nil
 	})
 	recordRefusal(l, "first")
-	eventually(t, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
+	testbed.Eventually(t, testbed.Timeout, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
 	if err := reader.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +367,7 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	if err := reader.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +397,7 @@ func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	l, _ := open(t, fifo, "block")
+	l, _ := openStuck(t, Config{Path: fifo, OnFailure: "block"})
 	for range 1000 {
 		recordRefusal(l, "unread")
 	}
@@ -410,12 +413,12 @@ func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "audit.log")
 			l, _ := open(t, path, "")
 			recordRefusal(l, "before")
-			eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
+			testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 1 })
 			if err := os.Rename(path, path+".1"); err != nil {
 				t.Fatal(err)
 			}
 			ask(l)
-			eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+			testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 			recordRefusal(l, "after")
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
@@ -432,11 +435,11 @@ func TestDeletedFileIsReplacedByANewOne(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
 	recordRefusal(l, "before")
-	eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 1 })
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -449,20 +452,20 @@ func TestDeletedFileIsReplacedByANewOne(t *testing.T) {
 func TestRecreatedFIFOIsUsed(t *testing.T) {
 	t.Parallel()
 	fifo := makeStuckFIFO(t)
-	l, logs := open(t, fifo, "")
+	l, logs := openStuck(t, Config{Path: fifo})
 	for name, step := range map[string]error{"remove": os.Remove(fifo), "make": syscall.Mkfifo(fifo, 0o600)} {
 		if step != nil {
 			t.Fatal(name, step)
 		}
 	}
-	eventually(t, "the log line that the new FIFO has no reader", func() bool { return logs.Len() == 1 })
+	testbed.Eventually(t, testbed.Timeout, "the log line that the new FIFO has no reader", func() bool { return logs.Len() == 1 })
 	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
 	got := make([]byte, maxRecordBytes)
-	eventually(t, "a record in the new one", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "a record in the new one", func() bool {
 		recordRefusal(l, "new")
 		n, err := reader.Read(got)
 		return err == nil && n > 0

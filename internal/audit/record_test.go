@@ -17,6 +17,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/sanitize"
 )
 
 // encode returns the record of an event, as the log would write it.
@@ -341,7 +342,7 @@ func checkField(t *testing.T, got any, in string, bound int) {
 				b = byte(r)
 			}
 			piece, size = fmt.Sprintf(`\x%02x`, b), 5
-		case isUnsafe(r):
+		case sanitize.IsUnsafe(r):
 			piece = fmt.Sprintf(`\u{%x}`, r)
 			size = len(piece) + 1
 		case r == '"', r == '\\':

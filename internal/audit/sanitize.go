@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/sanitize"
 )
 
 // Bounds of one field's value, in bytes of the record. With the fixed parts and
@@ -64,7 +65,7 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 			b = append(b, '\\', byte(r))
 		case r < 0x100 && unicode.IsControl(r):
 			b = appendHex(append(b, `\\x`...), uint32(r), 2)
-		case isUnsafe(r):
+		case sanitize.IsUnsafe(r):
 			b = append(b, `\\u{`...)
 			b = strconv.AppendUint(b, uint64(r), 16)
 			b = append(b, '}')
@@ -80,14 +81,6 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 		}
 	}
 	return b
-}
-
-// isUnsafe reports whether r is invisible, breaks lines, or changes the text
-// direction: U+2028, U+2029, bidirectional controls, zero-width characters, tags,
-// private and unassigned code points.
-func isUnsafe(r rune) bool {
-	return r > '~' && !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector) ||
-		r == '\u00a0' || r == '\u034f' || r == '\u115f' || r == '\u1160' || r == '\u3164' || r == '\uffa0'
 }
 
 func appendHex(b []byte, v uint32, digits int) []byte {

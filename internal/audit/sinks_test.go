@@ -31,12 +31,7 @@ import (
 
 func openSinks(t *testing.T, cfg Config) *Log {
 	t.Helper()
-	l, err := Open(cfg, zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	return l
+	return startQuick(t, newLog(cfg, zap.NewNop()))
 }
 
 // collector is a syslog server that keeps every message.
@@ -165,7 +160,7 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
+			testbed.Eventually(t, testbed.Timeout, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
 				parts := rfc5424Form.FindStringSubmatch(m)
 				var record map[string]any
@@ -192,7 +187,7 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	go c.frames(server)
 	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{})}}})
 	recordRefusal(l, "secret")
-	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
+	testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
 		t.Errorf("%v, %q", err, c.all())
 	}
@@ -220,12 +215,12 @@ func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 		current.Store(&tls.Config{RootCAs: ca.Pool})
 		l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}})
 		recordRefusal(l, "0")
-		eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
+		testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 		if err := l.Ready(); err == nil || len(c.all()) > 0 {
 			t.Errorf("%s: %v, %q", tls.VersionName(version), err, c.all())
 		}
 		current.Store(&tls.Config{RootCAs: ca.Pool, Certificates: []tls.Certificate{shown}})
-		eventually(t, "the record arrives", func() bool { return len(c.all()) == 1 })
+		testbed.Eventually(t, testbed.Timeout, "the record arrives", func() bool { return len(c.all()) == 1 })
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
@@ -244,7 +239,7 @@ func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	go c.read(conn)
-	eventually(t, "the first message", func() bool { return len(c.all()) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "the first message", func() bool { return len(c.all()) == 1 })
 	_ = first.Close()
 	_ = conn.Close()
 	go c.frames(listen(t, "unix", path))
@@ -254,7 +249,7 @@ func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all messages", func() bool { return len(c.all()) == 101 })
+	testbed.Eventually(t, testbed.Timeout, "all messages", func() bool { return len(c.all()) == 101 })
 }
 
 func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
@@ -297,9 +292,9 @@ func TestRedisOutageLosesNoBufferedRecord(t *testing.T) {
 	for i := range 500 {
 		recordRefusal(l, fmt.Sprint(i))
 	}
-	eventually(t, "the sink fails", func() bool { return l.Ready() != nil })
+	testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Ready() != nil })
 	server.Restart()
-	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +321,7 @@ func makeStuckFIFO(t *testing.T) string {
 func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l := openSinks(t, Config{Sinks: []SinkConfig{
+	l, _ := openStuck(t, Config{Sinks: []SinkConfig{
 		{Type: File, Name: "stuck", Path: makeStuckFIFO(t), OnFailure: "drop"},
 		{Type: File, Path: path},
 	}})
@@ -336,10 +331,10 @@ func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%1000 == 0 { // otherwise the file's writer may lag
-			eventually(t, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
+			testbed.Eventually(t, testbed.Timeout, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
 		}
 	}
-	eventually(t, "the file has all", func() bool { return l.Sinks()[1].WrittenRecords == uint64(sent) })
+	testbed.Eventually(t, testbed.Timeout, "the file has all", func() bool { return l.Sinks()[1].WrittenRecords == uint64(sent) })
 	if s := l.Sinks(); s[0].Name != "stuck" || s[0].LostRecords < 2000-1000 || s[1].LostRecords != 0 {
 		t.Errorf("%+v", s)
 	}

@@ -115,9 +115,9 @@ func (l *Log) openSinkWriter(cfg SinkConfig) (*sinkWriter, error) {
 func (l *Log) openSink(cfg SinkConfig) (sink, error) {
 	switch cfg.Type {
 	case File:
-		return openFile(cfg.Path, l.cfg.Chain, l.log)
+		return l.openFile(cfg.Path)
 	case Stdout:
-		return newStdout(), nil
+		return l.newStdout(), nil
 	case Syslog:
 		return newSyslog(cfg)
 	case Redis:
@@ -168,7 +168,7 @@ func (w *sinkWriter) signal(e event.Event) {
 // attempt then. Only run uses the sink.
 func (w *sinkWriter) run() {
 	defer func() { _ = w.sink.close() }() // unwritten records stay in bufferedRecords, which Close reports
-	ticker := time.NewTicker(maintainInterval)
+	ticker := time.NewTicker(w.auditLog.maintenance)
 	defer ticker.Stop()
 	var due <-chan time.Time
 	var urgent bool // due is the short delay

@@ -65,7 +65,7 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
+			testbed.Eventually(t, testbed.Timeout, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
 				parts := rfc3164Form.FindStringSubmatch(m)
 				var record struct {
@@ -92,7 +92,7 @@ func TestRsyslogRecognizesProgramAndProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	var line string
-	eventually(t, "the message", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the message", func() bool {
 		text, _ := os.ReadFile(file)
 		line, _, _ = strings.Cut(string(text), "\n")
 		return strings.Contains(string(text), "\n")

@@ -56,7 +56,7 @@ func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 		t.Errorf("backend: %+v", b)
 	}
 	l := c.Limits
-	if l.PreauthTimeout != time.Minute || l.IdleTimeout != 32*time.Minute || l.MaxUpstreamLogins != 64 || l.ProxyTTL != 5 || l.MaxConnections < 1 {
+	if l.PreauthTimeout != time.Minute || l.IdleTimeout != 32*time.Minute || l.MaxUpstreamLogins != 64 || l.ProxyTTL != 5 {
 		t.Errorf("limits: %+v", l)
 	}
 	if c.Routing.Cache != (Cache{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {

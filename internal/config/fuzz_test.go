@@ -70,7 +70,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if len(c.Listeners) == 0 || len(c.Backends) == 0 || len(c.Auth.Methods) == 0 || c.Limits.MaxConnections < 1 {
+		if len(c.Listeners) == 0 || len(c.Backends) == 0 || len(c.Auth.Methods) == 0 {
 			t.Fatalf("accepted, but not complete: %+v", c)
 		}
 		for name, b := range c.Backends {

@@ -14,7 +14,6 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
-	"imapgate/internal/descriptors"
 	"imapgate/internal/plainfile"
 )
 
@@ -25,8 +24,6 @@ const (
 	maxDepth = 200
 	// pipeTimeout bounds the wait for a configuration that is read from a pipe.
 	pipeTimeout = 10 * time.Second
-	// maxConnectionsBound is the largest limits.max_connections.
-	maxConnectionsBound = 10_000_000
 )
 
 // Load reads the file. The returned Config is complete and valid; an error of type
@@ -174,8 +171,5 @@ func (c *Config) setDerived() {
 	for name, b := range c.Backends {
 		b.Name = name
 		c.Backends[name] = b
-	}
-	if c.Limits.MaxConnections == 0 {
-		c.Limits.MaxConnections = int(min(descriptors.MaxClients(descriptors.Limit()), maxConnectionsBound))
 	}
 }

@@ -1,5 +1,5 @@
-// Package duration parses durations in one notation for the command line, the configuration and
-// the admin address.
+// Package duration parses and formats durations in one notation for the command line, the
+// configuration and the admin address.
 package duration
 
 import (
@@ -53,4 +53,19 @@ func multiply(number string, unit time.Duration) (time.Duration, error) {
 		err = fmt.Errorf("%s is too long", unit)
 	}
 	return hours * per, err
+}
+
+// Format returns d for people: from 10 s on in tenths of a second, without units that are zero
+// at its end. Parse reads it.
+func Format(d time.Duration) string {
+	if d >= 10*time.Second {
+		d = d.Round(100 * time.Millisecond)
+	}
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-len("0s")]
+		}
+	}
+	return s
 }

@@ -21,3 +21,15 @@ func TestDaysAndWeeksAreDurations(t *testing.T) {
 		}
 	}
 }
+
+func TestDurationsAreFormattedWithoutZeroUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 250 * time.Millisecond: "250ms", 9876 * time.Millisecond: "9.876s", 12345 * time.Millisecond: "12.3s",
+		10 * time.Minute: "10m", time.Hour: "1h", 24 * time.Hour: "24h", time.Hour + 30*time.Second: "1h0m30s", 90 * time.Minute: "1h30m",
+	} {
+		got := Format(d)
+		if back, err := Parse(got); got != want || err != nil || back > d+50*time.Millisecond || back < d-50*time.Millisecond {
+			t.Errorf("%v is %s, want %s; parsed: %v, %v", d, got, want, back, err)
+		}
+	}
+}

@@ -76,3 +76,10 @@ func (c Caps) Without(drop func(upper string) bool) Caps {
 	}
 	return ParseCaps(strings.Join(kept, " "))
 }
+
+// IsGatewayCapability reports whether clients must not use a capability of a backend, given in
+// upper case. TLS and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would allow a
+// second login without it.
+func IsGatewayCapability(upper string) bool {
+	return upper == "STARTTLS" || upper == "LOGINDISABLED" || upper == "UNAUTHENTICATE" || strings.HasPrefix(upper, "AUTH=")
+}

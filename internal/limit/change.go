@@ -2,13 +2,15 @@ package limit
 
 import (
 	"context"
-	"imapgate/internal/event"
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/event"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -127,7 +129,7 @@ func (g *Limiter) follow(ctx context.Context) {
 			at = next
 			g.sayOwed(ctx)
 		}
-		_ = sleep(ctx, jitter(followEvery))
+		_ = sleep.For(ctx, jitter(followEvery))
 	}
 }
 

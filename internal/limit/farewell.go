@@ -3,6 +3,8 @@ package limit
 import (
 	"context"
 	"time"
+
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -21,7 +23,7 @@ func (g *Limiter) farewell() {
 	s := g.shared
 	ctx, cancel := context.WithTimeout(context.Background(), farewellTime)
 	defer cancel()
-	for !g.settled(ctx) && sleep(ctx, farewellPause) == nil {
+	for !g.settled(ctx) && sleep.For(ctx, farewellPause) == nil {
 		continue
 	}
 	if ctx.Err() != nil { // away, or somebody stays: one more word, or a lease

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -162,7 +163,7 @@ func (g *Limiter) heal(ctx context.Context) {
 		if g.shared.probe(ctx) {
 			g.beatOnce(ctx)
 		}
-		_ = sleep(ctx, jitter(probeEvery))
+		_ = sleep.For(ctx, jitter(probeEvery))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -40,7 +41,7 @@ func (v *Conn) BeginLogin(ctx context.Context, u identity.User) error {
 	g, at := v.gate, pair{u, near(v.addr)}
 	wait, no := v.owes(ctx, at)
 	if no == nil && wait > 0 {
-		if err := sleep(ctx, jitter(wait)); err != nil {
+		if err := sleep.For(ctx, jitter(wait)); err != nil {
 			return err
 		}
 	}
@@ -313,17 +314,6 @@ func jitter(d time.Duration) time.Duration {
 		return d
 	}
 	return d*4/5 + rand.N(d*2/5)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // succeeded notes a right login. From a network where the user was not known it

@@ -12,6 +12,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 )
 
 // How gateways count together. At each shared place Redis has a number of each
@@ -262,7 +263,7 @@ func own(keys []string) []string {
 func (g *Limiter) beat(ctx context.Context) {
 	for ctx.Err() == nil {
 		g.beatOnce(ctx)
-		_ = sleep(ctx, jitter(g.shared.lease/beatsPerLease))
+		_ = sleep.For(ctx, jitter(g.shared.lease/beatsPerLease))
 	}
 }
 
@@ -302,14 +303,14 @@ func (g *Limiter) flush(ctx context.Context) {
 		case <-s.work:
 		case <-ctx.Done():
 		}
-		_ = sleep(ctx, gather)
+		_ = sleep.For(ctx, gather)
 		for ctx.Err() == nil { // else what is left is for farewell
 			notes := g.places.batch()
 			if len(notes) == 0 || !g.write(ctx, notes) {
 				break
 			}
 			if len(notes) == flushBatch {
-				_ = sleep(ctx, jitter(flushPause))
+				_ = sleep.For(ctx, jitter(flushPause))
 			}
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"time"
+
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -85,7 +87,7 @@ func (v *Conn) turn(ctx context.Context, at pair) (*Refusal, error) {
 		if sure != nil || g.now()-began >= turnTime {
 			return no, nil
 		}
-		if err := sleep(ctx, jitter(turnPause)); err != nil {
+		if err := sleep.For(ctx, jitter(turnPause)); err != nil {
 			return nil, err
 		}
 	}

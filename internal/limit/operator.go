@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
+
+	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
-
-	"github.com/redis/go-redis/v9"
+	"imapgate/internal/sanitize"
 )
 
 const (
@@ -132,17 +131,8 @@ func (g *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, no
 	return nil
 }
 
-// oneLine is an operator's words as they fit into a record, with nothing in them
-// that breaks a line, cannot be seen, or turns the direction of what follows.
-func oneLine(note string) string {
-	note = strings.Map(func(r rune) rune {
-		if !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(note, ""))
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
-}
+// oneLine is an operator's words as they fit into a record.
+func oneLine(note string) string { return sanitize.Line(note, maxNote) }
 
 // Unban lifts every ban that has something of net in it, and forgets that there
 // were any; at every gateway within a second. It gives those that were under way.

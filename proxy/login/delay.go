@@ -8,6 +8,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/sleep"
 	"imapgate/proxy/upstream"
 	"math/rand/v2"
 	"strings"
@@ -110,7 +111,7 @@ func (c *Connector) delay(ctx context.Context, client *Client, a *Attempt, r Ref
 		answerAt = client.Deadline
 	}
 	start := time.Now()
-	sleep(ctx, time.Until(laterOf(uniformAt, answerAt)))
+	_ = sleep.For(ctx, time.Until(laterOf(uniformAt, answerAt)))
 	a.delay += time.Since(start)
 	return late
 }
@@ -154,16 +155,6 @@ func laterOf(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// sleep waits for d, or until ctx is done.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // HasExhaustedAttempts reports whether too many logins of the connection have failed:

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/internal/sleep"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -95,17 +96,7 @@ func (s *session) retryTransient(timeout time.Duration, try func(h *holdTimer) e
 		if !isTransient(err) && !isLost(err) || remaining <= 0 || s.aborted.Load() || s.hub.ctx.Err() != nil {
 			return err
 		}
-		s.hub.sleep(min(wait+rand.N(wait), remaining))
-	}
-}
-
-// sleep waits for d or until the Hub closes.
-func (h *Hub) sleep(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-h.ctx.Done():
+		_ = sleep.For(s.hub.ctx, min(wait+rand.N(wait), remaining))
 	}
 }
 

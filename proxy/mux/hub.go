@@ -213,20 +213,20 @@ func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 	return offered
 }
 
-// isNeverOffered reports whether a capability is always hidden: it would change the bytes
-// or the user of a connection, or lead the client around the gateway. Or it would create
-// connection state that no other connection can be given.
+// isNeverOffered reports whether a capability is always hidden: besides the gateway's own, it
+// would change the bytes of a connection, or lead the client around the gateway. Or it would
+// create connection state that no other connection can be given.
 func isNeverOffered(name string) bool {
 	switch name {
-	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
+	case "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
 		return true
 	}
-	for _, prefix := range [...]string{"AUTH=", "COMPRESS=", "I18NLEVEL=", "ANNOTATE-EXPERIMENT-"} {
+	for _, prefix := range [...]string{"COMPRESS=", "I18NLEVEL=", "ANNOTATE-EXPERIMENT-"} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}
 	}
-	return false
+	return imap.IsGatewayCapability(name)
 }
 
 // Len returns the number of sessions, without those handed over.

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux/command"
 	"imapgate/proxy/upstream"
 )
 
@@ -13,9 +12,9 @@ import (
 // connection, or the login has left one. It does not wait for a new connection, because
 // the answer changes nothing.
 func (s *session) answerID(r *request) error {
-	pairs, ok := command.ParseID(r.raw)
+	pairs, ok := imap.ParseIDCommand(r.raw)
 	if !ok {
-		return s.replyTagged("BAD ID takes a list of at most 30 pairs of strings, or NIL.")
+		return s.replyTagged(imap.IDRejected)
 	}
 	s.auditClient.SetProgram(pairs)
 	id := upstream.FormatID(pairs)
@@ -34,11 +33,11 @@ func (s *session) answerID(r *request) error {
 		s.account.ReturnLoginConn(s.unbindUpstream())
 	}
 	if !answered {
-		if err := s.reply("* ID (\"name\" \"imapgate\")"); err != nil {
+		if err := s.reply(imap.IDResponse); err != nil {
 			return err
 		}
 	}
-	return s.replyTagged("OK ID completed.")
+	return s.replyTagged(imap.IDDone)
 }
 
 // forwardID sends ID on the lease, if there is one and it supports ID, and relays the

@@ -10,6 +10,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/internal/sleep"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -267,7 +268,7 @@ func (s *session) acquireAuxWhile(ctx context.Context, shouldWait func() bool) (
 		if !errors.Is(err, pool.ErrBusy) || !shouldWait() {
 			return aux, err
 		}
-		s.hub.sleep(20 * time.Millisecond)
+		_ = sleep.For(s.hub.ctx, 20*time.Millisecond)
 	}
 	return nil, pool.ErrBusy
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"imapgate/internal/descriptors"
@@ -28,8 +29,8 @@ type Backend struct {
 	dialer *net.Dialer
 	addr   netip.AddrPort // parsed Address; invalid if that has a host name
 
-	slots    chan struct{} // one token per login in progress; at most MaxLogins
-	connRate *rate.Limiter // of new connections; nil: unlimited
+	slots    *semaphore.Weighted // of MaxLogins logins in progress
+	connRate *rate.Limiter       // of new connections; nil: unlimited
 	health   health
 	// Which login forms the backend accepted.
 	passwordForms, tokenForms formPreference
@@ -46,7 +47,7 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 		log:      log.With(zap.String("backend", cfg.Name)),
 		dialer:   newDialer(),
 		addr:     addr,
-		slots:    make(chan struct{}, cfg.MaxLogins),
+		slots:    semaphore.NewWeighted(int64(cfg.MaxLogins)),
 		connRate: newConnRate(cfg.LoginRate),
 	}
 }
@@ -194,7 +195,7 @@ func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
 	if !isOnlyUntagged(buffered) {
 		return nil, errAfterLogin
 	}
-	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitize(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
+	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitizeText(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
 	if isForwardable(ok.Code) && conn.ok.Text != "" {
 		conn.ok.Code = ok.Code
 	}
@@ -270,24 +271,20 @@ func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
 
 // acquireSlot waits for one of the MaxLogins slots.
 func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
-	select {
-	case b.slots <- struct{}{}:
+	if b.slots.TryAcquire(1) {
 		return nil
-	default:
 	}
-	t := time.NewTimer(time.Until(deadline))
-	defer t.Stop()
-	select {
-	case b.slots <- struct{}{}:
-		b.reportWait(event.LimitUpstreamLogins, false)
+	waitCtx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	err := b.slots.Acquire(waitCtx, 1)
+	b.reportWait(event.LimitUpstreamLogins, errors.Is(err, context.DeadlineExceeded))
+	switch {
+	case err == nil:
 		return nil
-	case <-t.C:
-		b.reportWait(event.LimitUpstreamLogins, true)
-		return errBusy
-	case <-ctx.Done():
-		b.reportWait(event.LimitUpstreamLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
+	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
 	}
+	return errBusy
 }
 
 // reportWait reports that a limit delayed a login, or refused it.
@@ -297,7 +294,7 @@ func (b *Backend) reportWait(limit event.Limit, timedOut bool) {
 	}
 }
 
-func (b *Backend) releaseSlot() { <-b.slots }
+func (b *Backend) releaseSlot() { b.slots.Release(1) }
 
 // recordResult reports the result of a login to the metrics and to health; t is its trial, or
 // nil. A BAD and a rejected token have no effect on health: clients can provoke both, and must

@@ -7,12 +7,10 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of the client's ID when forwarded. RFC 2971 §3.3 allows 30 pairs and 30 octets in a
-// field. Dovecot accepts 256 bytes of a client's ID before the login.
+// Bounds of the client's ID when forwarded. Dovecot accepts 256 bytes of a client's ID before
+// the login.
 const (
-	maxIDPairs       = 30
-	maxClientPairs   = maxIDPairs - 6 // with a login, which adds six of the gateway's
-	maxIDField       = 30
+	maxClientPairs   = imap.MaxIDPairs - 6 // with a login, which adds six of the gateway's
 	maxIDBytes       = 256
 	maxClientIDBytes = 1024 // bytes of fields and values after the login; a session stores them
 	maxSessionID     = 64   // bytes of a session id, as in Dovecot
@@ -43,7 +41,7 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 
 // FormatID returns the argument of an ID command for a logged-in client: the pairs that may be
 // forwarded, or NIL.
-func FormatID(pairs [][2]string) string { return formatID(pairs, maxIDPairs, maxClientIDBytes) }
+func FormatID(pairs [][2]string) string { return formatID(pairs, imap.MaxIDPairs, maxClientIDBytes) }
 
 // formatID is FormatID with bounds in pairs and bytes.
 func formatID(pairs [][2]string, maxPairs, maxBytes int) string {
@@ -72,7 +70,7 @@ func appendClientID(dst []byte, pairs [][2]string, maxPairs, maxBytes int) []byt
 		if i == maxPairs || maxBytes < 0 {
 			break
 		}
-		if len(p[0]) > maxIDField || len(p[0]) > 1 && strings.EqualFold(p[0][:2], "x-") {
+		if len(p[0]) > imap.MaxIDField || len(p[0]) > 1 && strings.EqualFold(p[0][:2], "x-") {
 			continue
 		}
 		dst = appendField(dst, p[0], p[1])

@@ -10,6 +10,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"imapgate/internal/keepalive"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -37,21 +38,9 @@ func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, er
 			return nc, nil
 		}
 		left := time.Until(deadline)
-		if attempt == maxConnectAttempts || left <= connectRetryDelay || b.health.isDown() || !sleep(ctx, connectRetryDelay) {
+		if attempt == maxConnectAttempts || left <= connectRetryDelay || b.health.isDown() || sleep.For(ctx, connectRetryDelay) != nil {
 			return nil, fmt.Errorf("%w: %w", errConnect, err)
 		}
-	}
-}
-
-// sleep waits for d and reports whether it did; it ends early with ctx.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

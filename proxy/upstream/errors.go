@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/internal/sanitize"
 	"imapgate/tlsconf"
 )
 
@@ -68,27 +69,17 @@ var (
 // sanitizedError is an error with a truncated and sanitised text. It unwraps to the original.
 type sanitizedError struct{ err error }
 
-func (e sanitizedError) Error() string { return sanitize(e.err.Error()) }
+func (e sanitizedError) Error() string { return sanitizeText(e.err.Error()) }
 func (e sanitizedError) Unwrap() error { return e.err }
 
-// sanitize makes a backend's text safe to show: printable ASCII, without braces (which could
+// sanitizeText makes a backend's text safe to show: printable ASCII, without braces (which could
 // be read as a literal), at most maxText bytes.
-func sanitize(text string) string {
-	if len(text) > maxText {
-		text = text[:maxText]
-	}
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '{':
-			return '('
-		case r == '}':
-			return ')'
-		case r < 0x20 || r > 0x7e:
-			return '?'
-		}
-		return r
-	}, text)
+func sanitizeText(text string) string {
+	return withoutBraces.Replace(sanitize.ASCII(text, maxText))
 }
+
+// withoutBraces replaces braces. Constant.
+var withoutBraces = strings.NewReplacer("{", "(", "}", ")")
 
 // ResultOf returns the result for an error of Login.
 func ResultOf(err error) event.ConnectResult { return classifyError(context.Background(), err) }

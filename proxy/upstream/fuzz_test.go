@@ -259,7 +259,7 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	}
 	if err != nil {
 		var refused *RefusedError
-		if errors.As(publicError(err), &refused) && (!isForwardable(refused.Code) || sanitize(refused.Text) != refused.Text || !areSanitized(refused.Alerts)) {
+		if errors.As(publicError(err), &refused) && (!isForwardable(refused.Code) || sanitizeText(refused.Text) != refused.Text || !areSanitized(refused.Alerts)) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return
@@ -267,7 +267,7 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	if !r.loginOK {
 		t.Fatalf("%q was taken for a login", text)
 	}
-	if !conn.Caps().IsKnown() || !isOnlyUntagged(conn.buffered) || sanitize(conn.ok.Text) != conn.ok.Text || !areSanitized(conn.ok.Alerts) {
+	if !conn.Caps().IsKnown() || !isOnlyUntagged(conn.buffered) || sanitizeText(conn.ok.Text) != conn.ok.Text || !areSanitized(conn.ok.Alerts) {
 		t.Fatalf("%q %q %q", conn.Caps(), conn.buffered, conn.ok)
 	}
 }
@@ -275,6 +275,6 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 // areSanitized reports whether alerts may reach a client.
 func areSanitized(alerts []Alert) bool {
 	return len(alerts) <= maxAlerts && !slices.ContainsFunc(alerts, func(a Alert) bool {
-		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || sanitize(a.Text) != a.Text
+		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || sanitizeText(a.Text) != a.Text
 	})
 }

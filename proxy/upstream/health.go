@@ -5,19 +5,20 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"imapgate/internal/breaker"
 )
 
 const (
-	downAfter     = 30 * time.Second // without a success
-	trialInterval = time.Second      // between logins let through while down
-	// maxWaiting bounds the logins that wait for a trial, and maxTrialWait the time of each: a
-	// hanging backend must not hold up many logins for long.
-	maxWaiting   = 256
+	downAfter = 30 * time.Second // without a success
+	// maxTrialWait bounds the wait for a trial: a hanging backend must not hold up logins for
+	// long.
 	maxTrialWait = 5 * time.Second
 )
 
 // health tracks whether a backend is up. Only failures of the backend count; a wrong password
-// shows that it is up.
+// shows that it is up. Unlike a breaker.Breaker it goes by time, not by number: logins fail
+// together when a backend restarts, and most come back by themselves.
 type health struct {
 	mu sync.Mutex
 
@@ -26,7 +27,7 @@ type health struct {
 	lastTrial    time.Time     // start of the last trial
 	trial        *trial        // last trial, while it runs
 	recovered    chan struct{} // closed by the next success; nil: no trial since
-	waiting      int           // waiting logins; at most maxWaiting
+	waiting      int           // waiting logins; at most breaker.MaxWaiting
 }
 
 // trial is a login that is let through to a backend that is down.
@@ -70,13 +71,13 @@ func (h *health) tryAllow(now time.Time) (own, other *trial, err error) {
 	switch {
 	case !h.isDownLocked(now):
 		return nil, nil, nil
-	case now.Sub(h.lastTrial) >= trialInterval:
+	case now.Sub(h.lastTrial) >= breaker.TrialInterval:
 		if h.recovered == nil {
 			h.recovered = make(chan struct{})
 		}
 		h.lastTrial, h.trial = now, &trial{make(chan struct{}), h.recovered}
 		return h.trial, nil, nil
-	case h.trial == nil || h.waiting == maxWaiting:
+	case h.trial == nil || h.waiting == breaker.MaxWaiting:
 		return nil, nil, errDown
 	}
 	h.waiting++

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/breaker"
 	"imapgate/internal/testbed"
 )
 
@@ -92,18 +93,18 @@ func TestTheNumberOfWaitingLoginsIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, p := newDownHealth(t)
 		var o outcomes
-		for range maxWaiting + 7 {
+		for range breaker.MaxWaiting + 7 {
 			o.admit(t.Context(), h, time.Now().Add(time.Minute))
 		}
 		synctest.Wait()
-		if o.mu.Lock(); o.seen[wasRefused] != 7 || h.waitingCount() != maxWaiting {
+		if o.mu.Lock(); o.seen[wasRefused] != 7 || h.waitingCount() != breaker.MaxWaiting {
 			t.Errorf("%v, %d wait", o.seen, h.waitingCount())
 		}
 		o.mu.Unlock()
 		h.recordSuccess(time.Now())
 		h.endTrial(p)
 		o.wg.Wait()
-		if o.seen[wasAllowed] != maxWaiting {
+		if o.seen[wasAllowed] != breaker.MaxWaiting {
 			t.Errorf("%v", o.seen)
 		}
 	})

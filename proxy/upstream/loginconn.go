@@ -147,7 +147,7 @@ func (c *loginConn) recordAlert(res imap.Response) {
 	if res.Code != "ALERT" || len(c.alerts) == maxAlerts {
 		return
 	}
-	switch text := sanitize(res.Text); {
+	switch text := sanitizeText(res.Text); {
 	case text == "":
 	case res.Name == "OK", res.Name == "NO", res.Name == "BAD":
 		c.alerts = append(c.alerts, Alert{res.Name, text})

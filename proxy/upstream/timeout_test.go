@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/breaker"
 	"imapgate/internal/event"
 )
 
@@ -126,7 +127,7 @@ func TestADownBackendGetsOneTrialPerInterval(t *testing.T) {
 		if !h.isDown() || !allow() || allow() || allow() {
 			t.Error("one login is let through at once, and one only")
 		}
-		advance(trialInterval - 1)
+		advance(breaker.TrialInterval - 1)
 		if allow() {
 			t.Error("too many trials")
 		}

@@ -225,7 +225,7 @@ func (b *Backend) refusalError(res imap.Response) error {
 	case m.reply == replyDenied:
 		return &opaqueError{ErrDenied, m.verdict, DescribeResponse(res)}
 	case m.reply == replyForwarded:
-		text := sanitize(res.Text)
+		text := sanitizeText(res.Text)
 		if text == "" { // the grammar requires a text
 			text = "Login refused."
 		}

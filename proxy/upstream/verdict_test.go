@@ -120,7 +120,7 @@ func TestEveryCodeAndPhraseIsCovered(t *testing.T) {
 		}
 	}
 	for i, p := range knownPhrases {
-		if p.text != strings.ToLower(p.text) || findPhrase(strings.ToUpper(p.text)+" and more") != p || sanitize(p.text) != p.text {
+		if p.text != strings.ToLower(p.text) || findPhrase(strings.ToUpper(p.text)+" and more") != p || sanitizeText(p.text) != p.text {
 			t.Errorf("phrase %d, %q, is not found", i, p.text)
 		}
 	}

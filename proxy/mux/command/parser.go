@@ -34,6 +34,21 @@ func isValidAstring(t token) bool {
 	return t.isString() && bytes.IndexByte(t.text, 0) < 0
 }
 
+// decode returns the text of a string or atom, without escapes.
+func (t token) decode() string {
+	if t.kind != quotedToken || bytes.IndexByte(t.text, '\\') < 0 {
+		return string(t.text)
+	}
+	var text strings.Builder
+	for i := 0; i < len(t.text); i++ {
+		if t.text[i] == '\\' {
+			i++
+		}
+		text.WriteByte(t.text[i])
+	}
+	return text.String()
+}
+
 // decodeMailbox returns the mailbox name. INBOX is case-insensitive (RFC 9051 §5.1).
 func decodeMailbox(t token) string {
 	if bytes.EqualFold(t.text, []byte("INBOX")) {

@@ -1,4 +1,4 @@
-package command
+package imap
 
 import (
 	"fmt"
@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestParseIDEnforcesItsLimits(t *testing.T) {
+func TestIDHasBounds(t *testing.T) {
 	many := func(n int) string { return "ID (" + strings.TrimSpace(strings.Repeat(`"k" "v" `, n)) + ")" }
 	for command, want := range map[string]string{
 		`ID NIL`:                            "[]",
@@ -24,7 +24,7 @@ func TestParseIDEnforcesItsLimits(t *testing.T) {
 		many(31): "no", `ID ("` + strings.Repeat("k", 31) + `" "v")`: "no", `ID ("k" "` + strings.Repeat("v", 1025) + `")`: "no",
 	} {
 		got := "no"
-		if pairs, ok := ParseID([]byte("a1 " + command + "\r\n")); ok {
+		if pairs, ok := ParseIDCommand([]byte("a1 " + command + "\r\n")); ok {
 			got = fmt.Sprint(pairs)
 		}
 		if got != want {
