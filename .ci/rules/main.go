@@ -68,7 +68,7 @@ var allowedImports = map[string]string{
 	"proxy/mux/view":          "internal/imap",
 	"proxy/mux/lease":         "proxy/mux/wire proxy/upstream internal/imap internal/parking",
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/parking",
-	"proxy/login":             "proxy/mux proxy/mux/pool proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/logaggregator internal/sleep",
+	"proxy/login":             "proxy/mux proxy/mux/pool proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/logaggregator",
 	"proxy":                   "proxy/splice proxy/mux proxy/login proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/logaggregator internal/parking",
 	"internal/admin":          "internal/duration internal/listen",
 	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/duration internal/plainfile proxy/mux",

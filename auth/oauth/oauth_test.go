@@ -384,6 +384,7 @@ func TestHangingProviderTimesOut(t *testing.T) {
 	defer close(release)
 	jwt, opaque := p.Login(t, openid.JWTClient, alice).Access, p.Login(t, openid.OpaqueClient, alice).Access
 	introspecting, keyed := newVerifier(t, p, introspectionOnly(p, 0)), newVerifier(t, p, nil)
+	introspecting.introspector.client.Timeout, keyed.keyring.client.Timeout = time.Second/2, time.Second/2
 	p.SetFault(func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-release:

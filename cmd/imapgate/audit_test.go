@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // runCommand runs a command and returns its output and status.
@@ -61,7 +62,7 @@ func writeAuditLog(t *testing.T) []string {
 func rotate(t *testing.T, l *audit.Log, path, to string) {
 	t.Helper()
 	before := l.Sinks()[0].WrittenRecords
-	waitFor(t, func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the records are written", func() bool {
 		s := l.Sinks()[0]
 		return s.WrittenRecords > 0 && s.WrittenRecords >= before && fileHas(path)
 	})
@@ -69,23 +70,12 @@ func rotate(t *testing.T, l *audit.Log, path, to string) {
 		t.Fatal(err)
 	}
 	l.Reopen()
-	waitFor(t, func() bool { _, err := os.Stat(path); return err == nil })
+	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 }
 
 func fileHas(path string) bool {
 	s, err := os.Stat(path)
 	return err == nil && s.Size() > 0
-}
-
-func waitFor(t *testing.T, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(testTimeout); !ok(); <-tick.C {
-		if time.Now().After(end) {
-			t.Fatal("timeout after ", testTimeout)
-		}
-	}
 }
 
 func compress(t *testing.T, path string) {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"imapgate/internal/duration"
 )
 
 func TestEveryDurationOnTheCommandLineHasDaysAndWeeks(t *testing.T) {
@@ -19,7 +21,7 @@ func TestEveryDurationOnTheCommandLineHasDaysAndWeeks(t *testing.T) {
 			}
 			flags = append(flags, f.Name)
 			for text, want := range map[string]time.Duration{"1d": 24 * time.Hour, "2w": 14 * 24 * time.Hour, "1d12h": 36 * time.Hour} {
-				if err := f.Value.Set(text); err != nil || f.Value.String() != want.String() {
+				if err := f.Value.Set(text); err != nil || f.Value.String() != duration.Format(want) {
 					t.Errorf("%s --%s %s: %v, %v", cmd.Name(), f.Name, text, f.Value, err)
 				}
 			}
