@@ -58,10 +58,13 @@ func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
 	return s
 }
 
-func (r *Registry) remove(s *Session) {
+// remove returns false if it was called before.
+func (r *Registry) remove(s *Session) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	_, found := r.sessions[s]
 	delete(r.sessions, s)
+	return found
 }
 
 // Len returns the number of sessions.

@@ -123,8 +123,8 @@ func (s *Session) Abort(reason event.Reason) {
 	}
 }
 
-// Finish records the end of the session. The relay calls it once, when both connections are
-// closed.
+// Finish records the end of the session. The relay calls it when both connections are
+// closed. Further calls do nothing.
 func (s *Session) Finish(r Result) {
 	s.reportBytes()
 	s.mu.Lock()
@@ -136,8 +136,9 @@ func (s *Session) Finish(r Result) {
 		s.timer = nil
 	}
 	s.mu.Unlock()
-	s.registry.remove(s)
-	s.onEnd(r)
+	if s.registry.remove(s) {
+		s.onEnd(r)
+	}
 }
 
 // ShortenIdleTimeout makes the session end after d of silence, if it would not end before,
