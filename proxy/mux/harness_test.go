@@ -113,7 +113,7 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	h.deps.Audit, err = audit.Open(audit.Config{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}, log)
 	must(t, err)
 	h.deps.Sessions = relay.NewRegistry(relay.Config{IdleTimeout: cmp.Or(s.idleTimeout, time.Hour)})
-	h.deps.Splices, err = splice.NewSet(splice.Config{ParkAfter: time.Second, HalfClosedTimeout: time.Hour, WriteTimeout: time.Hour}, h.deps.Sessions)
+	h.deps.Splices, err = splice.NewSet(splice.Config{ParkAfter: time.Second, HalfClosedTimeout: 100 * time.Millisecond, WriteTimeout: time.Hour}, h.deps.Sessions)
 	must(t, err)
 	h.hub, err = NewHub(Config{
 		ParkAfter: cmp.Or(s.parkAfter, relay.Tick), StallTimeout: cmp.Or(s.stallTimeout, time.Hour), MaxLine: s.maxLine, Locate: h.locate,
