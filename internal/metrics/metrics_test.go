@@ -146,7 +146,7 @@ func TestScrapesMayRunDuringCounting(t *testing.T) {
 	both.Go(func() {
 		for range 1000 {
 			m.BeginSession("park")
-			m.EndSession("park", "kicked")
+			m.EndSession("park", event.Drained)
 		}
 	})
 	both.Go(func() {
