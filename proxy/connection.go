@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/proxy/login"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 )
@@ -154,12 +155,11 @@ func (c *connection) admit(ctx context.Context, a *login.Attempt, up login.Upstr
 // session.end handles the end of the session.
 func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	c.releasePreauthSlot()
-	sess := &session{
-		server: c.server, limits: c.client.Limits, client: c.client.Record, startedAt: time.Now(),
-		record:    audit.Session{User: up.User(), Backend: a.Route.Backend, Mode: a.Mode},
-		loginName: a.Route.Login,
-	}
-	c.server.sessions.add(up.User(), sess.route())
+	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
+	sess.live = c.server.sessions.Add(relay.Info{
+		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
+		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: c.server.tokenDeadline(a),
+	}, sess.end)
 	c.server.deps.Metrics.BeginSession(a.Mode)
 	caps := c.server.offeredCaps(a, up.Caps())
 	err := c.welcome(a, up, caps)
@@ -167,7 +167,7 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	if err != nil {
 		_ = c.conn.Close()
 		_ = up.Close()
-		sess.end(event.ClientError, err, 0, 0)
+		sess.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
 		return nil
 	}
 	client, fromClient := c.conn.Detach()
@@ -182,16 +182,15 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 		if quota := sess.quota(); quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
-		c.server.spliceSet.Start(clientSide, backendSide, c.server.tokenDeadline(a), sess.endSpliced)
+		c.server.spliceSet.Start(sess.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
 	case login.Pooled:
 		muxClient := mux.Client{
-			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: a.Mode, Caps: caps,
-			LoginFromRoute: a.LoginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
+			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
 		}
 		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
-		c.server.hub.Start(muxClient, a.Route.Backend, up.Account, sess.endMux)
+		c.server.hub.Start(sess.live, muxClient, up.Account)
 	}
 	return nil
 }
