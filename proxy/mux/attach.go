@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/pool"
-	"imapgate/proxy/mux/view"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -65,7 +65,7 @@ func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error 
 	if s.previousLost {
 		reason = event.ReattachLost
 	}
-	var d *view.Diff
+	var d *mailbox.Diff
 	tries := 0
 	err := s.retryTransient(timeout, func(h *holdTimer) (err error) {
 		tries++
@@ -110,7 +110,7 @@ func (h *Hub) sleep(d time.Duration) {
 }
 
 // recordAttach records an attach. Attaches without a mailbox are not recorded.
-func (s *session) recordAttach(reason event.ReattachReason, start time.Time, d *view.Diff, err error) {
+func (s *session) recordAttach(reason event.ReattachReason, start time.Time, d *mailbox.Diff, err error) {
 	if s.mailbox == nil || !s.attached && err == nil {
 		return
 	}
@@ -157,7 +157,7 @@ func attachResult(err error) event.Result {
 }
 
 // attachOnce makes one attempt: slot, lease, SELECT, diff, resync.
-func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*view.Diff, error) {
+func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*mailbox.Diff, error) {
 	if s.mailbox != nil && !opts.withoutMailbox && opts.slot == nil {
 		var err error
 		if opts.slot, err = s.acquireAttachSlot(h); err != nil {
@@ -231,7 +231,7 @@ func (s *session) checkRoute(ctx context.Context) error {
 
 // syncMailbox selects the mailbox and brings the client's view up to date. It releases
 // the slot before it writes to the client.
-func (s *session) syncMailbox(opts attachOptions, deadline time.Time) (*view.Diff, error) {
+func (s *session) syncMailbox(opts attachOptions, deadline time.Time) (*mailbox.Diff, error) {
 	data, err := s.reselect(deadline)
 	if err != nil {
 		return nil, err
@@ -313,7 +313,7 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 
 // translateSet turns the numbers of a COPY, MOVE or REPLACE into UIDs. Invalid numbers
 // are not sent: they may have become valid at the backend.
-func (s *session) translateSet(r *request, d *view.Diff) {
+func (s *session) translateSet(r *request, d *mailbox.Diff) {
 	switch {
 	case d == nil:
 		return // the backend uses the same numbers, or they are already UIDs
@@ -332,7 +332,7 @@ func (s *session) translateSet(r *request, d *view.Diff) {
 	switch {
 	case err == nil && !hasExpunged:
 		s.uidSet = uids.String()
-	case errors.Is(err, view.ErrRange):
+	case errors.Is(err, mailbox.ErrRange):
 		s.uidSet = outOfRange
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
-	"imapgate/proxy/mux/view"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/upstream"
 )
 
@@ -88,7 +88,7 @@ func (s *session) fetchMissingUIDs() error {
 		case uids.Len() < last-first+1:
 			s.mailbox.uidsDeferred = true
 		case uids.Len() > last-first+1, s.mailbox.view.AddUIDs(first, uids) != nil:
-			_, err := s.desyncView(event.CountMismatch, view.ErrUIDMismatch)
+			_, err := s.desyncView(event.CountMismatch, mailbox.ErrUIDMismatch)
 			return err
 		}
 	}
@@ -153,7 +153,7 @@ func (s *session) shouldRequestModseq() bool {
 // second.
 func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 	for _, query := range [...]struct{ verb, items string }{{"STATUS", " (HIGHESTMODSEQ)"}, {"EXAMINE", ""}} {
-		name, err := (&mailbox{verb: query.verb, name: s.mailbox.name}).selectCommand(aux.Caps())
+		name, err := (&selectedMailbox{verb: query.verb, name: s.mailbox.name}).selectCommand(aux.Caps())
 		if err != nil {
 			return 0, err
 		}

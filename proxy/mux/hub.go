@@ -3,7 +3,7 @@
 // Each client command is framed, looked up in the table of package command, and sent byte
 // for byte on a lease: an upstream connection that one session uses exclusively (packages
 // lease and pool). Each response is framed and relayed byte for byte. A view (package
-// view) records the state of the mailbox that the client has received. In mode resume, a
+// mailbox) records the state of the mailbox that the client has received. In mode resume, a
 // session that loses its upstream gets another one, and the client receives the
 // difference.
 //

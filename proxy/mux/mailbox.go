@@ -10,14 +10,14 @@ import (
 	"unique"
 
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux/view"
+	"imapgate/proxy/mux/mailbox"
 )
 
-// mailbox is the mailbox that a client has selected, as the client knows it.
-type mailbox struct {
+// selectedMailbox is the mailbox that a client has selected, as the client knows it.
+type selectedMailbox struct {
 	name               string // decoded
 	verb               string // SELECT or EXAMINE
-	view               view.View
+	view               mailbox.View
 	uidValidity        uint32       // UIDVALIDITY
 	uidNext            uint32       // as of the SELECT at the start of the view
 	mailboxID          string       // MAILBOXID (RFC 8474)
@@ -43,7 +43,7 @@ type mailbox struct {
 
 // isASCII reports whether every connection accepts the name, also one without UTF-8
 // enabled (RFC 6855).
-func (m *mailbox) isASCII() bool {
+func (m *selectedMailbox) isASCII() bool {
 	for i := range len(m.name) {
 		if m.name[i] >= 0x80 {
 			return false
@@ -53,7 +53,9 @@ func (m *mailbox) isASCII() bool {
 }
 
 // canFetchUIDs reports whether fetching UIDs is useful now.
-func (m *mailbox) canFetchUIDs() bool { return !m.desynced && !m.uidsUnavailable && !m.uidsDeferred }
+func (m *selectedMailbox) canFetchUIDs() bool {
+	return !m.desynced && !m.uidsUnavailable && !m.uidsDeferred
+}
 
 // responseLine is a response line without "* " and with its CRLF. Equal lines are stored
 // once, because most mailboxes of a backend have the same ones.
@@ -177,13 +179,13 @@ func parseUint32(s string) uint32 {
 
 // hasSameUIDs reports whether the UIDs must equal those of the view: UIDs only grow and
 // are never reused.
-func (d *selectData) hasSameUIDs(m *mailbox) bool {
+func (d *selectData) hasSameUIDs(m *selectedMailbox) bool {
 	return d.exists == m.view.Exists() && d.uidNext != 0 && d.uidNext == m.uidNext
 }
 
 // newMailbox returns the mailbox of a client that has received data.
-func newMailbox(verb, name string, data *selectData) *mailbox {
-	m := &mailbox{
+func newMailbox(verb, name string, data *selectData) *selectedMailbox {
+	m := &selectedMailbox{
 		name: name, verb: verb, uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
 		flags: data.flags, permanentFlags: data.permanentFlags, recent: data.recent, modseq: data.modseq,
 	}
@@ -196,7 +198,7 @@ var errMailboxName = errors.New("mailbox name can be neither quoted nor sent as 
 
 // selectCommand returns "SELECT name". A name that cannot be quoted is sent as a literal,
 // which requires LITERAL+ or LITERAL- (RFC 7888).
-func (m *mailbox) selectCommand(caps imap.Caps) (string, error) {
+func (m *selectedMailbox) selectCommand(caps imap.Caps) (string, error) {
 	b, err := imap.AppendQuoted([]byte(m.verb+" "), m.name)
 	if err == nil {
 		return string(b), nil

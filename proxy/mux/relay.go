@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
-	"imapgate/proxy/mux/view"
+	"imapgate/proxy/mux/mailbox"
 )
 
 // errProtocol reports a response that violates the protocol. The client receives none of
@@ -278,7 +278,7 @@ func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
 		return relayAsIs, nil // EARLIER names no message of the view
 	}
 	if !seg.End {
-		return s.desyncView(event.ExpungeRange, view.ErrRange) // longer than the longest buffered line
+		return s.desyncView(event.ExpungeRange, mailbox.ErrRange) // longer than the longest buffered line
 	}
 	s.mailbox.uidsDeferred = false
 	if _, err := s.mailbox.view.Vanish(set); err != nil {

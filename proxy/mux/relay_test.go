@@ -41,7 +41,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
-	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox{}}
+	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &selectedMailbox{}}
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
 	r.upstream.Open(login, shared)
 	r.mailbox.view.Reset(9)

@@ -11,8 +11,8 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/pool"
-	"imapgate/proxy/mux/view"
 )
 
 // Timeouts of an auxiliary connection and its answers, during which the client waits.
@@ -30,7 +30,7 @@ const maxOutBuf = 32 << 10
 // The order matters: keywords before flags that use them; expunges before EXISTS (RFC
 // 9051 §7.5.1); flags received during the queries before the newer ones that are fetched;
 // and finally the mod-sequence that covers everything.
-func (s *session) writeResync(d *view.Diff, data *selectData, deadline time.Time) error {
+func (s *session) writeResync(d *mailbox.Diff, data *selectData, deadline time.Time) error {
 	m := s.mailbox
 	s.outBuf = s.outBuf[:0]
 	s.appendFlagsLine(&m.flags, data.flags)
@@ -85,7 +85,7 @@ func (s *session) appendFlagsLine(last *responseLine, line responseLine) {
 }
 
 // resyncView sends expunges and new messages.
-func (s *session) resyncView(d *view.Diff, exists uint32) error {
+func (s *session) resyncView(d *mailbox.Diff, exists uint32) error {
 	s.mailbox.hasArrivals = false
 	if d == nil {
 		return nil
@@ -94,7 +94,7 @@ func (s *session) resyncView(d *view.Diff, exists uint32) error {
 		s.outBuf = d.AppendVanished(s.outBuf)
 	} else {
 		for n := range d.ExpungedNumbers() {
-			s.outBuf = view.AppendExpunge(s.outBuf, n)
+			s.outBuf = mailbox.AppendExpunge(s.outBuf, n)
 			if len(s.outBuf) < maxOutBuf {
 				continue
 			}
@@ -302,7 +302,7 @@ func (s *session) fetchChangedFlags(aux *lease.Conn, deadline time.Time) (select
 // appendFlags appends the flags of a FETCH response with the message's number in v.
 // Responses without a UID, whose numbers are valid only on their own connection, and
 // messages unknown to v are omitted.
-func appendFlags(dst, response []byte, v *view.View) []byte {
+func appendFlags(dst, response []byte, v *mailbox.View) []byte {
 	_, rest, ok := parseLeadingNumber(response[len("* "):])
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {
 		return dst

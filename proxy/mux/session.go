@@ -69,9 +69,9 @@ type session struct {
 	retries         uint8  // losses since the last answer, at most maxRetries+1
 	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
 	enabled         lease.Extensions
-	mailbox         *mailbox   // nil: none selected
-	idleState       *idleState // nil: not in IDLE
-	throttle        *throttle  // nil: unlimited
+	mailbox         *selectedMailbox // nil: none selected
+	idleState       *idleState       // nil: not in IDLE
+	throttle        *throttle        // nil: unlimited
 	pinReason       event.PinReason
 	metricState     event.State // state under which the session is counted
 

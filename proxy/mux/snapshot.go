@@ -9,7 +9,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/lease"
-	"imapgate/proxy/mux/view"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/upstream"
 )
 
@@ -61,7 +61,7 @@ func (s *session) checkMailbox(data *selectData) error {
 
 // diffView returns the difference between the client's view and the connection's; nil for
 // none.
-func (s *session) diffView(data *selectData, deadline time.Time) (*view.Diff, error) {
+func (s *session) diffView(data *selectData, deadline time.Time) (*mailbox.Diff, error) {
 	if data.hasExpunges { // during the SELECT: their number is unknown
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	}
@@ -99,10 +99,10 @@ func (s *session) diffView(data *selectData, deadline time.Time) (*view.Diff, er
 // fetchSnapshot fetches the UIDs of all messages that the connection has announced, and
 // keeps other responses for writeResync. It fails if the backend does not return all
 // UIDs: after a fresh SELECT the gateway cannot know which messages are gone.
-func (s *session) fetchSnapshot(data *selectData, deadline time.Time) (*view.UIDSet, error) {
+func (s *session) fetchSnapshot(data *selectData, deadline time.Time) (*mailbox.UIDSet, error) {
 	exists := data.exists
 	if exists == 0 {
-		return &view.UIDSet{}, nil
+		return &mailbox.UIDSet{}, nil
 	}
 	uids, res, err := s.queryUIDs(1, exists, deadline, func(response []byte) error {
 		data.readUntagged(response)
@@ -138,9 +138,9 @@ const uidFetchBatch = 100_000
 // It uses SEARCH only at backends with QRESYNC, which send no EXPUNGE during a UID
 // command (RFC 7162 §3.2.10). It names the last message by number, because "*" could be a
 // message not yet announced and so hide an omission.
-func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (*view.UIDSet, imap.Response, error) {
+func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (*mailbox.UIDSet, imap.Response, error) {
 	if s.upstream.Caps().Has(lease.Qresync) {
-		uids := &view.UIDSet{}
+		uids := &mailbox.UIDSet{}
 		res, err := s.upstream.Run(deadline, s.searchCommand(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
 			if ok, err := parseSearch(response, uids); ok {
 				return err
@@ -157,8 +157,8 @@ func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func
 // fetchUIDs is queryUIDs by FETCH, during which no server sends EXPUNGE. A backend that
 // refuses because messages are gone (RFC 2180 §4.1.2) has returned the UIDs of the
 // others.
-func (s *session) fetchUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (uids *view.UIDSet, res imap.Response, err error) {
-	uids = &view.UIDSet{}
+func (s *session) fetchUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (uids *mailbox.UIDSet, res imap.Response, err error) {
+	uids = &mailbox.UIDSet{}
 	for from := first; from <= last && uids.Len() == from-first; from += uidFetchBatch {
 		to := min(last, from+uidFetchBatch-1)
 		res, err = s.upstream.Run(deadline, fmt.Sprintf("FETCH %d:%d (UID)", from, to), func(response []byte) error {
@@ -204,7 +204,7 @@ func (s *session) searchCommand(numbers string) string {
 
 // parseSearch adds the UIDs of a SEARCH or ESEARCH response to into, and reports whether
 // response is one.
-func parseSearch(response []byte, into *view.UIDSet) (bool, error) {
+func parseSearch(response []byte, into *mailbox.UIDSet) (bool, error) {
 	b := bytes.TrimSuffix(response[len("* "):], []byte("\r\n"))
 	switch {
 	case imap.HasWordPrefix(b, "SEARCH"):

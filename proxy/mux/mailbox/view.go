@@ -1,4 +1,4 @@
-// Package view holds the messages of the selected mailbox as a client knows them: the message
+// Package mailbox holds the messages of the selected mailbox as a client knows them: the message
 // numbers and their UIDs. It computes what the client must be sent to bring its view up to date
 // with another connection to the mailbox.
 //
@@ -7,7 +7,7 @@
 //
 // Message numbers run from 1 to Exists. The UIDs of the first messages are known. The others
 // are the unknown tail, because EXISTS announces messages without their UIDs.
-package view
+package mailbox
 
 import (
 	"errors"
