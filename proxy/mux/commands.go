@@ -10,7 +10,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
-	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
 )
 
@@ -392,8 +391,8 @@ func (s *session) prepareUpstream(r *request) error {
 // enableCondstore records that a command enables mod-sequences on its connection (RFC
 // 7162 §3.1), if the backend supports them.
 func (s *session) enableCondstore(r *request) {
-	if caps := s.account.Caps(); r.facts.EnablesCondstore && (caps.Has(lease.Condstore) || caps.Has(lease.Qresync)) {
-		s.enabled = s.enabled.With(lease.Condstore)
+	if caps := s.account.Caps(); r.facts.EnablesCondstore && (caps.Has(imap.Condstore) || caps.Has(imap.Qresync)) {
+		s.enabled = s.enabled.With(imap.Condstore)
 	}
 }
 

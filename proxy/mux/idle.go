@@ -9,7 +9,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
-	"imapgate/proxy/mux/lease"
 )
 
 // idleState is a client's IDLE (RFC 2177). It belongs to the session, not to a
@@ -179,7 +178,7 @@ func (s *session) stopUpstreamIdle() error {
 // a loss, a QRESYNC client could not be sent expunges of messages without a known UID.
 func (s *session) shouldFetchUIDsInIdle() bool {
 	return s.canResume && s.isInSync() && s.mailbox != nil && s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 &&
-		s.mailbox.canFetchUIDs() && s.enabled.Has(lease.Qresync)
+		s.mailbox.canFetchUIDs() && s.enabled.Has(imap.Qresync)
 }
 
 // requestModseqInIdle retries requestModseq if it was not possible before the lease went

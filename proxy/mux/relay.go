@@ -93,7 +93,7 @@ func (s *session) relay() error {
 // messages.
 func (s *session) mustFetchUIDsFirst(line []byte) bool {
 	return line[0] != '*' && s.outstanding.isEmpty() && s.idleState == nil && s.canResume && s.mailbox != nil && s.attached &&
-		s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 && s.pinReason == "" && s.enabled.Has(lease.Qresync)
+		s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 && s.pinReason == "" && s.enabled.Has(imap.Qresync)
 }
 
 // extendRun extends a run by the segment that follows it in the same buffer.

@@ -42,7 +42,7 @@ func (s *session) writeResync(d *mailbox.Diff, data *selectData, deadline time.T
 	if err := s.resyncView(d, data.exists); err != nil {
 		return err
 	}
-	if data.recent != m.recent && !s.enabled.Has(lease.Rev2) {
+	if data.recent != m.recent && !s.enabled.Has(imap.Rev2) {
 		m.recent = data.recent
 		s.outBuf = append(strconv.AppendUint(append(s.outBuf, "* "...), uint64(data.recent), 10), " RECENT\r\n"...)
 	}
@@ -65,7 +65,7 @@ func (s *session) writeResync(d *mailbox.Diff, data *selectData, deadline time.T
 		s.scheduleWake(time.Second)
 		return nil
 	}
-	if data.modseq != 0 && s.enabled.Has(lease.Qresync) && data.modseq != m.modseq {
+	if data.modseq != 0 && s.enabled.Has(imap.Qresync) && data.modseq != m.modseq {
 		if err := s.reply("* OK [HIGHESTMODSEQ ", strconv.FormatUint(data.modseq, 10), "] Highest"); err != nil {
 			return err
 		}
@@ -90,7 +90,7 @@ func (s *session) resyncView(d *mailbox.Diff, exists uint32) error {
 	if d == nil {
 		return nil
 	}
-	if s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly) {
+	if s.enabled.Has(imap.Qresync) || s.enabled.Has(imap.UIDOnly) {
 		s.outBuf = d.AppendVanished(s.outBuf)
 	} else {
 		for n := range d.ExpungedNumbers() {
@@ -135,7 +135,7 @@ func (s *session) resyncFlags(data *selectData, deadline time.Time) (bool, error
 		return true, nil // nothing has changed at all
 	case s.needsAux(data):
 		return s.fetchFlagsOnAux(data, deadline)
-	case m.modseq != 0 && data.modseq != 0 && s.enabled.Has(lease.Condstore):
+	case m.modseq != 0 && data.modseq != 0 && s.enabled.Has(imap.Condstore):
 		return s.fetchFlagsSince(n, m.modseq, deadline)
 	}
 	return s.fetchAllFlags(n, deadline)
@@ -146,7 +146,7 @@ func (s *session) resyncFlags(data *selectData, deadline time.Time) (bool, error
 func (s *session) needsAux(data *selectData) bool {
 	m := s.mailbox
 	return m.modseq != 0 && (data.modseq != m.modseq || m.flagsPending) &&
-		!s.enabled.Has(lease.Condstore) && s.backend.settings.ReadAfterWrite && m.isASCII()
+		!s.enabled.Has(imap.Condstore) && s.backend.settings.ReadAfterWrite && m.isASCII()
 }
 
 // fetchAllFlags sends all flags, because the changed ones are unknown. It ends the

@@ -52,7 +52,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 		}
 	}
 	closedCode := ""
-	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(lease.Qresync) || caps.Has(lease.Rev2)) {
+	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(imap.Qresync) || caps.Has(imap.Rev2)) {
 		closedCode = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection has none to close
 	}
 	s.avoidTagPrefix(r.tag)
@@ -125,7 +125,7 @@ func (s *session) readSelectReply(r *request, buffered []byte) error {
 		if s.stripCode(response) == replace {
 			response = s.outBuf
 		}
-		if s.enabled.Has(lease.Qresync) && s.backend.settings.UIDPrefetch == PrefetchEager {
+		if s.enabled.Has(imap.Qresync) && s.backend.settings.UIDPrefetch == PrefetchEager {
 			return s.flushAfterUIDs(buffered, response)
 		}
 		s.responsePartial = false

@@ -68,7 +68,7 @@ type session struct {
 	badCommands     uint8  // consecutive invalid commands, at most maxBadCommands+1
 	retries         uint8  // losses since the last answer, at most maxRetries+1
 	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
-	enabled         lease.Extensions
+	enabled         imap.Extensions
 	mailbox         *selectedMailbox // nil: none selected
 	idleState       *idleState       // nil: not in IDLE
 	throttle        *throttle        // nil: unlimited

@@ -8,7 +8,6 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/upstream"
 )
@@ -90,7 +89,7 @@ func (s *session) diffView(data *selectData, deadline time.Time) (*mailbox.Diff,
 		return nil, &closeError{event.ViewInconsistent, byeChanged, err}
 	case d.ExpungedUnknownCount() > uint32(s.backend.settings.FlagResyncMaxMessages): // an EXPUNGE for each would cost the client its cache
 		return nil, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New("too many messages with unknown UIDs")}
-	case d.ExpungedUnknownCount() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)):
+	case d.ExpungedUnknownCount() > 0 && (s.enabled.Has(imap.Qresync) || s.enabled.Has(imap.UIDOnly)):
 		return nil, &closeError{event.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages with unknown UIDs")}
 	}
 	return &d, nil
@@ -139,7 +138,7 @@ const uidFetchBatch = 100_000
 // command (RFC 7162 §3.2.10). It names the last message by number, because "*" could be a
 // message not yet announced and so hide an omission.
 func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (*mailbox.UIDSet, imap.Response, error) {
-	if s.upstream.Caps().Has(lease.Qresync) {
+	if s.upstream.Caps().Has(imap.Qresync) {
 		uids := &mailbox.UIDSet{}
 		res, err := s.upstream.Run(deadline, s.searchCommand(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
 			if ok, err := parseSearch(response, uids); ok {
@@ -196,7 +195,7 @@ func parseFetchUID(response []byte) (n, uid uint32, uidOnly bool) {
 
 // searchCommand returns the command that searches for the UIDs of messages by number.
 func (s *session) searchCommand(numbers string) string {
-	if caps := s.upstream.Caps(); caps.Has("ESEARCH") || caps.Has(lease.Rev2) {
+	if caps := s.upstream.Caps(); caps.Has("ESEARCH") || caps.Has(imap.Rev2) {
 		return "UID SEARCH RETURN (ALL) " + numbers
 	}
 	return "UID SEARCH " + numbers
