@@ -27,7 +27,6 @@ const (
 // Failures of an attach, besides the ends of a session.
 var (
 	errPendingExpunges = errors.New("pending expunges cannot be sent during this command")
-	errNoSuchMessage   = errors.New("no messages with these numbers")
 	errBusy            = errors.New("backend or mailbox is busy")
 )
 
@@ -115,7 +114,7 @@ func (s *session) recordAttach(reason event.ReattachReason, start time.Time, d *
 		return
 	}
 	rec := audit.MuxEvent{
-		User: s.account.User(), Backend: s.backend.name, Mailbox: s.mailbox.name,
+		User: s.account.User(), Backend: s.backend.name, Mailbox: s.mailbox.Name(),
 		Duration: time.Since(start),
 	}
 	if d != nil {
@@ -328,7 +327,7 @@ func (s *session) translateSet(r *request, d *mailbox.Diff) {
 	if err != nil {
 		return
 	}
-	uids, hasExpunged, err := s.mailbox.view.TranslateSet(set, d)
+	uids, hasExpunged, err := s.mailbox.TranslateSet(set, d)
 	switch {
 	case err == nil && !hasExpunged:
 		s.uidSet = uids.String()
@@ -364,9 +363,9 @@ func (s *session) attachRefusal(err error) (string, error) {
 	case errors.Is(err, errPendingExpunges):
 		s.hub.deps.Metrics.Mux.CountExpungeIssued()
 		return " NO [EXPUNGEISSUED] Some of the messages have been deleted and no longer exist.", nil
-	case errors.Is(err, errNoMatch):
+	case errors.Is(err, mailbox.ErrNoMatch):
 		return " OK No message has one of these UIDs.", nil
-	case errors.Is(err, errNoSuchMessage):
+	case errors.Is(err, mailbox.ErrRange):
 		return " BAD No such message.", nil
 	case !isTransient(err) && !isLost(err):
 		return "", err

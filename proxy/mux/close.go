@@ -193,7 +193,7 @@ func (s *session) releaseUpstream(e *closeError) {
 // returnUpstream returns the lease to the pool, or discards it if the next session could
 // notice its state.
 func (s *session) returnUpstream() {
-	discard := s.pinReason != "" || s.tainted || s.mailbox != nil && s.mailbox.desynced
+	discard := s.pinReason != "" || s.tainted || s.mailbox != nil && s.mailbox.IsDesynced()
 	switch conn := s.unbindUpstream(); {
 	case discard:
 		s.account.Discard(conn, event.DiscardPinned)

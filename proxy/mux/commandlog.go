@@ -101,7 +101,7 @@ func (s *session) describeRecord(r *request) {
 		return
 	}
 	if c.mailbox == "" && (r.spec.NeedsMailbox || r.spec.Name == "NOOP") {
-		c.mailbox = s.mailbox.name
+		c.mailbox = s.mailbox.Name()
 	}
 	if len(r.facts.Set) == 0 {
 		return
@@ -110,9 +110,9 @@ func (s *session) describeRecord(r *request) {
 	switch {
 	case err != nil: // unparsable for the gateway
 	case strings.HasPrefix(r.spec.Name, "UID "):
-		c.messages = s.mailbox.view.CountUIDs(set)
+		c.messages = s.mailbox.CountUIDs(set)
 	default:
-		c.messages = s.mailbox.view.CountNumbers(set)
+		c.messages = s.mailbox.CountNumbers(set)
 	}
 }
 
@@ -168,7 +168,7 @@ func (s *session) beginIdleRecord(i *idleState) {
 	}
 	c := s.commandLog.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
 	if s.mailbox != nil {
-		c.mailbox = s.mailbox.name
+		c.mailbox = s.mailbox.Name()
 	}
 }
 

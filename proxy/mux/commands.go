@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/wire"
 )
 
@@ -295,7 +296,7 @@ func (s *session) forwardCommand(r *request) error {
 		}
 	}
 	s.enableCondstore(r)
-	visible := s.visibleRange()
+	visible := s.mailbox.VisibleRange()
 	err := s.prepareUpstream(r)
 	if errors.Is(err, errPendingExpunges) && r.facts.ExpungePolicy == command.FlushExpunges {
 		r.unsent = nil
@@ -332,17 +333,17 @@ func (s *session) forwardCommand(r *request) error {
 // rewriteCommand rewrites a command so that it means what the client meant: visible is
 // the range of messages when the client sent it. Numbers may become UIDs, and "*" is
 // limited to visible.
-func (s *session) rewriteCommand(r *request, visible visibleRange) ([]byte, error) {
+func (s *session) rewriteCommand(r *request, visible mailbox.VisibleRange) ([]byte, error) {
 	switch {
 	case s.uidSet == untranslatable:
 		return nil, errPendingExpunges
 	case s.uidSet == outOfRange:
-		return nil, errNoSuchMessage
+		return nil, mailbox.ErrRange
 	case s.uidSet != "":
 		raw, _ := command.RewriteAsUID(nil, r.raw, r.facts, s.uidSet)
 		return raw, nil
-	case s.visibleRange() != visible && changesMessages(r.spec):
-		return visible.clamp(r.raw, r.spec)
+	case s.mailbox.VisibleRange() != visible && changesMessages(r.spec):
+		return clampCommand(r.raw, r.spec, visible)
 	}
 	return r.raw, nil
 }

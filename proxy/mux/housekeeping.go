@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"time"
 
 	"imapgate/internal/event"
@@ -42,7 +41,7 @@ func (s *session) runHousekeeping() error {
 			return err
 		}
 	}
-	if s.mailbox.flagsPending {
+	if s.mailbox.PostponedFlags() != nil {
 		if err := s.resendFlags(); err != nil {
 			return err
 		}
@@ -62,10 +61,10 @@ func (s *session) shouldFetchUIDs() bool {
 		return false
 	case settings.UIDPrefetch == PrefetchEager:
 		return true
-	case s.mailbox.view.Exists() > uint32(settings.UIDPrefetchMaxMessages):
+	case s.mailbox.Exists() > uint32(settings.UIDPrefetchMaxMessages):
 		return false
 	}
-	if wait := uidFetchDelay - (s.hub.uptime() - s.mailbox.selectedAt); wait > 0 {
+	if wait := uidFetchDelay - (s.hub.uptime() - s.mailbox.SelectedAt); wait > 0 {
 		s.scheduleWake(wait)
 		return false
 	}
@@ -73,23 +72,20 @@ func (s *session) shouldFetchUIDs() bool {
 }
 
 // fetchMissingUIDs fetches the UIDs that the client's view lacks. If the backend omits
-// some because messages are gone, the rest waits until the backend has announced that. A
-// NOOP would not help: the client has no command in progress, so it must not receive an
+// some, a NOOP would not help: the client has no command in progress, so it must not receive an
 // EXPUNGE.
 func (s *session) fetchMissingUIDs() error {
-	for s.canResume && s.mailbox != nil && s.attached && s.mailbox.canFetchUIDs() && s.mailbox.view.UnknownCount() > 0 {
-		first, last := s.mailbox.view.KnownCount()+1, s.mailbox.view.Exists()
+	for s.canResume && s.mailbox != nil && s.attached {
+		first, last, ok := s.mailbox.UnknownRange()
+		if !ok {
+			return nil
+		}
 		uids, res, err := s.queryUIDs(first, last, time.Now().Add(housekeepingTimeout), s.forwardUntagged)
-		switch {
-		case err != nil:
+		if err != nil {
 			return s.wrapRunError(err)
-		case res.Name != "OK", res.Code == "MESSAGELIMIT":
-			s.mailbox.uidsUnavailable = true
-		case uids.Len() < last-first+1:
-			s.mailbox.uidsDeferred = true
-		case uids.Len() > last-first+1, s.mailbox.view.AddUIDs(first, uids) != nil:
-			_, err := s.desyncView(event.CountMismatch, mailbox.ErrUIDMismatch)
-			return err
+		}
+		if err := s.mailbox.LearnUIDs(first, last, uids, res); err != nil {
+			s.desyncView(err)
 		}
 	}
 	return nil
@@ -119,10 +115,9 @@ func (s *session) requestModseq() error {
 	if !s.shouldRequestModseq() {
 		return nil
 	}
-	m := s.mailbox
-	m.modseqRequestWait = min(max(2*m.modseqRequestWait, modseqRequestDelay), time.Minute)
-	delay := m.modseqRequestWait + rand.N(m.modseqRequestWait)
-	m.nextModseqRequest = s.hub.uptime() + delay
+	delay := s.mailbox.ModseqRetry.Lengthen(modseqRequestDelay)
+	delay += rand.N(delay)
+	s.mailbox.ModseqRetry.At = s.hub.uptime() + delay
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
 	aux, err := s.acquireAuxWhile(ctx, func() bool { return !s.client.IsReadable() }) // all sessions query at the same time
@@ -131,20 +126,20 @@ func (s *session) requestModseq() error {
 		return nil // until it succeeds, a reattach resends all flags
 	}
 	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-	if m.pendingModseq, err = s.queryModseq(aux); err != nil {
+	modseq, err := s.queryModseq(aux)
+	if err != nil {
 		s.account.Discard(aux, event.DiscardError)
 		s.scheduleWake(delay)
 		return nil
 	}
-	m.modseqRequested = true
+	s.mailbox.SetPendingModseq(modseq)
 	s.account.ReleaseAux(aux)
 	return nil
 }
 
 // shouldRequestModseq reports whether requestModseq has a query to run now.
 func (s *session) shouldRequestModseq() bool {
-	m := s.mailbox
-	return m.modseq == 0 && !m.modseqRequested && s.hub.uptime() >= m.nextModseqRequest && m.isASCII() && s.backend.settings.ReadAfterWrite &&
+	return s.mailbox.NeedsModseq() && s.hub.uptime() >= s.mailbox.ModseqRetry.At && s.backend.settings.ReadAfterWrite &&
 		s.upstream.Caps().Has("CONDSTORE")
 }
 
@@ -153,14 +148,14 @@ func (s *session) shouldRequestModseq() bool {
 // second.
 func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 	for _, query := range [...]struct{ verb, items string }{{"STATUS", " (HIGHESTMODSEQ)"}, {"EXAMINE", ""}} {
-		name, err := (&selectedMailbox{verb: query.verb, name: s.mailbox.name}).selectCommand(aux.Caps())
+		name, err := s.mailbox.Command(query.verb, aux.Caps())
 		if err != nil {
 			return 0, err
 		}
 		aux.Selected = aux.Selected || query.verb == "EXAMINE"
 		res, err := aux.Run(time.Now().Add(housekeepingTimeout), name+query.items, func(response []byte) error {
-			if i := bytes.LastIndex(response, []byte("HIGHESTMODSEQ ")); i >= 0 && modseq == 0 {
-				modseq = parseLeadingUint64(response[i+len("HIGHESTMODSEQ "):])
+			if modseq == 0 {
+				modseq = mailbox.ParseHighestModseq(response)
 			}
 			return s.forwardAlert(response)
 		})
@@ -174,19 +169,12 @@ func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 	return modseq, nil
 }
 
-// parseLeadingUint64 parses a number at the start of b; 0 for none.
-func parseLeadingUint64(b []byte) uint64 {
-	digits := b[:len(b)-len(bytes.TrimLeft(b, "0123456789"))]
-	n, _ := strconv.ParseUint(string(digits), 10, 63) // 0: unknown
-	return n
-}
-
 // confirmModseq makes the backend send all changes with a NOOP, while a command of the
 // client permits all responses. Afterwards the mod-sequence of requestModseq holds for
 // the client. It is needed at most once for each selected mailbox.
 func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 	m := s.mailbox
-	if m == nil || m.pendingModseq == 0 || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
+	if m == nil || !m.HasPendingModseq() || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
 		return nil
 	}
 	res, err := s.upstream.Run(time.Now().Add(housekeepingTimeout), "NOOP", s.forwardUntagged)
@@ -194,48 +182,46 @@ func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 		return s.wrapRunError(err)
 	}
 	if res.Name == "OK" {
-		m.modseq = m.pendingModseq
+		m.ConfirmModseq()
 	}
-	m.pendingModseq = 0
+	m.DropPendingModseq()
 	return nil
 }
 
 // resendFlags sends the flag changes that were not available at the attach.
 func (s *session) resendFlags() error {
-	if wait := s.mailbox.nextFlagResync - s.hub.uptime(); wait > 0 {
+	m := s.mailbox
+	if wait := m.FlagRetry.At - s.hub.uptime(); wait > 0 {
 		s.scheduleWake(wait)
 		return nil
 	}
-	s.mailbox.flagResyncWait = min(max(2*s.mailbox.flagResyncWait, flagResyncDelay), time.Minute)
-	s.mailbox.nextFlagResync = s.hub.uptime() + s.mailbox.flagResyncWait
-	s.scheduleWake(s.mailbox.flagResyncWait)
-	data := &selectData{modseq: s.mailbox.flagsPendingModseq}
-	resent, err := s.resyncFlags(data, time.Now().Add(housekeepingTimeout))
-	if err != nil || !resent {
-		return err
+	delay := m.FlagRetry.Lengthen(flagResyncDelay)
+	m.FlagRetry.At = s.hub.uptime() + delay
+	s.scheduleWake(delay)
+	resent, err := s.resyncFlags(m.PostponedFlags(), time.Now().Add(housekeepingTimeout))
+	if err == nil && resent {
+		m.EndPostponedFlags()
 	}
-	s.mailbox.flagsPending, s.mailbox.flagResyncWait = false, 0
-	s.mailbox.modseq = max(s.mailbox.modseq, data.modseq)
-	return nil
+	return err
 }
 
 // verifyView compares the view with the messages that the backend reports.
 func (s *session) verifyView() error {
 	switch v := s.backend.settings.ConsistencyCheck; {
-	case v == CheckOff, v == CheckSample && rand.N(sampleInterval) > 0, s.mailbox.view.UnknownCount() > 0, s.mailbox.desynced, s.mailbox.view.Exists() == 0:
+	case v == CheckOff, v == CheckSample && rand.N(sampleInterval) > 0, s.mailbox.UnknownCount() > 0, s.mailbox.IsDesynced(), s.mailbox.Exists() == 0:
 		return nil
 	}
-	exists := s.mailbox.view.Exists()
+	exists := s.mailbox.Exists()
 	uids, res, err := s.queryUIDs(1, exists, time.Now().Add(housekeepingTimeout), s.forwardUntagged)
 	if err != nil {
 		return s.wrapRunError(err)
 	}
 	m := s.hub.deps.Metrics.Mux
-	if res.Name != "OK" || s.mailbox.view.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
+	if res.Name != "OK" || s.mailbox.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
 		m.CountConsistencyCheck(event.ResultSkipped)
 		return nil
 	}
-	d, err := s.mailbox.view.Diff(uids, 0)
+	d, err := s.mailbox.Diff(uids, 0)
 	if err == nil && d.ExpungedCount() == 0 && d.NewCount() == 0 {
 		m.CountConsistencyCheck(event.ResultSame)
 		return nil
@@ -253,7 +239,7 @@ func (s *session) detachIfConfigured() error {
 	if err := s.fetchMissingUIDs(); err != nil {
 		return err
 	}
-	if s.pinReason == "" && (s.mailbox == nil || !s.mailbox.desynced && !s.mailbox.uidsDeferred && s.mailbox.pendingModseq == 0) {
+	if s.pinReason == "" && (s.mailbox == nil || !s.mailbox.IsDesynced() && !s.mailbox.AreUIDsDeferred() && !s.mailbox.HasPendingModseq()) {
 		s.returnUpstream()
 	}
 	return nil

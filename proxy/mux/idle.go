@@ -177,17 +177,20 @@ func (s *session) stopUpstreamIdle() error {
 // shouldFetchUIDsInIdle reports whether to fetch the UIDs of new messages at once. After
 // a loss, a QRESYNC client could not be sent expunges of messages without a known UID.
 func (s *session) shouldFetchUIDsInIdle() bool {
-	return s.canResume && s.isInSync() && s.mailbox != nil && s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 &&
-		s.mailbox.canFetchUIDs() && s.enabled.Has(imap.Qresync)
+	if !s.canResume || !s.isInSync() || s.mailbox == nil || !s.mailbox.HasUnknownArrivals() || !s.enabled.Has(imap.Qresync) {
+		return false
+	}
+	_, _, ok := s.mailbox.UnknownRange()
+	return ok
 }
 
 // requestModseqInIdle retries requestModseq if it was not possible before the lease went
 // into IDLE.
 func (s *session) requestModseqInIdle() error {
-	if s.mailbox == nil || !s.canResume || !s.isInSync() || s.mailbox.desynced || !s.shouldRequestModseq() {
+	if s.mailbox == nil || !s.canResume || !s.isInSync() || s.mailbox.IsDesynced() || !s.shouldRequestModseq() {
 		return nil
 	}
-	if err := s.requestModseq(); err != nil || s.mailbox.pendingModseq == 0 {
+	if err := s.requestModseq(); err != nil || !s.mailbox.HasPendingModseq() {
 		return err
 	}
 	return s.interruptIdle(func() error { return s.confirmModseq(command.FlushExpunges) })
@@ -210,8 +213,8 @@ func (s *session) interruptIdle(query func() error) error {
 // again as soon as possible, and the client receives the changes.
 func (s *session) maintainIdle() error {
 	i := s.idleState
-	if s.mailbox != nil && s.isInSync() && s.mailbox.flagsPending {
-		if wait := s.mailbox.nextFlagResync - s.hub.uptime(); wait > 0 {
+	if s.mailbox != nil && s.isInSync() && s.mailbox.PostponedFlags() != nil {
+		if wait := s.mailbox.FlagRetry.At - s.hub.uptime(); wait > 0 {
 			s.scheduleWake(wait)
 		} else if err := s.interruptIdle(s.resendFlags); err != nil {
 			return err

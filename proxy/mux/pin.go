@@ -25,7 +25,7 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h := s.hub
 	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name}
 	if s.mailbox != nil {
-		rec.Mailbox = s.mailbox.name
+		rec.Mailbox = s.mailbox.Name()
 	}
 	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec, reason) // if the log is full, it is counted as lost
 	h.deps.Metrics.Mux.CountPin(reason)

@@ -6,6 +6,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/mailbox"
 )
 
 // maxRetries bounds how often outstanding commands are resent without an answer to any of
@@ -27,7 +28,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 		return stopError(*s.stopReason.Load())
 	case s.responsePartial:
 		return &closeError{reason: event.UpstreamLost, err: lost}
-	case !s.canResume && (s.mailbox != nil || idle || !s.outstanding.isEmpty()), s.pinReason != "", s.mailbox != nil && s.mailbox.desynced:
+	case !s.canResume && (s.mailbox != nil || idle || !s.outstanding.isEmpty()), s.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
 		return &closeError{event.BackendLost, byeLost, lost}
 	case idle:
 		s.scheduleWake(0) // send the changes as soon as there is a new upstream
@@ -52,7 +53,7 @@ func (s *session) dropUpstream(lost *lostError) {
 	}
 	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Duration: s.hub.uptime() - s.upstreamSince}
 	if s.mailbox != nil {
-		rec.Mailbox = s.mailbox.name
+		rec.Mailbox = s.mailbox.Name()
 	}
 	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec, lossReason(lost.err)) // if the log is full, it is counted as lost
 	s.awaitingContinuation, s.commandPartial = false, false
@@ -72,11 +73,11 @@ func (s *session) resendOutstanding() error {
 			opts.expungePolicy = command.ForbidExpunges
 		}
 	}
-	visible := s.visibleRange()
+	visible := s.mailbox.VisibleRange()
 	if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
 		return s.refuseOutstanding(err)
 	}
-	if s.visibleRange() != visible {
+	if s.mailbox.VisibleRange() != visible {
 		if err := s.clampAll(visible); err != nil {
 			return s.refuseOutstanding(err)
 		}
@@ -119,13 +120,13 @@ func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 
 // clampAll limits resent commands to the messages visible when the client sent them. If
 // it fails for one command, none is resent.
-func (s *session) clampAll(visible visibleRange) error {
+func (s *session) clampAll(visible mailbox.VisibleRange) error {
 	clamped := outstandingQueue{}
 	for _, e := range s.outstanding.all() {
 		raw := s.outstanding.raw(e)
 		if changesMessages(e.spec) {
 			var err error
-			if raw, err = visible.clamp(raw, e.spec); err != nil {
+			if raw, err = clampCommand(raw, e.spec, visible); err != nil {
 				return errPendingExpunges
 			}
 		}

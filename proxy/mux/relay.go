@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"strings"
 
 	"go.uber.org/zap"
 
@@ -93,7 +92,7 @@ func (s *session) relay() error {
 // messages.
 func (s *session) mustFetchUIDsFirst(line []byte) bool {
 	return line[0] != '*' && s.outstanding.isEmpty() && s.idleState == nil && s.canResume && s.mailbox != nil && s.attached &&
-		s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 && s.pinReason == "" && s.enabled.Has(imap.Qresync)
+		s.mailbox.HasUnknownArrivals() && s.pinReason == "" && s.enabled.Has(imap.Qresync)
 }
 
 // extendRun extends a run by the segment that follows it in the same buffer.
@@ -170,10 +169,10 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 		s.pinReason = e.pinReason
 	}
 	if e.expungePolicy == command.FlushExpunges && s.mailbox != nil {
-		s.mailbox.uidsDeferred = false // the backend could announce all expunges
+		s.mailbox.AllowUIDs()
 	}
-	if e.isSyncPoint && s.mailbox != nil && s.mailbox.pendingModseq > 0 {
-		s.mailbox.modseq, s.mailbox.pendingModseq = s.mailbox.pendingModseq, 0
+	if e.isSyncPoint && s.mailbox != nil {
+		s.mailbox.ConfirmModseq()
 	}
 	return s.stripCode(line), nil
 }
@@ -198,56 +197,34 @@ func (s *session) stripCode(line []byte) disposition {
 	return replace
 }
 
-// classifyUntagged decides how to treat "* …".
+// classifyUntagged decides how to treat "* …", and updates the mailbox.
 func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes[2:]
-	if n, rest, ok := parseLeadingNumber(line); ok {
-		return s.classifyNumbered(n, rest)
-	}
 	switch {
+	case line[0] >= '0' && line[0] <= '9':
 	case s.upstream.IsDoneRejection(seg.Bytes):
 		return discard, nil
 	case imap.HasWordPrefix(line, "OK"), imap.HasWordPrefix(line, "NO"), imap.HasWordPrefix(line, "BAD"):
-		return s.classifyStatus(line)
+		if s.isGatewayStatus(line) {
+			return discard, nil
+		}
 	case imap.HasWordPrefix(line, "BYE"):
 		return discard, s.byeError(seg.Bytes)
-	case imap.HasWordPrefix(line, "VANISHED"):
-		return s.classifyVanished(seg)
 	case imap.HasWordPrefix(line, "ENABLED"):
 		s.addEnabled(line[len("ENABLED"):])
 	case imap.HasWordPrefix(line, "CAPABILITY"):
 		return discard, nil // the client's list does not change
 	case imap.HasWordPrefix(line, "PREAUTH"):
 		return discard, s.reportViolation(event.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
-	case imap.HasWordPrefix(line, "FLAGS") && s.mailbox != nil && seg.End:
-		s.mailbox.flags.set(line)
 	}
-	return relayAsIs, nil
-}
-
-// classifyNumbered decides how to treat "* n …", and updates the view.
-func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 	if s.mailbox == nil {
 		return relayAsIs, nil
 	}
-	var err error
-	violation := event.Violation("")
-	switch {
-	case imap.HasWordPrefix(rest, "EXISTS"):
-		s.mailbox.hasArrivals = s.mailbox.hasArrivals || n > s.mailbox.view.Exists()
-		err, violation = s.mailbox.view.SetExists(n), event.ExistsShrank
-	case imap.HasWordPrefix(rest, "EXPUNGE"):
-		s.mailbox.uidsDeferred = false
-		err, violation = s.mailbox.view.Expunge(n), event.ExpungeRange
-	case imap.HasWordPrefix(rest, "RECENT"):
-		s.mailbox.recent = n
-	case imap.HasWordPrefix(rest, "FETCH") && s.mailbox.view.UnknownCount() > 0 && n == s.mailbox.view.KnownCount()+1:
-		if uid, ok := findUID(rest); ok {
-			s.mailbox.view.AddUID(n, uid)
-		}
-	}
-	if err != nil {
-		return s.desyncView(violation, err)
+	switch err := s.mailbox.ReadUntagged(seg); {
+	case errors.Is(err, mailbox.ErrChanged):
+		return discard, &closeError{event.MailboxChanged, byeChanged, nil}
+	case err != nil:
+		s.desyncView(err)
 	}
 	return relayAsIs, nil
 }
@@ -255,104 +232,34 @@ func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 // desyncView records that the view cannot follow a response. The client receives the
 // response, as it would from a spliced connection, and the session is pinned to this
 // upstream.
-func (s *session) desyncView(violation event.Violation, err error) (disposition, error) {
-	if s.mailbox.desynced {
-		return relayAsIs, nil
+func (s *session) desyncView(err error) {
+	if s.mailbox.IsDesynced() {
+		return
 	}
-	s.mailbox.desynced = true
-	s.countViolation(violation)
+	s.mailbox.Desync()
+	s.countViolation(mailbox.ViolationOf(err))
 	if s.pinReason == "" {
 		s.pinReason = event.PinViolation
 	}
 	s.hub.deps.Log.Warn("view does not match the backend", zap.String("session", s.auditClient.Session), zap.Error(err))
-	return relayAsIs, nil
 }
 
-// classifyVanished handles "* VANISHED …" (RFC 7162 §3.2.10).
-func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
-	if s.mailbox == nil {
-		return relayAsIs, nil
-	}
-	set := bytes.TrimSuffix(seg.Bytes[len("* VANISHED "):], []byte("\r\n"))
-	if len(set) > 0 && set[0] == '(' {
-		return relayAsIs, nil // EARLIER names no message of the view
-	}
-	if !seg.End {
-		return s.desyncView(event.ExpungeRange, mailbox.ErrRange) // longer than the longest buffered line
-	}
-	s.mailbox.uidsDeferred = false
-	if _, err := s.mailbox.view.Vanish(set); err != nil {
-		return s.desyncView(event.ExpungeRange, err)
-	}
-	return relayAsIs, nil
-}
-
-// classifyStatus decides how to treat "* OK …" by its response code.
-func (s *session) classifyStatus(line []byte) (disposition, error) {
+// isGatewayStatus reports whether the response code of "* OK …" is for the gateway alone.
+func (s *session) isGatewayStatus(line []byte) bool {
 	i := bytes.IndexByte(line, ' ')
 	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
-		return relayAsIs, nil
+		return false
 	}
 	code := line[i+2:]
 	switch {
 	case imap.HasWordPrefix(code, "CAPABILITY"), imap.HasWordPrefix(code, "REFERRAL"):
-		return discard, nil
+		return true
 	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(s.upstream.TagPrefix())): // about a command of the gateway (RFC 9585)
-		return discard, nil
-	case s.mailbox == nil:
-		return relayAsIs, nil
-	case imap.HasWordPrefix(code, "UIDVALIDITY"):
-		if n, _, ok := parseLeadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.mailbox.uidValidity {
-			return discard, &closeError{event.MailboxChanged, byeChanged, nil}
-		}
-	case imap.HasWordPrefix(code, "UIDNOTSTICKY"):
+		return true
+	case s.mailbox != nil && imap.HasWordPrefix(code, "UIDNOTSTICKY"):
 		s.pinReason = event.PinUIDNotSticky
-	case imap.HasWordPrefix(code, "PERMANENTFLAGS"):
-		s.mailbox.permanentFlags.set(line)
-	case imap.HasWordPrefix(code, "READ-ONLY"), imap.HasWordPrefix(code, "READ-WRITE"):
-		if word, _, ok := bytes.Cut(code, []byte("]")); ok {
-			s.mailbox.access = strings.ToUpper(string(word))
-		}
 	}
-	return relayAsIs, nil
-}
-
-// parseLeadingNumber parses a number at the start of b and skips one space after it.
-func parseLeadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
-	i := 0
-	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
-		if n > (1<<32-1-9)/10 {
-			return 0, nil, false
-		}
-		n = n*10 + uint32(b[i]-'0')
-	}
-	if i == 0 || i == len(b) {
-		return 0, nil, false
-	}
-	if b[i] == ' ' {
-		return n, b[i+1:], true
-	}
-	return n, b[i:], true
-}
-
-// findUID finds "UID u" in "FETCH (…", before any string and outside nested lists: a
-// keyword may be called UID.
-func findUID(line []byte) (uint32, bool) {
-	depth := 0
-	for i, c := range line {
-		switch {
-		case c == '"', c == '{':
-			return 0, false
-		case c == '(':
-			depth++
-		case c == ')':
-			depth--
-		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && imap.HasWordPrefix(line[i:], "UID"):
-			uid, _, ok := parseLeadingNumber(line[min(i+len("UID "), len(line)):])
-			return uid, ok
-		}
-	}
-	return 0, false
+	return false
 }
 
 // reportStrayAnswer reports a tagged response without a command. It may belong to another

@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
 )
@@ -41,10 +42,10 @@ func newRelayTest(t testing.TB) *relayTest {
 	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
-	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &selectedMailbox{}}
+	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox.Mailbox{}}
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
 	r.upstream.Open(login, shared)
-	r.mailbox.view.Reset(9)
+	r.mailbox.Reset(9)
 	go r.drain(clientEnd)
 	t.Cleanup(func() {
 		_, _ = r.upstream.Close(), gatewayEnd.Close()

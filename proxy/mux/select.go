@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/mailbox"
 )
 
 // maxBufferedSelect bounds the part of the answer to SELECT that is held back. While it
@@ -78,7 +79,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 
 // readSelectReply reads the answer to SELECT and relays it in one piece.
 func (s *session) readSelectReply(r *request, buffered []byte) error {
-	var data selectData
+	var data mailbox.SelectData
 	left := 1 << 30 // a QRESYNC client may receive large responses
 	for s.upstream.Buffered() == 0 {
 		if err := s.readReply(); err != nil {
@@ -160,26 +161,26 @@ func (s *session) writeUnparsableSelect(buffered []byte, err error) error {
 }
 
 // readSelectUntagged reads one untagged response to SELECT.
-func (s *session) readSelectUntagged(response []byte, data *selectData) error {
+func (s *session) readSelectUntagged(response []byte, data *mailbox.SelectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
 		return s.byeError(response)
 	}
-	data.readUntagged(response)
-	data.fetches = nil // relayed to the client directly
+	data.ReadUntagged(response)
+	data.Fetches = nil // relayed to the client directly
 	return nil
 }
 
 // applySelect updates the session after the answer to SELECT.
-func (s *session) applySelect(r *request, data *selectData, res imap.Response) {
+func (s *session) applySelect(r *request, data *mailbox.SelectData, res imap.Response) {
 	s.retries = 0
 	s.mailbox, s.attached = nil, false
 	switch res.Name {
 	case "OK":
-		data.readTagged(res)
-		s.mailbox = newMailbox(r.spec.Name, r.facts.Mailbox, data)
-		s.mailbox.selectedAt = s.hub.uptime()
+		data.ReadTagged(res)
+		s.mailbox = mailbox.New(r.spec.Name, r.facts.Mailbox, data)
+		s.mailbox.SelectedAt = s.hub.uptime()
 		s.attached = true
-		if data.uidNotSticky {
+		if data.UIDNotSticky {
 			s.pinReason = event.PinUIDNotSticky
 		}
 		if r.facts.Pins {
@@ -212,7 +213,7 @@ func (s *session) closeMailbox(r *request) error {
 	if s.mailbox == nil {
 		return s.forwardCommand(r)
 	}
-	if !s.attached && (r.spec.Name == "UNSELECT" || s.mailbox.verb == "EXAMINE" || s.mailbox.access == "READ-ONLY") {
+	if !s.attached && (r.spec.Name == "UNSELECT" || s.mailbox.IsReadOnly()) {
 		s.mailbox = nil
 		s.updateStateMetric()
 		return s.replyTagged("OK " + r.spec.Name + " completed.")

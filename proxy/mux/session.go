@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
 )
@@ -69,7 +70,7 @@ type session struct {
 	retries         uint8  // losses since the last answer, at most maxRetries+1
 	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
 	enabled         imap.Extensions
-	mailbox         *selectedMailbox // nil: none selected
+	mailbox         *mailbox.Mailbox // nil: none selected
 	idleState       *idleState       // nil: not in IDLE
 	throttle        *throttle        // nil: unlimited
 	pinReason       event.PinReason
@@ -321,7 +322,7 @@ func (s *session) releaseBuffers() {
 	}
 	s.outstanding.releaseBuffers()
 	if s.mailbox != nil {
-		s.mailbox.view.Compact()
+		s.mailbox.Compact()
 	}
 }
 
