@@ -16,6 +16,7 @@ import (
 // backend is one backend with the state that its sessions share.
 type backend struct {
 	// Set once.
+	hub         *Hub
 	name        string
 	settings    Settings
 	pool        *pool.Pool
@@ -38,7 +39,7 @@ func newBackend(h *Hub, name string, cfg Backend) *backend {
 	s := cfg.Settings.WithDefaults()
 	m := h.deps.Metrics
 	b := &backend{
-		name: name, settings: s, metrics: m, log: h.deps.Log.With(zap.String("backend", name)),
+		hub: h, name: name, settings: s, metrics: m, log: h.deps.Log.With(zap.String("backend", name)),
 		attachQueue: newAttachQueue(s.MaxConcurrentReattaches),
 		pool: pool.New(cfg.Upstream, pool.Config{
 			IdleTimeout: s.PoolIdleTimeout, MaxAge: s.MaxAge, CacheCredentials: s.CredentialCache, CredentialTTL: s.CredentialCacheTTL,

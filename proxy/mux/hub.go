@@ -2,19 +2,22 @@
 //
 // Each client command is framed, looked up in the table of package command, and sent byte
 // for byte on a lease: an upstream connection that one session uses exclusively (packages
-// lease and pool). Each response is framed and relayed byte for byte. A view (package
-// view) records the state of the mailbox that the client has received. In mode resume, a
-// session that loses its upstream gets another one, and the client receives the
-// difference.
+// lease and pool). Each response is framed and relayed byte for byte. A mailbox (package
+// mailbox) records what the client has received. In mode resume, a session that loses its
+// upstream gets another one, and the client receives the difference.
+//
+// A session is an exchange with a life. The exchange consists of the client's side, the
+// upstream's side and the mailbox, and relays between them; its methods return the loss of
+// the upstream as an error. The session recovers from it.
 //
 // One goroutine runs a session. While a session is quiet it has none: its sockets wait in
 // an epoll set. So relaying takes no locks. The package does not know logins. A session
 // whose state cannot be tracked is handed over to package splice, permanently.
 //
-// Read in this order: session.go (the life of a session), commands.go and literals.go,
-// relay.go, select.go, attach.go, attachqueue.go, snapshot.go, resync.go and
-// visiblerange.go, recovery.go, silence.go, housekeeping.go, idle.go, stream.go, pin.go,
-// unparsable.go, close.go.
+// Read in this order: session.go (the life of a session), exchange.go, clientside.go and
+// upstreamside.go, commands.go and literals.go, relay.go, select.go, attach.go,
+// attachqueue.go, snapshot.go, resync.go and visiblerange.go, recovery.go, silence.go,
+// housekeeping.go, idle.go, stream.go, pin.go, unparsable.go, close.go.
 package mux
 
 import (

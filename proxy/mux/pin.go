@@ -13,25 +13,25 @@ func (s *session) pin(unread []byte) error {
 		return err
 	}
 	if !s.isInSync() {
-		if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
+		if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
 			return &closeError{event.UpstreamUnavailable, byeUnavailable, err}
 		}
 	}
-	return s.handOver(s.pinReason, unread)
+	return s.handOver(s.upstream.pinReason, unread)
 }
 
 // handOver hands the session over to package splice and returns errHandedOver. unread is
 // the client's input that the backend has not received.
 func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h := s.hub
-	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name}
+	rec := audit.MuxEvent{User: s.upstream.account.User(), Backend: s.upstream.backend.name}
 	if s.mailbox != nil {
-		rec.Mailbox = s.mailbox.name
+		rec.Mailbox = s.mailbox.Name()
 	}
-	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec, reason) // if the log is full, it is counted as lost
+	_ = h.deps.Audit.SessionPinned(s.client.audit, &rec, reason) // if the log is full, it is counted as lost
 	h.deps.Metrics.Mux.CountPin(reason)
-	s.abortRecords() // the answers bypass this package
-	s.commandLog = nil
+	s.client.abortRecords(s.mailbox) // the answers bypass this package
+	s.client.records.log = nil
 	conn := s.unbindUpstream()
 	h.poller.Disarm(&s.client.ParkWaiter)
 	client, fromClient := s.client.Detach()
@@ -40,10 +40,10 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	s.setStateMetric(event.StatePinned)
 	unread = append(unread, fromClient...)
 	s.live.Detach(len(unread))
-	throttleClient, throttleBackend := s.readThrottles()
+	throttleClient, throttleBackend := s.client.readThrottles()
 	h.deps.Splices.Start(s.live, splice.Side{Conn: client, Buffered: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, Buffered: unread, Throttle: throttleBackend}, func() {
-		s.account.Discard(conn, event.DiscardPinned)
-		s.account.Close()
+		s.upstream.account.Discard(conn, event.DiscardPinned)
+		s.upstream.account.Close()
 		s.setStateMetric("")
 	})
 	return errHandedOver

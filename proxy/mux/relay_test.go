@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
@@ -42,10 +43,11 @@ func newRelayTest(t testing.TB) *relayTest {
 	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
-	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox{}}
+	r.session = &session{exchange: exchange{mailbox: &mailbox.Mailbox{}}}
+	r.client.clientWork, r.upstream.upstreamWork, r.upstream.Conn = new(clientWork), new(upstreamWork), new(lease.Conn)
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
-	r.upstream.Open(login, shared)
-	r.mailbox.view.Reset(9)
+	r.upstream.Conn.Open(login, shared)
+	r.mailbox.Reset(9)
 	go r.drain(clientEnd)
 	t.Cleanup(func() {
 		_, _ = r.upstream.Close(), gatewayEnd.Close()
@@ -108,7 +110,7 @@ func TestRelayingAnAnswerAllocatesNothing(t *testing.T) {
 	spec := &command.Spec{Name: "NOOP"}
 	sent, data := []byte("a1 NOOP\r\n"), []byte("* 9 EXISTS\r\na1 OK done\r\n")
 	answer := func() {
-		r.outstanding.add(outstandingCommand{spec: spec, tagLen: len("a1")}, sent)
+		r.upstream.outstanding.add(outstandingCommand{spec: spec, tagLen: len("a1")}, sent)
 		r.relayAll(t, data)
 	}
 	answer()

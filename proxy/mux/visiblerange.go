@@ -5,32 +5,8 @@ import (
 
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/mailbox"
 )
-
-// errNoMatch reports a command whose UIDs match no message visible to the client. It is
-// answered OK.
-var errNoMatch = errors.New("no message has one of these UIDs")
-
-// visibleRange is the range of messages that a client knew when it sent a command. Later
-// messages are not part of it, even for "*".
-type visibleRange struct {
-	exists      uint32
-	maxUID      uint32 // highest UID the client may know; 0: unknown
-	maxKnownUID uint32 // highest UID the gateway knows
-}
-
-func (s *session) visibleRange() visibleRange {
-	m := s.mailbox
-	switch {
-	case m == nil:
-		return visibleRange{}
-	case m.view.UnknownCount() == 0:
-		return visibleRange{m.view.Exists(), m.view.MaxUID(), m.view.MaxUID()}
-	case !m.hasArrivals && m.uidNext > 0:
-		return visibleRange{m.view.Exists(), m.uidNext - 1, m.view.MaxUID()}
-	}
-	return visibleRange{exists: m.view.Exists(), maxKnownUID: m.view.MaxUID()}
-}
 
 // changesMessages reports whether a command changes the messages of its set.
 func changesMessages(spec *command.Spec) bool {
@@ -41,10 +17,10 @@ func changesMessages(spec *command.Spec) bool {
 	return false
 }
 
-// clamp returns a command that changes messages with its set limited to v. It returns
-// errNoSuchMessage for numbers beyond v, errNoMatch if no UID remains, and
-// errPendingExpunges if the limit is unknown.
-func (v visibleRange) clamp(raw []byte, spec *command.Spec) ([]byte, error) {
+// clampCommand returns a command that changes messages with its set limited to visible.
+// It returns mailbox.ErrRange for numbers beyond it, mailbox.ErrNoMatch if no UID remains,
+// and errPendingExpunges if the limit is unknown.
+func clampCommand(raw []byte, spec *command.Spec, visible mailbox.VisibleRange) ([]byte, error) {
 	facts, err := command.Parse(raw)
 	if err != nil || facts.Set == nil {
 		return raw, nil // "$", or no message set
@@ -53,41 +29,21 @@ func (v visibleRange) clamp(raw []byte, spec *command.Spec) ([]byte, error) {
 	if err != nil {
 		return nil, errPendingExpunges
 	}
-	last := v.exists
-	byUID := spec.Name != "STORE"
-	if byUID {
-		if last = v.maxUID; last == 0 && v.exists > 0 {
-			return raw, v.checkListedUIDs(set)
-		}
+	var clamped imap.Set
+	if spec.Name == "STORE" {
+		clamped, err = visible.ClampNumbers(set)
+	} else {
+		clamped, err = visible.ClampUIDs(set)
 	}
-	clamped := make(imap.Set, 0, len(set))
-	for _, r := range set {
-		switch {
-		case r.Last == imap.Star && last > 0: // includes at least the last message
-			r = imap.Range{First: min(r.First, last), Last: last}
-		case r.Last > last && !byUID:
-			return nil, errNoSuchMessage
-		case r.First > last:
-			continue
-		}
-		clamped = append(clamped, imap.Range{First: r.First, Last: min(r.Last, last)})
-	}
-	if len(clamped) == 0 {
-		return nil, errNoMatch
+	switch {
+	case errors.Is(err, mailbox.ErrUnknownUID):
+		return nil, errPendingExpunges
+	case err != nil:
+		return nil, err
+	case clamped == nil:
+		return raw, nil
 	}
 	rewritten := append([]byte(nil), raw[:facts.SetPos]...)
 	rewritten = append(rewritten, clamped.String()...)
 	return append(rewritten, raw[facts.SetPos+len(facts.Set):]...), nil
-}
-
-// checkListedUIDs returns errPendingExpunges unless set is safe although the highest
-// visible UID is unknown. A range beyond the highest known UID may include new messages.
-// UIDs listed one by one cannot.
-func (v visibleRange) checkListedUIDs(set imap.Set) error {
-	for _, r := range set {
-		if r.Last > v.maxKnownUID && r.First != r.Last || r.Last == imap.Star {
-			return errPendingExpunges
-		}
-	}
-	return nil
 }

@@ -66,7 +66,7 @@ func (a *Account) SetTokenEnd(end time.Time) {
 // an idle one or a new one. At the limits it waits in the queue until ctx ends.
 //
 // Errors are upstream's, including ErrBusy and ErrExpired.
-func (a *Account) Acquire(ctx context.Context, enabled lease.Extensions) (*lease.Conn, error) {
+func (a *Account) Acquire(ctx context.Context, enabled imap.Extensions) (*lease.Conn, error) {
 	pc, err := a.acquireConn(ctx, enabled.With())
 	if err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func (a *Account) Acquire(ctx context.Context, enabled lease.Extensions) (*lease
 	return &pc.Conn, nil
 }
 
-func (a *Account) acquireConn(ctx context.Context, set lease.Extensions) (*pooledConn, error) {
+func (a *Account) acquireConn(ctx context.Context, set imap.Extensions) (*pooledConn, error) {
 	p := a.pool
 	a.loginOK = upstream.OK{}
 	pc := a.useLoginConn(ctx, set)
@@ -102,7 +102,7 @@ func (a *Account) acquireConn(ctx context.Context, set lease.Extensions) (*poole
 }
 
 // useLoginConn returns the connection of the login if it is usable for set, otherwise nil.
-func (a *Account) useLoginConn(ctx context.Context, set lease.Extensions) *pooledConn {
+func (a *Account) useLoginConn(ctx context.Context, set imap.Extensions) *pooledConn {
 	pc := a.loginConn
 	if pc == nil {
 		return nil

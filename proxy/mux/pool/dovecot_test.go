@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
@@ -106,7 +107,7 @@ func TestDovecotExtensionsAreEnabled(t *testing.T) {
 		if err != nil || len(enabled) == 0 {
 			t.Fatalf("%q: %q %v", names, enabled, err)
 		}
-		set := lease.Extensions("").With(enabled...)
+		set := imap.Extensions("").With(enabled...)
 		c, err := a.Acquire(context.Background(), set)
 		if err != nil || c.Enabled != set || set.Has("SORT") {
 			t.Fatalf("%q: %v", set, err)

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
 
@@ -51,13 +50,13 @@ func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string
 // filterListed returns those of names that a backend with caps may support, once each, in upper
 // case. QRESYNC implies CONDSTORE (RFC 7162 §3.2).
 func filterListed(names []string, caps imap.Caps) []string {
-	if !caps.Has("ENABLE") && !caps.Has(lease.Rev2) {
+	if !caps.Has("ENABLE") && !caps.Has(imap.Rev2) {
 		return nil
 	}
-	var set lease.Extensions
+	var set imap.Extensions
 	for _, name := range names {
 		upper := strings.ToUpper(name)
-		if caps.Has(upper) || upper == lease.Condstore && caps.Has(lease.Qresync) {
+		if caps.Has(upper) || upper == imap.Condstore && caps.Has(imap.Qresync) {
 			set = set.With(upper)
 		}
 	}

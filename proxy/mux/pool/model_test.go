@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/imap"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 )
@@ -37,7 +38,7 @@ type testSession struct {
 var (
 	modelUsers     = []string{"alice", "bob", "carol"}
 	modelPasswords = []string{"pw", "app"}
-	modelSets      = []lease.Extensions{"", "CONDSTORE", "CONDSTORE QRESYNC", "UTF8=ACCEPT"}
+	modelSets      = []imap.Extensions{"", "CONDSTORE", "CONDSTORE QRESYNC", "UTF8=ACCEPT"}
 	unsolicited    = []string{"* 3 EXISTS", "A1 OK FETCH completed", "* BYE closing", "* OK hm", "* 1 FETCH (UID 7)"}
 )
 

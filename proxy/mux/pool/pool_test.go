@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/imap"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
@@ -173,7 +174,7 @@ func TestLeaseHasExactlyItsSessionsExtensions(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
-	full := acquireLease(t, a, lease.Qresync)
+	full := acquireLease(t, a, imap.Qresync)
 	if full.Enabled != "CONDSTORE QRESYNC" {
 		t.Errorf("enabled is %q", full.Enabled)
 	}
@@ -183,10 +184,10 @@ func TestLeaseHasExactlyItsSessionsExtensions(t *testing.T) {
 		t.Error("a plain lease has more enabled")
 	}
 	a.Release(plain)
-	if c := acquireLease(t, a, lease.Condstore); c != plain || identifyConn(t, c) != "alice pw (CONDSTORE)" {
+	if c := acquireLease(t, a, imap.Condstore); c != plain || identifyConn(t, c) != "alice pw (CONDSTORE)" {
 		t.Error("a plain connection was not upgraded")
 	}
-	if c := acquireLease(t, a, lease.Qresync); c != full {
+	if c := acquireLease(t, a, imap.Qresync); c != full {
 		t.Error("the connection with exactly that set was not reused")
 	}
 }
@@ -314,7 +315,7 @@ func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 		tp.useSeveralPasswords("pw", "app-pw")
 		before := tp.discardedFor(event.DiscardCredentials)
 		a := tp.mustLogIn("alice", "pw", BackendDecides)
-		leased, released, extra := acquireLease(t, a), acquireLease(t, a), acquireLease(t, a, lease.Condstore)
+		leased, released, extra := acquireLease(t, a), acquireLease(t, a), acquireLease(t, a, imap.Condstore)
 		a.Release(released)
 		a.Release(extra)
 		s.deny("alice", "pw", no)

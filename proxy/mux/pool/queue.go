@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
-	"imapgate/proxy/mux/lease"
+	"imapgate/internal/imap"
 	"imapgate/proxy/upstream"
 )
 
@@ -18,8 +18,8 @@ const maxQueue = 4096
 type leaseRequest struct {
 	cred       *credential
 	use        connUse
-	extensions lease.Extensions // to be enabled; a client's connection has no others
-	tokenEnd   time.Time        // no login is tried after it; zero: no expiry
+	extensions imap.Extensions // to be enabled; a client's connection has no others
+	tokenEnd   time.Time       // no login is tried after it; zero: no expiry
 }
 
 // grant is an idle connection, or a slot for a new one.

@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/descriptors"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
@@ -57,7 +58,7 @@ type stubConn struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	enabled  lease.Extensions
+	enabled  imap.Extensions
 	commands []string // commands, without their tags
 }
 
@@ -299,7 +300,7 @@ func (tp *testPool) mustLogIn(user, password string, proof Verification) *Accoun
 
 func acquireLease(t testing.TB, a *Account, names ...string) *lease.Conn {
 	t.Helper()
-	c, err := a.Acquire(context.Background(), lease.Extensions("").With(names...))
+	c, err := a.Acquire(context.Background(), imap.Extensions("").With(names...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,14 @@
-// Package view holds the messages of the selected mailbox as a client knows them: the message
-// numbers and their UIDs. It computes what the client must be sent to bring its view up to date
-// with another connection to the mailbox.
+// Package mailbox holds what a client knows of the mailbox it has selected: the data of
+// SELECT, the messages with their numbers and UIDs, and up to which mod-sequence it has
+// the flags. It computes what the client must be sent to bring it up to date with another
+// connection to the mailbox.
 //
-// The package does not know sockets, commands or flags, nor when an EXPUNGE may be sent. A View
-// has no locks; it belongs to one session.
+// The package is pure: it knows no sockets, commands, goroutines or clocks, nor when an
+// EXPUNGE may be sent. Its types have no locks; they belong to one session.
 //
 // Message numbers run from 1 to Exists. The UIDs of the first messages are known. The others
 // are the unknown tail, because EXISTS announces messages without their UIDs.
-package view
+package mailbox
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package view
+package mailbox
 
 import (
 	"github.com/RoaringBitmap/roaring/v2"
