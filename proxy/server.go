@@ -233,8 +233,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.unavailableLog.flush()
 	s.endedLog.flush()
 	s.drain()
-	s.hub.Close() // pinned sessions end with spliceSet
-	s.spliceSet.Close()
+	s.Close()
 	return nil
 }
 
@@ -278,10 +277,12 @@ const (
 	drainRate     = 100 // sessions a second that the next gateway can take without overload
 )
 
-// Close ends every session now; Serve then returns without waiting for them.
+// Close closes a Server whose Serve was not called, or, in Serve, ends the sessions that
+// are left.
 func (s *Server) Close() {
-	s.hub.AbortAll(event.Drained)
-	s.spliceSet.EndAll(event.Drained)
+	s.closeListeners()
+	s.hub.Close() // pinned sessions end with spliceSet
+	s.spliceSet.Close()
 }
 
 func (s *Server) closeListeners() {

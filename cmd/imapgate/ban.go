@@ -18,18 +18,19 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/admin"
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
-	"imapgate/internal/limit"
+	"imapgate/internal/gateway"
 )
 
 // limitAdmin executes an operator's commands: directly in Redis, or through a
 // running gateway.
 type limitAdmin interface {
-	listBans(ctx context.Context) ([]banEntry, error)
-	addBan(ctx context.Context, o admin.BanRequest) (banEntry, error)
-	removeBans(ctx context.Context, who string) (removedBans, error)
-	showLimits(ctx context.Context, who string) (limitStatus, error)
-	resetLimits(ctx context.Context, who string) (limitsReset, error)
+	ListBans(ctx context.Context) ([]api.Ban, error)
+	AddBan(ctx context.Context, o admin.BanRequest) (api.Ban, error)
+	RemoveBans(ctx context.Context, who string) (api.RemovedBans, error)
+	ShowLimits(ctx context.Context, who string) (api.LimitStatus, error)
+	ResetLimits(ctx context.Context, who string) (api.LimitsReset, error)
 }
 
 // remoteAdmin is the limitAdmin of a running gateway, through its admin address.
@@ -40,23 +41,23 @@ const (
 	limitsPath = "/v1/limits"
 )
 
-func (a remoteAdmin) listBans(ctx context.Context) (all []banEntry, err error) {
+func (a remoteAdmin) ListBans(ctx context.Context) (all []api.Ban, err error) {
 	return all, a.do(ctx, adminRequest{http.MethodGet, bansPath, nil, nil}, &all)
 }
 
-func (a remoteAdmin) addBan(ctx context.Context, o admin.BanRequest) (done banEntry, err error) {
+func (a remoteAdmin) AddBan(ctx context.Context, o admin.BanRequest) (done api.Ban, err error) {
 	return done, a.do(ctx, adminRequest{http.MethodPost, bansPath, nil, o}, &done)
 }
 
-func (a remoteAdmin) removeBans(ctx context.Context, subject string) (done removedBans, err error) {
+func (a remoteAdmin) RemoveBans(ctx context.Context, subject string) (done api.RemovedBans, err error) {
 	return done, a.do(ctx, adminRequest{http.MethodDelete, bansPath, url.Values{"who": {subject}}, nil}, &done)
 }
 
-func (a remoteAdmin) showLimits(ctx context.Context, subject string) (s limitStatus, err error) {
+func (a remoteAdmin) ShowLimits(ctx context.Context, subject string) (s api.LimitStatus, err error) {
 	return s, a.do(ctx, adminRequest{http.MethodGet, limitsPath, url.Values{"who": {subject}}, nil}, &s)
 }
 
-func (a remoteAdmin) resetLimits(ctx context.Context, subject string) (done limitsReset, err error) {
+func (a remoteAdmin) ResetLimits(ctx context.Context, subject string) (done api.LimitsReset, err error) {
 	return done, a.do(ctx, adminRequest{http.MethodDelete, limitsPath, url.Values{"who": {subject}}, nil}, &done)
 }
 
@@ -97,16 +98,12 @@ func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, limitA
 		return call(ctx, remoteAdmin{cfg.Admin})
 	}
 	setRedisLogger(zap.NewNop())
-	rdb, err := dialRedisOnce(cfg)
+	admin, err := gateway.OpenLimits(cfg)
 	if err != nil {
 		return err
 	}
-	defer closeRedis(rdb)
-	gate, err := limit.New(limitConfig(cfg), rdb, limit.Hooks{}, zap.NewNop())
-	if err != nil {
-		return fmt.Errorf("limits: %w", err)
-	}
-	return call(ctx, newLocalAdmin(cfg, gate))
+	defer admin.Close()
+	return call(ctx, admin)
 }
 
 // printResult prints text, or result as JSON.
@@ -148,7 +145,7 @@ func newBanList(o *limitOptions) *cobra.Command {
 		Use: "list", Short: "List bans, soonest to expire first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				all, err := a.listBans(ctx)
+				all, err := a.ListBans(ctx)
 				if err != nil {
 					return fmt.Errorf("list bans: %w", err)
 				}
@@ -161,7 +158,7 @@ func newBanList(o *limitOptions) *cobra.Command {
 	}
 }
 
-func printBans(to io.Writer, bans []banEntry) error {
+func printBans(to io.Writer, bans []api.Ban) error {
 	if len(bans) == 0 {
 		_, err := fmt.Fprintln(to, "no active bans")
 		return err
@@ -188,7 +185,7 @@ ban gets the new end.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Subject = args[0]
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				b, err := a.addBan(ctx, request)
+				b, err := a.AddBan(ctx, request)
 				if err != nil {
 					return fmt.Errorf("ban %s: %w", quoteUnsafe(request.Subject), err)
 				}
@@ -210,7 +207,7 @@ logins that caused it, so that the next wrong password does not cause a new ban.
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				l, err := a.removeBans(ctx, args[0])
+				l, err := a.RemoveBans(ctx, args[0])
 				if err != nil {
 					return fmt.Errorf("remove the ban of %s: %w", quoteUnsafe(args[0]), err)
 				}
@@ -249,7 +246,7 @@ where they are not known. Bans of addresses remain: see imapgate ban del.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				done, err := a.resetLimits(ctx, args[0])
+				done, err := a.ResetLimits(ctx, args[0])
 				if err != nil {
 					return fmt.Errorf("reset the limits of %s: %w", quoteUnsafe(args[0]), err)
 				}
@@ -274,21 +271,21 @@ configuration the numbers cover all gateways, without it the running gateway.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				s, err := a.showLimits(ctx, args[0])
+				s, err := a.ShowLimits(ctx, args[0])
 				if err != nil {
 					return fmt.Errorf("show %s: %w", quoteUnsafe(args[0]), err)
 				}
 				if o.asJSON {
 					return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
 				}
-				return s.print(cmd.OutOrStdout())
+				return printLimits(cmd.OutOrStdout(), s)
 			})
 		},
 	}
 }
 
-// print prints the status as a table.
-func (l limitStatus) print(to io.Writer) error {
+// printLimits prints the status of a user or an address as a table.
+func printLimits(to io.Writer, l api.LimitStatus) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
 	row("limits of", "%s", quoteUnsafe(l.Subject))
@@ -297,7 +294,7 @@ func (l limitStatus) print(to io.Writer) error {
 	}
 	row("sessions", "%d", l.Sessions)
 	if l.Ban != nil {
-		row("banned", "%v left (%s)", timeLeft(l.Ban.Until), l.Ban.describeReason())
+		row("banned", "%v left (%s)", timeLeft(l.Ban.Until), describeReason(l.Ban))
 	}
 	for _, f := range l.Failures {
 		bound := "no limit"
@@ -327,8 +324,8 @@ func (l limitStatus) print(to io.Writer) error {
 	return w.Flush()
 }
 
-// describeReason describes the ban's reason and its note.
-func (b banEntry) describeReason() string {
+// describeReason describes a ban's reason and its note.
+func describeReason(b *api.Ban) string {
 	texts := map[string]string{
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",
 		"merged": "merged with other bans", "operator": "by an operator",

@@ -1,19 +1,15 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
-	"imapgate/auth"
 	"imapgate/internal/config"
-	"imapgate/routing"
+	"imapgate/internal/gateway"
 )
 
 // problem is one problem of a configuration or of a file it names.
@@ -109,22 +105,8 @@ func checkConfig(file string) (problems, warnings []problem) {
 	if err != nil {
 		return toProblems(file, err), nil
 	}
-	watched, err := openFiles(cfg, zap.NewNop())
-	errs := []error{err}
-	addErr := func(err error) { errs = append(errs, err) }
-	sources, err := openAuthSources(cfg, watched, zap.NewNop())
-	addErr(err)
-	if err == nil {
-		_, err = auth.New(authConfig(cfg), sources.toAuth(lookupNoPassword), zap.NewNop())
-		addErr(withSettingKey(err))
-	}
-	if cfg.Routing.Source != routing.SourceRedis {
-		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
-		addErr(config.WithKey("routing", err))
-	}
-	addErr(checkAuditFiles(cfg))
-	warned := errors.Join(configWarnings(cfg), watched.warnings(time.Now()))
-	return toProblems(file, cfg.Locate(errors.Join(errs...))), toProblems(file, cfg.Locate(warned))
+	invalid, unintended := gateway.Check(cfg)
+	return toProblems(file, invalid), toProblems(file, unintended)
 }
 
 // toProblems returns the problems of an error of the configuration, with their
@@ -143,6 +125,3 @@ func toProblems(file string, err error) []problem {
 	}
 	return problems
 }
-
-// lookupNoPassword replaces Redis where no user logs in.
-func lookupNoPassword(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }

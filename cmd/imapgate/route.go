@@ -15,11 +15,11 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
+	"imapgate/internal/gateway"
 	"imapgate/internal/identity"
 	"imapgate/routing"
 )
@@ -196,7 +196,7 @@ func operatorName() string {
 // routeCommand is an open router and the record of the command.
 type routeCommand struct {
 	cfg    *config.Config
-	router *routing.Router
+	router *gateway.Store
 	target routing.Target
 	user   identity.User // of the target; zero if it is not a user's
 	out    io.Writer
@@ -222,24 +222,14 @@ func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call fun
 // withRouter opens a router for one call without a record.
 func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routeCommand) error) error {
 	setRedisLogger(zap.NewNop())
-	rdb, err := dialRedisOnce(cfg)
+	store, err := gateway.OpenStore(cfg)
 	if err != nil {
 		return err
 	}
-	defer closeRedis(rdb)
-	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
-	if err != nil {
-		return cfg.Locate(config.WithKey("routing", err))
-	}
+	defer store.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
-	return call(ctx, &routeCommand{cfg: cfg, router: router, out: cmd.OutOrStdout()})
-}
-
-func closeRedis(rdb redis.UniversalClient) {
-	if rdb != nil {
-		_ = rdb.Close() // nothing is waiting to be written
-	}
+	return call(ctx, &routeCommand{cfg: cfg, router: store, out: cmd.OutOrStdout()})
 }
 
 // printResult prints the result and the live sessions, which continue unchanged.

@@ -8,17 +8,12 @@ import (
 	"net/url"
 	"strings"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/proxy"
 	"imapgate/routing"
 )
-
-// sessionList is a gateway's response about a user's live sessions.
-type sessionList struct {
-	User     string               `json:"user"`
-	Sessions []proxy.SessionCount `json:"sessions"`
-}
 
 // sessionReport has the live sessions of a user at one gateway, if it responds.
 type sessionReport struct {
@@ -58,7 +53,7 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 }
 
 func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]proxy.SessionCount, error) {
-	var list sessionList
+	var list api.SessionList
 	q := adminRequest{http.MethodGet, "/v1/sessions", url.Values{"user": {user}}, nil}
 	if err := q.do(ctx, admin, &list); err != nil {
 		return nil, err

@@ -105,6 +105,14 @@ func (s *Server) Listen() error {
 // Addr returns the listening address, after Listen.
 func (s *Server) Addr() net.Addr { return s.tcpListener.Addr() }
 
+// Close closes the listener of a Server whose Serve was not called.
+func (s *Server) Close() error {
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Close()
+}
+
 // ReleaseAddress closes the listener as soon as another process listens on the
 // address, or at once if that cannot be determined. It is for a process that drains.
 // It returns after that, or with ctx.

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"errors"
@@ -15,8 +15,11 @@ import (
 	"imapgate/routing"
 )
 
-// configWarnings returns warnings about valid settings that are probably mistakes:
-// errors of config.WithKey, joined.
+// Warnings returns warnings about valid settings that are probably mistakes, with their
+// positions in the configuration.
+func Warnings(cfg *config.Config) error { return cfg.Locate(configWarnings(cfg)) }
+
+// configWarnings returns the errors of Warnings without their positions.
 func configWarnings(cfg *config.Config) error {
 	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }

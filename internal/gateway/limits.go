@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"imapgate/internal/admin"
+	"imapgate/internal/admin/api"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
@@ -67,7 +69,7 @@ func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
 }
 
 // openLimits runs after openRoutes, which creates the Redis client, and openAudit.
-func (g *gateway) openLimits() (err error) {
+func (g *Gateway) openLimits() (err error) {
 	hooks := limit.Hooks{OnBan: g.recordBan, OnBanRequest: g.recordOperatorBan, OnSpray: g.recordSpray, OnRedis: g.setClusterConnected}
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return config.WithKey("limits", err)
@@ -78,7 +80,7 @@ func (g *gateway) openLimits() (err error) {
 }
 
 // recordBan records an automatic ban.
-func (g *gateway) recordBan(b limit.Ban) {
+func (g *Gateway) recordBan(b limit.Ban) {
 	g.log.Info("banned", zap.Stringer("network", b.Net), zap.String("why", string(b.Reason)), zap.Duration("for", b.Remaining))
 	g.logLostRecord(event.BanAdded, g.audit.BanAdded(&audit.Ban{
 		Subject: b.Net.String(), Reason: b.Reason, Until: time.Now().Add(b.Remaining), Note: b.Note,
@@ -87,7 +89,7 @@ func (g *gateway) recordBan(b limit.Ban) {
 
 // recordOperatorBan records a change by an operator. Every gateway records it,
 // wherever the operator made it.
-func (g *gateway) recordOperatorBan(o limit.BanRequest) {
+func (g *Gateway) recordOperatorBan(o limit.BanRequest) {
 	ban := audit.Ban{Subject: o.Net.String(), Reason: event.BanOperator, Operator: "operator", Note: o.Note}
 	if o.Duration == 0 {
 		g.log.Info("ban removed by an operator", zap.Stringer("network", o.Net))
@@ -101,7 +103,7 @@ func (g *gateway) recordOperatorBan(o limit.BanRequest) {
 
 // recordSpray records the suspicion that a few passwords are being tried for many
 // users.
-func (g *gateway) recordSpray(s limit.Spray) {
+func (g *Gateway) recordSpray(s limit.Spray) {
 	if !s.Suspected {
 		g.log.Info("password spraying no longer suspected")
 		return
@@ -117,7 +119,7 @@ func (g *gateway) recordSpray(s limit.Spray) {
 
 // setClusterConnected sets the metric for limits that are counted together with
 // other gateways.
-func (g *gateway) setClusterConnected(connected bool) {
+func (g *Gateway) setClusterConnected(connected bool) {
 	g.metrics.Limits.ClusterConnected.Set(0)
 	if connected {
 		g.metrics.Limits.ClusterConnected.Set(1)
@@ -125,30 +127,30 @@ func (g *gateway) setClusterConnected(connected bool) {
 }
 
 // logLostRecord logs that the record of an event could not be written.
-func (g *gateway) logLostRecord(e event.Event, err error) {
+func (g *Gateway) logLostRecord(e event.Event, err error) {
 	if err != nil {
 		g.log.Warn("audit record lost", zap.String("event", string(e)), zap.Error(err))
 	}
 }
 
 // newAdminLimits returns the functions of the admin address for limits and bans.
-func (g *gateway) newAdminLimits() admin.Limits {
-	a := newLocalAdmin(g.cfg, g.limits)
+func (g *Gateway) newAdminLimits() admin.Limits {
+	a := newLimitAdmin(g.cfg, g.limits)
 	return admin.Limits{
-		ShowLimits: func(ctx context.Context, subject string) (any, error) { return a.showLimits(ctx, subject) },
+		ShowLimits: func(ctx context.Context, subject string) (any, error) { return a.ShowLimits(ctx, subject) },
 		ResetLimits: func(ctx context.Context, subject string) (any, error) {
-			done, err := a.resetLimits(ctx, subject)
+			done, err := a.ResetLimits(ctx, subject)
 			g.recordAdminAction(event.ActionLimitsReset, subject, err)
 			return done, err
 		},
-		ListBans: func(ctx context.Context) (any, error) { return a.listBans(ctx) },
+		ListBans: func(ctx context.Context) (any, error) { return a.ListBans(ctx) },
 		AddBan: func(ctx context.Context, o admin.BanRequest) (any, error) {
-			done, err := a.addBan(ctx, o)
+			done, err := a.AddBan(ctx, o)
 			g.recordAdminAction(event.ActionBan, o.Subject, err)
 			return done, err
 		},
 		RemoveBans: func(ctx context.Context, subject string) (any, error) {
-			done, err := a.removeBans(ctx, subject)
+			done, err := a.RemoveBans(ctx, subject)
 			g.recordAdminAction(event.ActionUnban, subject, err)
 			return done, err
 		},
@@ -157,138 +159,99 @@ func (g *gateway) newAdminLimits() admin.Limits {
 
 // recordAdminAction records an operator's command that came through the admin
 // address.
-func (g *gateway) recordAdminAction(action event.Action, subject string, err error) {
+func (g *Gateway) recordAdminAction(action event.Action, subject string, err error) {
 	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
 }
 
-// localAdmin shows limits and changes bans, in a running gateway or for a command
+// LimitAdmin shows limits and changes bans, in a running gateway or for a command
 // that uses Redis directly.
-type localAdmin struct {
+type LimitAdmin struct {
 	// Set once.
 	gate      *limit.Limiter
 	nameRules identity.Names
 	failures  config.Failures
+	redis     redis.UniversalClient // nil unless OpenLimits opened it
 }
 
-func newLocalAdmin(cfg *config.Config, gate *limit.Limiter) *localAdmin {
-	return &localAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures}
+func newLimitAdmin(cfg *config.Config, gate *limit.Limiter) *LimitAdmin {
+	return &LimitAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures}
 }
 
-// banEntry is the JSON form of a ban.
-type banEntry struct {
-	Network string    `json:"network"`
-	Reason  string    `json:"why"`
-	Until   time.Time `json:"until"`
-	Count   int       `json:"count"` // ordinal of this ban of the network, from 1
-	Note    string    `json:"note,omitempty"`
+func newBanEntry(b limit.Ban) api.Ban {
+	return api.Ban{
+		Network: b.Net.String(), Reason: string(b.Reason), Until: time.Now().Add(b.Remaining).UTC().Truncate(time.Second), Count: b.Count, Note: b.Note,
+	}
 }
 
-func newBanEntry(b limit.Ban) banEntry {
-	return banEntry{b.Net.String(), string(b.Reason), time.Now().Add(b.Remaining).UTC().Truncate(time.Second), b.Count, b.Note}
-}
-
-func (l *localAdmin) listBans(ctx context.Context) ([]banEntry, error) {
+// ListBans returns all bans.
+func (l *LimitAdmin) ListBans(ctx context.Context) ([]api.Ban, error) {
 	all, err := l.gate.Bans(ctx)
-	lines := make([]banEntry, 0, len(all))
+	lines := make([]api.Ban, 0, len(all))
 	for _, b := range all {
 		lines = append(lines, newBanEntry(b))
 	}
 	return lines, err
 }
 
-func (l *localAdmin) addBan(ctx context.Context, o admin.BanRequest) (banEntry, error) {
+// AddBan adds or replaces an operator's ban.
+func (l *LimitAdmin) AddBan(ctx context.Context, o admin.BanRequest) (api.Ban, error) {
 	net, err := limit.ParseNet(o.Subject)
 	if err != nil {
-		return banEntry{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+		return api.Ban{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
 	}
 	if err := l.gate.Ban(ctx, net, o.Duration, o.Note); errors.Is(err, limit.ErrNetworkTooWide) || errors.Is(err, limit.ErrBanDuration) {
-		return banEntry{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+		return api.Ban{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
 	} else if err != nil {
-		return banEntry{}, err
+		return api.Ban{}, err
 	}
 	return newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: o.Duration, Count: 1, Note: o.Note}), nil
 }
 
-// removedBans is the result of removing bans.
-type removedBans struct {
-	Networks []string `json:"networks"`
-}
-
-func (l *localAdmin) removeBans(ctx context.Context, subject string) (removedBans, error) {
+// RemoveBans removes the bans of an address or a network.
+func (l *LimitAdmin) RemoveBans(ctx context.Context, subject string) (api.RemovedBans, error) {
 	net, err := limit.ParseNet(subject)
 	if err != nil {
-		return removedBans{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+		return api.RemovedBans{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
 	}
 	nets, err := l.gate.Unban(ctx, net)
-	done := removedBans{Networks: make([]string, 0, len(nets))}
+	done := api.RemovedBans{Networks: make([]string, 0, len(nets))}
 	for _, n := range nets {
 		done.Networks = append(done.Networks, n.String())
 	}
 	return done, err
 }
 
-// limitStatus is the status of a user or an address.
-type limitStatus struct {
-	Subject           string         `json:"subject"`
-	Exempt            bool           `json:"exempt,omitempty"`
-	Sessions          int            `json:"sessions"`
-	Delay             time.Duration  `json:"delay_ns"` // of the next login; for a user, from an unknown network
-	Ban               *banEntry      `json:"ban,omitempty"`
-	Failures          []failureCount `json:"failures"`
-	KnownNetworksOnly bool           `json:"known_networks_only,omitempty"` // because of the user's failures
-	KnownNetworks     []knownNetwork `json:"known_networks,omitempty"`
-	Uploads           *uploadCount   `json:"uploads,omitempty"` // of a user, if there is a bound
-}
-
-// uploadCount is the upload quota of a user, in bytes of messages per UTC day.
-type uploadCount struct {
-	Today int64 `json:"today"`
-	Limit int64 `json:"most"` // 0: no bound
-}
-
-// failureCount is the number of failed logins in a window.
-type failureCount struct {
-	Subject string `json:"of"`
-	Window  string `json:"in"`
-	Count   int    `json:"count"`
-	Limit   int    `json:"most,omitempty"` // 0: no bound
-}
-
-// knownNetwork is a network from which a user has logged in recently.
-type knownNetwork struct {
-	Network  string    `json:"network"`
-	Last     time.Time `json:"last"`
-	Failures int       `json:"failures_in_an_hour"`
-}
-
-// showLimits returns the status of an address, or of a user if subject is not an
+// ShowLimits returns the status of an address, or of a user if subject is not an
 // address.
-func (l *localAdmin) showLimits(ctx context.Context, subject string) (limitStatus, error) {
+func (l *LimitAdmin) ShowLimits(ctx context.Context, subject string) (api.LimitStatus, error) {
 	if a, err := netip.ParseAddr(subject); err == nil {
 		return l.showAddressLimits(ctx, a)
 	}
 	u, err := l.parseUser(subject)
 	if err != nil {
-		return limitStatus{}, err
+		return api.LimitStatus{}, err
 	}
 	counts, err := l.gate.InspectUser(ctx, u)
 	if err != nil {
-		return limitStatus{}, err
+		return api.LimitStatus{}, err
 	}
-	s := limitStatus{Subject: u.String(), Sessions: counts.Sessions, Delay: counts.Delay, KnownNetworksOnly: counts.KnownOnly}
-	s.Failures = []failureCount{
-		{u.String(), "hour", counts.Hour, l.failures.PerUserHour}, {u.String(), "day", counts.Day, l.failures.PerUserDay},
+	s := api.LimitStatus{Subject: u.String(), Sessions: counts.Sessions, Delay: counts.Delay, KnownNetworksOnly: counts.KnownOnly}
+	s.Failures = []api.FailureCount{
+		{Subject: u.String(), Window: "hour", Count: counts.Hour, Limit: l.failures.PerUserHour},
+		{Subject: u.String(), Window: "day", Count: counts.Day, Limit: l.failures.PerUserDay},
 	}
 	if counts.UploadsCounted {
-		s.Uploads = &uploadCount{counts.Uploaded, counts.UploadLimit}
+		s.Uploads = &api.UploadCount{Today: counts.Uploaded, Limit: counts.UploadLimit}
 	}
 	for _, k := range counts.Known {
-		s.KnownNetworks = append(s.KnownNetworks, knownNetwork{k.Net.String(), time.Now().Add(-k.Ago).UTC().Truncate(time.Second), k.Hour})
+		s.KnownNetworks = append(s.KnownNetworks, api.KnownNetwork{
+			Network: k.Net.String(), Last: time.Now().Add(-k.Ago).UTC().Truncate(time.Second), Failures: k.Hour,
+		})
 	}
 	return s, nil
 }
 
-func (l *localAdmin) parseUser(name string) (user, error) {
+func (l *LimitAdmin) parseUser(name string) (user, error) {
 	u, err := l.nameRules.Canonicalize(name)
 	if err != nil {
 		return u, fmt.Errorf("%w: neither an address nor a valid user name", admin.ErrBadRequest)
@@ -296,32 +259,28 @@ func (l *localAdmin) parseUser(name string) (user, error) {
 	return u, nil
 }
 
-// limitsReset is the result of a reset.
-type limitsReset struct {
-	User string `json:"user"`
-}
-
-func (l *localAdmin) resetLimits(ctx context.Context, subject string) (limitsReset, error) {
+// ResetLimits resets the failed logins of a user.
+func (l *LimitAdmin) ResetLimits(ctx context.Context, subject string) (api.LimitsReset, error) {
 	u, err := l.parseUser(subject)
 	if err != nil {
-		return limitsReset{}, err
+		return api.LimitsReset{}, err
 	}
-	return limitsReset{u.String()}, l.gate.ResetUser(ctx, u)
+	return api.LimitsReset{User: u.String()}, l.gate.ResetUser(ctx, u)
 }
 
-func (l *localAdmin) showAddressLimits(ctx context.Context, a netip.Addr) (limitStatus, error) {
+func (l *LimitAdmin) showAddressLimits(ctx context.Context, a netip.Addr) (api.LimitStatus, error) {
 	counts, err := l.gate.InspectAddress(ctx, a)
 	if err != nil {
-		return limitStatus{}, err
+		return api.LimitStatus{}, err
 	}
-	s := limitStatus{Subject: counts.AddrNet.String(), Exempt: counts.Exempt, Sessions: counts.Sessions, Delay: counts.Delay}
+	s := api.LimitStatus{Subject: counts.AddrNet.String(), Exempt: counts.Exempt, Sessions: counts.Sessions, Delay: counts.Delay}
 	if counts.Ban != nil {
 		line := newBanEntry(*counts.Ban)
 		s.Ban = &line
 	}
 	for _, t := range counts.Tiers {
-		s.Failures = append(s.Failures, failureCount{t.Net.String(), "minute", t.Minute, t.PerMinute},
-			failureCount{t.Net.String(), "day", t.Day, t.PerDay})
+		s.Failures = append(s.Failures, api.FailureCount{Subject: t.Net.String(), Window: "minute", Count: t.Minute, Limit: t.PerMinute},
+			api.FailureCount{Subject: t.Net.String(), Window: "day", Count: t.Day, Limit: t.PerDay})
 	}
 	return s, nil
 }
