@@ -116,6 +116,7 @@ func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConf
 		Forward:        b.Forward,
 		ConnectTimeout: limits.UpstreamConnectTimeout,
 		LoginTimeout:   limits.UpstreamLoginTimeout,
+		AnswerTimeout:  limits.UpstreamAnswerTimeout,
 		MaxLogins:      limits.MaxUpstreamLogins,
 		LoginRate:      limits.MaxUpstreamConnectsPerSecond,
 		TTL:            limits.ProxyTTL,
