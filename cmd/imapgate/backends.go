@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -17,8 +16,6 @@ import (
 	"imapgate/internal/config"
 	"imapgate/proxy"
 )
-
-const backendsPath = "/v1/backends"
 
 func newBackends() *cobra.Command {
 	var file string
@@ -42,8 +39,8 @@ The command asks the gateway through its admin address.`,
 			if err != nil {
 				return err
 			}
-			var list api.BackendList
-			if err := (adminRequest{http.MethodGet, backendsPath, nil, nil}).do(cmd.Context(), cfg.Admin, &list); err != nil {
+			list, err := query(cmd.Context(), cfg.Admin, api.ListBackends, api.None{})
+			if err != nil {
 				return err
 			}
 			if asJSON {

@@ -14,25 +14,11 @@ import (
 
 // problem is one problem of a configuration or of a file it names.
 type problem struct {
-	File   string `json:"file"`
-	Line   int    `json:"line,omitempty"`
-	Column int    `json:"column,omitempty"`
-	Key    string `json:"key,omitempty"`
-	Text   string `json:"text"`
+	File string `json:"file"`
+	config.Problem
 }
 
-// String returns file:line:column: key: text, the form of compilers, which editors
-// can parse.
-func (p problem) String() string {
-	s := p.File
-	if p.Line > 0 {
-		s += fmt.Sprintf(":%d:%d", p.Line, p.Column)
-	}
-	if p.Key != "" {
-		s += ": " + p.Key
-	}
-	return s + ": " + p.Text
-}
+func (p problem) String() string { return p.Format(p.File) }
 
 func newCheck() *cobra.Command {
 	var file string
@@ -117,11 +103,11 @@ func toProblems(file string, err error) []problem {
 	case err == nil:
 		return nil
 	case !errors.As(err, &invalid):
-		return []problem{{File: file, Text: err.Error()}}
+		return []problem{{file, config.Problem{Text: err.Error()}}}
 	}
 	problems := make([]problem, len(invalid.Problems))
 	for i, p := range invalid.Problems {
-		problems[i] = problem{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
+		problems[i] = problem{invalid.File, p}
 	}
 	return problems
 }

@@ -29,8 +29,7 @@ const commandTimeout = 10 * time.Second
 
 // routeOptions are the flags that get, set, del and explain share.
 type routeOptions struct {
-	file   string
-	asJSON bool
+	operatorOptions
 
 	// Of get, set and del: the record, if it is not a user's.
 	domain    string
@@ -50,19 +49,19 @@ docs/moving-users.md describes how to move a user's mail.
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	var o routeOptions
-	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
-	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
-	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml")
+	o.flags(cmd)
 	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o), newRouteAcceptEmpty(&o))
 	return cmd
 }
 
-// requireUser requires one argument, the user.
-func requireUser(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
+// requireOne requires one argument, which a phrase such as "user name" describes.
+func requireOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("one %s is needed: %s", what, cmd.UseLine())
+		}
+		return nil
 	}
-	return nil
 }
 
 func newRouteGet(o *routeOptions) *cobra.Command {
@@ -196,7 +195,7 @@ func operatorName() string {
 // routeCommand is an open router and the record of the command.
 type routeCommand struct {
 	cfg    *config.Config
-	router *gateway.Store
+	router *routing.Router
 	target routing.Target
 	user   identity.User // of the target; zero if it is not a user's
 	out    io.Writer
@@ -229,7 +228,7 @@ func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Contex
 	defer store.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
-	return call(ctx, &routeCommand{cfg: cfg, router: store, out: cmd.OutOrStdout()})
+	return call(ctx, &routeCommand{cfg: cfg, router: store.Routes, out: cmd.OutOrStdout()})
 }
 
 // printResult prints the result and the live sessions, which continue unchanged.

@@ -87,7 +87,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
-	for _, w := range toProblems(file, gateway.Warnings(cfg)) {
+	for _, w := range toProblems(file, cfg.Locate(gateway.Warnings(cfg))) {
 		log.Warn(w.String())
 	}
 	limitMemory(log)

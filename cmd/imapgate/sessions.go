@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"strings"
 
 	"imapgate/internal/admin/api"
@@ -53,9 +51,8 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 }
 
 func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]proxy.SessionCount, error) {
-	var list api.SessionList
-	q := adminRequest{http.MethodGet, "/v1/sessions", url.Values{"user": {user}}, nil}
-	if err := q.do(ctx, admin, &list); err != nil {
+	list, err := query(ctx, admin, api.ListSessions, user)
+	if err != nil {
 		return nil, err
 	}
 	if list.User != user { // another program listens there

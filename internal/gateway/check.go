@@ -30,7 +30,7 @@ func Check(cfg *config.Config) (problems, warnings error) {
 		addErr(config.WithKey("routing", err))
 	}
 	addErr(checkAuditFiles(cfg))
-	warned := errors.Join(configWarnings(cfg), watched.warnings(time.Now()))
+	warned := errors.Join(Warnings(cfg), watched.warnings(time.Now()))
 	return cfg.Locate(errors.Join(errs...)), cfg.Locate(warned)
 }
 

@@ -14,13 +14,13 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"imapgate/auth"
 	"imapgate/internal/admin"
-	"imapgate/internal/admin/api"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/descriptors"
@@ -106,8 +106,7 @@ func (g *Gateway) open() error {
 	}
 	if g.cfg.Admin.Address != "" {
 		g.admin = admin.New(admin.Config{Address: g.cfg.Admin.Address, Token: g.cfg.Admin.Token}, admin.Deps{
-			Metrics: g.metrics.Handler(), Ready: g.checkReady, ExplainRoute: g.explainRoute, ListSessions: g.listSessions, ListBackends: g.listBackends,
-			Limits: g.newAdminLimits(),
+			Metrics: g.metrics.Handler(), Ready: g.checkReady, Operations: g.operations(),
 		}, g.log)
 	}
 	return g.listen()
@@ -140,13 +139,8 @@ func (g *Gateway) Close() {
 // Addrs returns the addresses on which clients can connect, by the listeners' names.
 func (g *Gateway) Addrs() map[string]net.Addr { return g.proxy.Addrs() }
 
-// AdminAddr returns the address for operators; nil if it is disabled.
-func (g *Gateway) AdminAddr() net.Addr {
-	if g.admin == nil {
-		return nil
-	}
-	return g.admin.Addr()
-}
+// AdminAddr returns the address for operators, which must be enabled.
+func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }
 
 // logAddresses logs the addresses that the gateway listens on.
 func (g *Gateway) logAddresses() {
@@ -170,16 +164,18 @@ func (g *Gateway) openRoutes() error {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
-		Lookup: g.metrics.CountRouteLookup, Invalidation: g.setInvalidationState, Store: g.recordStoreState,
+		Lookup: g.metrics.CountRouteLookup, Invalidation: setter(g.metrics.RouteInvalidationConnected), Store: g.recordStoreState,
 	}, g.log)
 	return config.WithKey("routing", err)
 }
 
-// setInvalidationState sets the metric for route changes that Redis announces.
-func (g *Gateway) setInvalidationState(connected bool) {
-	g.metrics.RouteInvalidationConnected.Set(0)
-	if connected {
-		g.metrics.RouteInvalidationConnected.Set(1)
+// setter returns a hook that sets a gauge to 1 or 0.
+func setter(gauge prometheus.Gauge) func(bool) {
+	return func(isOn bool) {
+		gauge.Set(0)
+		if isOn {
+			gauge.Set(1)
+		}
 	}
 }
 
@@ -310,25 +306,3 @@ func (g *Gateway) checkReady() error {
 	}
 	return g.audit.Ready()
 }
-
-// explainRoute returns the response of the admin address about one user's route.
-func (g *Gateway) explainRoute(ctx context.Context, name string) (any, error) {
-	u, err := g.auth.Canonicalize(name)
-	if err != nil {
-		return nil, err
-	}
-	return g.routes.Explain(ctx, u), nil
-}
-
-// listSessions returns the response of the admin address about one user's live
-// sessions.
-func (g *Gateway) listSessions(_ context.Context, name string) (any, error) {
-	u, err := g.auth.Canonicalize(name)
-	if err != nil {
-		return nil, err
-	}
-	return api.SessionList{User: u.String(), Sessions: g.proxy.SessionsOf(u)}, nil
-}
-
-// listBackends returns the response of the admin address about all backends.
-func (g *Gateway) listBackends() any { return api.BackendList{Backends: g.proxy.Backends()} }

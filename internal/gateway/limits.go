@@ -8,10 +8,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
@@ -70,11 +68,11 @@ func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
 
 // openLimits runs after openRoutes, which creates the Redis client, and openAudit.
 func (g *Gateway) openLimits() (err error) {
-	hooks := limit.Hooks{OnBan: g.recordBan, OnBanRequest: g.recordOperatorBan, OnSpray: g.recordSpray, OnRedis: g.setClusterConnected}
+	hooks := limit.Hooks{OnBan: g.recordBan, OnBanRequest: g.recordOperatorBan, OnSpray: g.recordSpray, OnRedis: setter(g.metrics.Limits.ClusterConnected)}
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return config.WithKey("limits", err)
 	}
-	g.setClusterConnected(false) // until a command to Redis succeeds
+	g.metrics.Limits.ClusterConnected.Set(0) // until a command to Redis succeeds
 	g.metrics.ObserveBans(g.limits.BanCount)
 	return nil
 }
@@ -117,50 +115,11 @@ func (g *Gateway) recordSpray(s limit.Spray) {
 	g.logLostRecord(event.SpraySuspected, g.audit.SpraySuspected(&audit.Spray{Users: s.Users, Subject: subject, Window: time.Minute}))
 }
 
-// setClusterConnected sets the metric for limits that are counted together with
-// other gateways.
-func (g *Gateway) setClusterConnected(connected bool) {
-	g.metrics.Limits.ClusterConnected.Set(0)
-	if connected {
-		g.metrics.Limits.ClusterConnected.Set(1)
-	}
-}
-
 // logLostRecord logs that the record of an event could not be written.
 func (g *Gateway) logLostRecord(e event.Event, err error) {
 	if err != nil {
 		g.log.Warn("audit record lost", zap.String("event", string(e)), zap.Error(err))
 	}
-}
-
-// newAdminLimits returns the functions of the admin address for limits and bans.
-func (g *Gateway) newAdminLimits() admin.Limits {
-	a := newLimitAdmin(g.cfg, g.limits)
-	return admin.Limits{
-		ShowLimits: func(ctx context.Context, subject string) (any, error) { return a.ShowLimits(ctx, subject) },
-		ResetLimits: func(ctx context.Context, subject string) (any, error) {
-			done, err := a.ResetLimits(ctx, subject)
-			g.recordAdminAction(event.ActionLimitsReset, subject, err)
-			return done, err
-		},
-		ListBans: func(ctx context.Context) (any, error) { return a.ListBans(ctx) },
-		AddBan: func(ctx context.Context, o admin.BanRequest) (any, error) {
-			done, err := a.AddBan(ctx, o)
-			g.recordAdminAction(event.ActionBan, o.Subject, err)
-			return done, err
-		},
-		RemoveBans: func(ctx context.Context, subject string) (any, error) {
-			done, err := a.RemoveBans(ctx, subject)
-			g.recordAdminAction(event.ActionUnban, subject, err)
-			return done, err
-		},
-	}
-}
-
-// recordAdminAction records an operator's command that came through the admin
-// address.
-func (g *Gateway) recordAdminAction(action event.Action, subject string, err error) {
-	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "admin", Subject: subject, Err: err}))
 }
 
 // LimitAdmin shows limits and changes bans, in a running gateway or for a command
@@ -170,7 +129,6 @@ type LimitAdmin struct {
 	gate      *limit.Limiter
 	nameRules identity.Names
 	failures  config.Failures
-	redis     redis.UniversalClient // nil unless OpenLimits opened it
 }
 
 func newLimitAdmin(cfg *config.Config, gate *limit.Limiter) *LimitAdmin {
@@ -184,7 +142,7 @@ func newBanEntry(b limit.Ban) api.Ban {
 }
 
 // ListBans returns all bans.
-func (l *LimitAdmin) ListBans(ctx context.Context) ([]api.Ban, error) {
+func (l *LimitAdmin) ListBans(ctx context.Context, _ api.None) ([]api.Ban, error) {
 	all, err := l.gate.Bans(ctx)
 	lines := make([]api.Ban, 0, len(all))
 	for _, b := range all {
@@ -194,24 +152,25 @@ func (l *LimitAdmin) ListBans(ctx context.Context) ([]api.Ban, error) {
 }
 
 // AddBan adds or replaces an operator's ban.
-func (l *LimitAdmin) AddBan(ctx context.Context, o admin.BanRequest) (api.Ban, error) {
+func (l *LimitAdmin) AddBan(ctx context.Context, o api.BanRequest) (api.Ban, error) {
 	net, err := limit.ParseNet(o.Subject)
 	if err != nil {
-		return api.Ban{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+		return api.Ban{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
-	if err := l.gate.Ban(ctx, net, o.Duration, o.Note); errors.Is(err, limit.ErrNetworkTooWide) || errors.Is(err, limit.ErrBanDuration) {
-		return api.Ban{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+	length := time.Duration(o.Duration)
+	if err := l.gate.Ban(ctx, net, length, o.Note); errors.Is(err, limit.ErrNetworkTooWide) || errors.Is(err, limit.ErrBanDuration) {
+		return api.Ban{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	} else if err != nil {
 		return api.Ban{}, err
 	}
-	return newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: o.Duration, Count: 1, Note: o.Note}), nil
+	return newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: length, Count: 1, Note: o.Note}), nil
 }
 
 // RemoveBans removes the bans of an address or a network.
 func (l *LimitAdmin) RemoveBans(ctx context.Context, subject string) (api.RemovedBans, error) {
 	net, err := limit.ParseNet(subject)
 	if err != nil {
-		return api.RemovedBans{}, fmt.Errorf("%w: %w", admin.ErrBadRequest, err)
+		return api.RemovedBans{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
 	nets, err := l.gate.Unban(ctx, net)
 	done := api.RemovedBans{Networks: make([]string, 0, len(nets))}
@@ -254,7 +213,7 @@ func (l *LimitAdmin) ShowLimits(ctx context.Context, subject string) (api.LimitS
 func (l *LimitAdmin) parseUser(name string) (user, error) {
 	u, err := l.nameRules.Canonicalize(name)
 	if err != nil {
-		return u, fmt.Errorf("%w: neither an address nor a valid user name", admin.ErrBadRequest)
+		return u, fmt.Errorf("%w: neither an address nor a valid user name", api.ErrBadRequest)
 	}
 	return u, nil
 }

@@ -10,7 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin"
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
 )
@@ -46,7 +46,7 @@ func TestTooLongABanIsABadRequest(t *testing.T) {
 	}
 	d := newLimitAdmin(&config.Config{}, gate)
 	for _, length := range []time.Duration{0, -time.Hour, 11 * 365 * 24 * time.Hour} {
-		if _, err := d.AddBan(t.Context(), admin.BanRequest{Subject: "192.0.2.7", Duration: length}); !errors.Is(err, admin.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
+		if _, err := d.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(length)}); !errors.Is(err, api.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
 			t.Errorf("a ban for %v: %v", length, err)
 		}
 	}

@@ -15,12 +15,9 @@ import (
 	"imapgate/routing"
 )
 
-// Warnings returns warnings about valid settings that are probably mistakes, with their
-// positions in the configuration.
-func Warnings(cfg *config.Config) error { return cfg.Locate(configWarnings(cfg)) }
-
-// configWarnings returns the errors of Warnings without their positions.
-func configWarnings(cfg *config.Config) error {
+// Warnings returns warnings about valid settings that are probably mistakes: errors of
+// config.WithKey, joined.
+func Warnings(cfg *config.Config) error {
 	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }
 

@@ -1,12 +1,77 @@
-// Package api has the requests that operators send to the admin address of a gateway, and
-// the responses.
+// Package api has the operations of the admin address: for each its address, its request
+// and its response. The server and the commands that query it share them.
 package api
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
 	"time"
 
+	"imapgate/internal/duration"
 	"imapgate/proxy"
+	"imapgate/routing"
 )
+
+// ErrBadRequest is an operator's mistake: a request that no gateway can execute. Its
+// text explains it.
+var ErrBadRequest = errors.New("invalid request")
+
+// The operations. Constant.
+var (
+	ExplainRoute = Operation[string, routing.Explanation]{http.MethodGet, "/v1/routes/explain", "user"}
+	ListSessions = Operation[string, SessionList]{http.MethodGet, "/v1/sessions", "user"}
+	ListBackends = Operation[None, BackendList]{http.MethodGet, "/v1/backends", ""}
+
+	ShowLimits  = Operation[string, LimitStatus]{http.MethodGet, "/v1/limits", "who"} // of a user or an address
+	ResetLimits = Operation[string, LimitsReset]{http.MethodDelete, "/v1/limits", "who"}
+	ListBans    = Operation[None, []Ban]{http.MethodGet, "/v1/bans", ""}
+	AddBan      = Operation[BanRequest, Ban]{http.MethodPost, "/v1/bans", ""}
+	RemoveBans  = Operation[string, RemovedBans]{http.MethodDelete, "/v1/bans", "who"}
+)
+
+// BanRequest is an operator's request for a ban.
+type BanRequest struct {
+	Subject  string   `json:"who"` // an address or a network
+	Duration Duration `json:"for"`
+	Note     string   `json:"why"`
+}
+
+// String returns the subject.
+func (b BanRequest) String() string { return b.Subject }
+
+// Duration is in JSON a number of nanoseconds, or a text such as "10m" or "7d"; and the
+// value of a flag.
+type Duration time.Duration
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *Duration) UnmarshalJSON(value []byte) error {
+	var text string
+	err := json.Unmarshal(value, &text)
+	if err == nil {
+		err = d.Set(text)
+	} else {
+		err = json.Unmarshal(value, (*time.Duration)(d))
+	}
+	if err != nil {
+		return fmt.Errorf(`for: %s is not a duration: "10m", "72h", "7d", or a number of nanoseconds`, value)
+	}
+	return nil
+}
+
+// Set implements pflag.Value.
+func (d *Duration) Set(text string) error {
+	parsed, err := duration.Parse(text)
+	*d = Duration(parsed)
+	return err
+}
+
+// String implements pflag.Value.
+func (d *Duration) String() string { return time.Duration(*d).String() }
+
+// Type implements pflag.Value.
+func (d *Duration) Type() string { return "duration" }
 
 // SessionList has the live sessions of a user at one gateway.
 type SessionList struct {
