@@ -199,7 +199,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	if routes != 5 {
 		t.Errorf("%d users have records", routes)
 	}
-	eventually(t, "the end of bob's session", func() bool { b.server.Close(); return b.server.Sessions() == 0 })
+	eventually(t, "the end of bob's session", func() bool { b.server.sessions.AbortAll(event.Drained); return b.server.Sessions() == 0 })
 }
 
 func TestUserNameIsNeverExpanded(t *testing.T) {

@@ -247,14 +247,19 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.logins.FlushLogs()
 	s.endedLog.Flush()
 	s.sessions.Drain(s.cfg.DrainTimeout)
-	s.hub.Close() // pinned sessions end with spliceSet
-	s.spliceSet.Close()
-	s.sessions.Close()
+	s.Close()
 	return nil
 }
 
-// Close ends every session now; Serve then returns without waiting for them.
-func (s *Server) Close() { s.sessions.AbortAll(event.Drained) }
+// Close closes a Server whose Serve was not called, or, in Serve, ends the sessions that
+// are left.
+func (s *Server) Close() {
+	s.closeListeners()
+	s.sessions.AbortAll(event.Drained)
+	s.hub.Close() // pinned sessions end with spliceSet
+	s.spliceSet.Close()
+	s.sessions.Close()
+}
 
 func (s *Server) closeListeners() {
 	for _, l := range s.listeners {

@@ -23,9 +23,7 @@ func TestClientsReconnectAfterTheirBackendStops(t *testing.T) {
 	}{{"by TERM", (*testbed.Dovecot).Stop}, {"by KILL", (*testbed.Dovecot).Kill}} {
 		t.Run(c.name, func(t *testing.T) {
 			backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-			g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-				onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS),
-			}})
+			g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
 			clients := make([]*RawClient, 50)
 			for i := range clients {
 				clients[i] = mustLogin(t, g.endpoint(listeners[i%len(listeners)]), fmt.Sprint("user", i))
@@ -113,9 +111,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	message := attachment(20 << 20)
 	deliverDirect(t, backend, "slow", message)
-	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-		onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS),
-	}})
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
 	for _, listener := range listeners {
 		slow := mustLogin(t, g.endpoint(listener), "slow")
 		if _, err := slow.Do("SELECT INBOX"); err != nil {
@@ -143,9 +139,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 	const drain = 4 * time.Second
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startGateway(t, gatewayOptions{ca: backend.CA, drain: drain, backends: map[string]upstream.Config{
-		onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS),
-	}})
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)), fmt.Sprintf("limits: {drain_timeout: %v}", drain))
 	var before, preauthClient, staying []*RawClient
 	for i, listener := range listeners {
 		before = append(before, mustDial(t, g.endpoint(listener), ""))

@@ -7,11 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/config"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // Faults of the connection between gateway and backend, during the login and in the
@@ -48,22 +47,19 @@ func (c connBreak) apply() {
 func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gateway, map[string]connBreak) {
 	t.Helper()
 	all := map[string]connBreak{}
-	paths, users := map[string]upstream.Config{}, map[string]string{}
+	paths, users := map[string]string{}, map[string]string{}
 	for action, do := range breakActions {
 		for name, direction := range directions {
 			for _, byte := range offsets {
 				c := connBreak{user: fmt.Sprint("user", len(all)), action: do, direction: direction, offset: byte}
 				c.proxy = faultproxy.Start(t, backend.Plain)
-				path := upstreamConfig(backend, upstream.NoTLS)
-				path.Address, path.LoginTimeout, path.AnswerTimeout = c.proxy.Address(), loginTimeout, loginTimeout
-				paths[c.user], users[c.user] = path, c.user
+				paths[c.user], users[c.user] = plainBackend(c.proxy.Address()), c.user
 				all[fmt.Sprintf("%s %s at %d", action, name, byte)] = c
 			}
 		}
 	}
-	return startGateway(t, gatewayOptions{
-		ca: backend.CA, backends: paths, routing: routing.Config{Static: routing.Static{Users: users}},
-	}), all
+	answerSoon := func(cfg *config.Config) { cfg.Limits.UpstreamAnswerTimeout = loginTimeout }
+	return startTunedGateway(t, backend.CA, answerSoon, staticBackends(paths, users), fmt.Sprintf("limits: {upstream_login_timeout: %v}", loginTimeout)), all
 }
 
 func TestBrokenBackendLoginIsUnavailable(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/auth"
-	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
@@ -39,23 +37,25 @@ func upstreamVariants() (all []upstreamVariant) {
 
 func (w upstreamVariant) String() string { return fmt.Sprintf("%s-%s-%s", w.tls, w.login, w.forward) }
 
-// upstreamConfig returns the settings of this variant for a backend.
-func (w upstreamVariant) upstreamConfig(backend *testbed.Dovecot) upstream.Config {
-	c := upstreamConfig(backend, w.tls)
-	c.Forward = w.forward
+// backendConf returns the settings of this variant for a backend.
+func (w upstreamVariant) backendConf(t testing.TB, backend *testbed.Dovecot) string {
+	conf := backendConf(backend, w.tls)
 	if w.forward == upstream.ForwardProxy {
-		c.Address = backend.Proxied
+		address := backend.Proxied
 		if w.tls == upstream.ImplicitTLS {
-			c.Address = backend.ProxiedTLS
+			address = backend.ProxiedTLS
 		}
+		conf = backendConfAt(address, w.tls, backend.CA)
 	}
 	if w.login != upstream.Passthrough {
-		c.Login = upstream.MasterLogin
-		c.Master = upstream.Master{
-			User: master, Password: identity.NewSecret(masterPassword), Style: w.login, Separator: "*",
-		}
+		conf += masterLogin(t, master, masterPassword, w.login)
 	}
-	return c
+	return conf + ", forward: " + w.forward
+}
+
+// masterLogin returns the settings of a login as a master, which begin with a comma.
+func masterLogin(t testing.TB, user, password, style string) string {
+	return fmt.Sprintf(", login: master, master: {user: %s, password_file: %q, style: %s}", user, writeText(t, "master", password), style)
 }
 
 // For every combination of listener, upstream TLS, upstream login, transfer of the client's
@@ -66,17 +66,15 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{
 		Password: password, Master: master, MasterPassword: masterPassword,
 	})
-	backends := map[string]upstream.Config{}
+	backends := map[string]string{}
 	for _, w := range upstreamVariants() {
-		backends[w.String()] = w.upstreamConfig(backend)
+		backends[w.String()] = w.backendConf(t, backend)
 	}
 	for kind, start := range redisStores {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := start(t)
-			g := startGateway(t, gatewayOptions{
-				ca: backend.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough},
-			})
+			g := startGateway(t, backend.CA, backendsConf(backends), s.conf, "auth: {methods: [redis, passthrough]}")
 			for i, w := range upstreamVariants() {
 				for j, listener := range listeners {
 					c := endToEndCase{

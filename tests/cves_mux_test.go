@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
@@ -109,12 +108,8 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway
 	if b.caps == "" {
 		b.caps = "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT"
 	}
-	settings := muxSettings()
-	settings.CommandHoldTimeout = time.Second
-	g := startGateway(t, gatewayOptions{
-		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
-		backends: map[string]upstream.Config{onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS}},
-	})
+	backend := plainBackend(startStubWith(t, nil, b.serve).address()) + muxMode(mode, ", command_hold_timeout: 1s")
+	g := startGateway(t, testbed.NewCA(t), singleBackend(backend))
 	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 	mustExec(t, c, "LOGIN alice "+password)
 	mustExec(t, c, "SELECT INBOX")
@@ -378,7 +373,7 @@ func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{"splice", event.ModeReuse, event.ModeResume} {
-		g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.NoTLS)}})
+		g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.NoTLS)+muxMode(mode, "")))
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		mustExec(t, c, "LOGIN pipe."+string(mode)+" "+password)
 		for i := range 9 {

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -46,15 +44,9 @@ func heapInUse() uint64 {
 }
 
 // startStubGateway starts a gateway with a backend that accepts every login.
-func startStubGateway(t *testing.T, configure ...func(*gatewayOptions)) *gateway {
+func startStubGateway(t *testing.T) *gateway {
 	t.Helper()
-	o := gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
-	}}
-	for _, f := range configure {
-		f(&o)
-	}
-	return startGateway(t, o)
+	return startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).address())))
 }
 
 // sendExpect sends bytes and checks that the next response begins with want.
@@ -204,17 +196,11 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	passwdFile := filepath.Join(t.TempDir(), "passwd")
-	if err := os.WriteFile(passwdFile, []byte("alice@example.org:"+hash+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	passwdFile := writeText(t, "passwd", "alice@example.org:"+hash+"\n")
 	offering := func(mechanisms ...string) *gateway {
-		return startStubGateway(t, func(o *gatewayOptions) {
-			o.methods, o.passwdFile, o.sasl = []string{auth.File}, passwdFile, mechanisms
-			b := o.backends[onlyBackend]
-			b.Login, b.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret(password)}
-			o.backends[onlyBackend] = b
-		})
+		backend := plainBackend(startStub(t, nil).address()) + masterLogin(t, master, password, upstream.AuthzidStyle)
+		return startGateway(t, testbed.NewCA(t), singleBackend(backend), fmt.Sprintf("auth: {methods: [file], file: {path: %q}, mechanisms: [%s], scram_secret_file: %q}",
+			passwdFile, strings.Join(mechanisms, ", "), writeText(t, "scram", "a secret of all gateways")))
 	}
 	const unbound, bound = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
 	both, one := offering(bound, unbound), offering(unbound)
@@ -278,9 +264,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 
 // nginx's mail proxy and others: literal lengths that overflow, and octets after a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
-	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
-	}})
+	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).address())+muxMode(event.ModeResume, "")))
 	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",
 		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
 		for _, mark := range []string{"", "+"} {
@@ -347,7 +331,7 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 				_, _ = io.Copy(io.Discard, conn) // until the gateway closes
 			}
 		})
-		g := startGateway(t, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: b.address(), TLSMode: upstream.NoTLS}}})
+		g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(b.address())))
 		before := totalAlloc()
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		sendExpect(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")

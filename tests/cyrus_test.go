@@ -8,7 +8,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -19,12 +18,8 @@ func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 	t.Parallel()
 	users := []string{"ann", "ben", "cat"}
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords(users)})
-	settings := muxSettings()
-	settings.UIDPrefetch = mux.PrefetchAuto // fetches UIDs two seconds after SELECT, or when IDLE begins
-	g := startGateway(t, gatewayOptions{
-		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
-	})
+	// auto fetches UIDs two seconds after SELECT, or when IDLE begins.
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeResume, ", uid_prefetch: auto")))
 	var clients []*RawClient
 	for _, user := range users {
 		own, client := mustDial(t, directEndpoint(backend)(t, user), ""), mustDial(t, g.endpoint(proxy.ImplicitTLS), "")

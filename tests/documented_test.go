@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/auth"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
 	"imapgate/proxy"
@@ -82,20 +81,20 @@ func TestDocumentedDovecotSettingsWork(t *testing.T) {
 			return substituteNames(d, documentedBlocks(t, "Dovecot "+dovecotSeries(t))[0]) + writePassdb(t)
 		},
 	})
-	backends := map[string]upstream.Config{}
+	backends := map[string]string{}
 	for _, w := range upstreamVariants() {
 		if w.tls != upstream.NoTLS {
-			backends[w.String()] = w.upstreamConfig(d)
+			backends[w.String()] = w.backendConf(t, d)
 		}
 	}
 	s := redisStores["single"](t)
-	g := startGateway(t, gatewayOptions{ca: d.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough}})
+	g := startGateway(t, d.CA, backendsConf(backends), s.conf, "auth: {methods: [redis, passthrough]}")
 	i := 0
-	for name, config := range backends {
+	for name, conf := range backends {
 		i++
 		c := endToEndCase{g: g, backend: d, listener: proxy.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
 		t.Run(name, func(t *testing.T) {
-			if config.Login == upstream.MasterLogin { // the gateway must verify the password
+			if strings.Contains(conf, "login: master") { // the gateway must verify the password
 				s.setRoute(t, c.user, name, "password", "{PLAIN}"+password)
 			} else {
 				s.setRoute(t, c.user, name)

@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -15,10 +12,8 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/identity"
-	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // Three thousand clients that send single bytes must not delay other logins. They are
@@ -77,14 +72,9 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	passwdFile := filepath.Join(t.TempDir(), "passwd")
-	if err := os.WriteFile(passwdFile, []byte("alice:"+hash+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
-	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
-	}, limits: limit.Config{Settings: exempt}})
+	// 127.0.0.0/8 is exempt from the limits, which would refuse most guesses.
+	g := startGateway(t, ca, singleBackend(plainBackend(startStub(t, nil).address())),
+		fmt.Sprintf("auth: {methods: [file], file: {path: %q}}", writeText(t, "passwd", "alice:"+hash+"\n")))
 	target := g.endpoint(proxy.NoTLS)
 	session, err := dialLight(target, "")
 	if err == nil {

@@ -141,7 +141,13 @@ func (b *gatewayProcess) endpoint(listener string) endpoint {
 // scrapeMetrics returns all metrics.
 func (b *gatewayProcess) scrapeMetrics(t testing.TB) string {
 	t.Helper()
-	r, err := http.Get("http://" + b.addresses["admin"] + "/metrics")
+	return scrapeMetrics(t, b.addresses["admin"])
+}
+
+// scrapeMetrics returns all metrics of the gateway with this admin address.
+func scrapeMetrics(t testing.TB, admin string) string {
+	t.Helper()
+	r, err := http.Get("http://" + admin + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,9 +160,15 @@ func (b *gatewayProcess) scrapeMetrics(t testing.TB) string {
 }
 
 // sumMetric returns the sum of a metric over its labels, or 0 if it does not exist.
-func (b *gatewayProcess) sumMetric(t testing.TB, name string) (sum float64) {
+func (b *gatewayProcess) sumMetric(t testing.TB, name string) float64 {
 	t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(b.scrapeMetrics(t), -1) {
+	return sumMetric(t, b.addresses["admin"], name)
+}
+
+// sumMetric returns the sum of the series that begin with this name or name and labels.
+func sumMetric(t testing.TB, admin, series string) (sum float64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(series)+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(scrapeMetrics(t, admin), -1) {
 		v, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			t.Fatal(err)

@@ -2,217 +2,122 @@ package tests
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"maps"
-	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"imapgate/auth"
-	"imapgate/internal/audit"
+	"imapgate/internal/admin/api"
+	"imapgate/internal/config"
 	"imapgate/internal/event"
-	"imapgate/internal/identity"
-	"imapgate/internal/limit"
-	"imapgate/internal/metrics"
-	"imapgate/internal/parking"
+	imapgate "imapgate/internal/gateway"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
-	"imapgate/tlsconf"
 )
-
-// gatewayOptions are the settings a test may choose.
-type gatewayOptions struct {
-	ca         *testbed.CA // issuer of the gateway's certificate for localhost and 127.0.0.1
-	backends   map[string]upstream.Config
-	methods    []string             // of auth; default passthrough
-	passwdFile string               // for the method file
-	names      identity.Names       // rules for user names
-	sasl       []string             // mechanisms; default: those of auth
-	redis      *routing.RedisConfig // nil: static routing, onlyBackend by default
-	routing    routing.Config       // bounds and snapshot; startGateway sets the rest
-	drain      time.Duration        // default 0: stopping the gateway aborts sessions
-	idle       time.Duration        // default 32 minutes
-	write      time.Duration        // default 5 minutes
-	modes      map[string]proxy.Mode
-	limits     limit.Config        // default none
-	commands   audit.CommandFilter // commands in the audit log; default none
-}
 
 // gateway is a whole gateway in this process, with a listener of each kind.
 type gateway struct {
 	// Set once.
+	*imapgate.Gateway
 	t        testing.TB
-	server   *proxy.Server
 	ca       *testbed.CA
-	dir      string // folder of log and audit log
-	redis    redis.UniversalClient
-	audit    *audit.Log
-	metrics  *metrics.Metrics
-	limits   *limit.Limiter
-	routes   *routing.Router
-	file     *os.File
+	dir      string // folder of configuration, log and audit log
 	cancel   context.CancelFunc
-	drained  chan struct{} // closed when the server has drained
-	wg       sync.WaitGroup
+	drained  chan struct{} // closed when Run has returned
 	stopOnce sync.Once
 }
 
-// startGateway starts a gateway and stops it when the test ends.
-func startGateway(t testing.TB, o gatewayOptions) *gateway {
+// startGateway starts a gateway whose configuration has these sections, and stops it when
+// the test ends. The CA issues the gateway's certificate for localhost and 127.0.0.1.
+func startGateway(t testing.TB, ca *testbed.CA, sections ...string) *gateway {
+	t.Helper()
+	return startTunedGateway(t, ca, func(*config.Config) {}, sections...)
+}
+
+// startTunedGateway is startGateway with settings that only tests have.
+func startTunedGateway(t testing.TB, ca *testbed.CA, tune func(*config.Config), sections ...string) *gateway {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	g := &gateway{t: t, ca: o.ca, dir: t.TempDir(), cancel: cancel, drained: make(chan struct{})}
-	deps, run, err := g.buildDeps(o)
+	g := &gateway{t: t, ca: ca, dir: t.TempDir(), cancel: cancel, drained: make(chan struct{})}
+	cfg, err := config.Load(g.writeConfig(strings.Join(sections, "\n")))
 	if err != nil {
-		t.Fatalf("open a gateway: %v", err)
-	}
-	if g.server, err = proxy.New(o.proxyConfig(), deps); err != nil {
-		t.Fatalf("make a gateway: %v", err)
-	}
-	if err := g.server.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	background, stop := context.WithCancel(context.Background())
-	for _, f := range run {
-		g.wg.Go(func() { _ = f(background) }) // returns nil
+	tune(cfg)
+	log, closeLog, err := zap.Open(filepath.Join(g.dir, "log"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	g.wg.Go(func() { deps.Routes.SaveSnapshots(ctx) })
-	g.wg.Go(func() {
-		defer stop()
+	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
+	g.Gateway, err = imapgate.Open(cfg, imapgate.Options{Log: zap.New(zapcore.NewCore(encoder, log, zapcore.DebugLevel)), Version: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
 		defer close(g.drained)
-		_ = g.server.Serve(ctx) // returns nil
-	})
-	t.Cleanup(g.stop)
+		if err := g.Run(ctx); err != nil {
+			t.Errorf("run the gateway: %v", err)
+		}
+	}()
+	t.Cleanup(func() { g.stop(); closeLog() })
 	return g
 }
 
-// buildDeps creates the dependencies of the server. The caller must run the functions in
-// run.
-func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(context.Context) error, err error) {
-	if deps.Log, err = g.openLog(); err != nil {
-		return deps, nil, err
-	}
-	cert, key := o.ca.Issue(g.t, "localhost", "127.0.0.1")
-	deps.TLS, err = tlsconf.NewServer(tlsconf.ServerConfig{Certificates: []tlsconf.CertFiles{{Cert: cert, Key: key}}}, deps.Log)
-	if err != nil {
-		return deps, nil, err
-	}
-	if o.redis != nil {
-		if g.redis, err = routing.Dial(*o.redis); err != nil {
-			return deps, nil, err
-		}
-	}
-	g.metrics = metrics.New("test")
-	deps.Metrics = g.metrics
-	deps.Routes, err = routing.New(o.routingConfig(), g.redis, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, deps.Log)
-	if err != nil {
-		return deps, nil, err
-	}
-	g.routes = deps.Routes
-	methods := o.methods
-	if methods == nil {
-		methods = []string{auth.Passthrough}
-	}
-	deps.Auth, err = auth.New(auth.Config{
-		Methods: methods, PasswdFile: o.passwdFile, Names: o.names,
-		Mechanisms: o.sasl, SCRAMSecret: identity.NewSecret("a secret of all gateways"),
-	}, auth.Sources{Redis: passwordLookup(deps.Routes)}, deps.Log)
-	if err != nil {
-		return deps, nil, err
-	}
-	deps.Backends = map[string]*upstream.Backend{}
-	for name, c := range o.backends {
-		c.Name = name
-		c.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
-		deps.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: deps.Metrics.Backend(name).CountConnect}, deps.Log)
-	}
-	o.limits.Prefix, o.limits.Names = "imapgate:", o.names
-	if deps.Limits, err = limit.New(o.limits, g.redis, limit.Hooks{}, deps.Log); err != nil {
-		return deps, nil, err
-	}
-	g.limits = deps.Limits
-	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: o.commands}, deps.Log)
-	deps.Audit = g.audit
-	return deps, []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, deps.Limits.Run}, err
-}
-
-// openLog logs to a file, which is shown if the test fails.
-func (g *gateway) openLog() (*zap.Logger, error) {
-	file, err := os.Create(filepath.Join(g.dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	g.file = file
-	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(file), zapcore.DebugLevel)), nil
-}
-
-// proxyConfig returns settings with a listener of each kind and the default time-outs.
-// Handshakes is larger than any test needs, so that the proxy refuses no client because
-// the machine is busy.
-func (o gatewayOptions) proxyConfig() proxy.Config {
-	c := proxy.Config{
-		PreauthTimeout: time.Minute, HandshakeTimeout: Timeout, MaxHandshakes: 1000, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-		DrainTimeout: o.drain, MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),
-	}
-	c.Modes = o.modes
-	if o.idle != 0 {
-		c.IdleTimeout = o.idle
-	}
-	if o.write != 0 {
-		c.WriteTimeout = o.write
-	}
+// writeConfig writes a configuration with these sections and returns its path. By default
+// nothing is limited, stopping ends all sessions, and as many TLS handshakes are computed
+// as any test has, so that no client is refused because the machine is busy.
+func (g *gateway) writeConfig(sections string) string {
+	cert, key := g.ca.Issue(g.t, "localhost", "127.0.0.1")
+	conf := fmt.Sprintf("tls: {certificates: [{cert: %q, key: %q}]}\nadmin: {address: \"127.0.0.1:0\"}\nlisteners:\n", cert, key)
 	for _, kind := range listeners {
-		c.Listeners = append(c.Listeners, proxy.Listener{Name: string(kind), Address: "127.0.0.1:0", TLS: kind})
+		conf += fmt.Sprintf("  - {name: %s, address: \"127.0.0.1:0\", tls: %[1]s}\n", kind)
 	}
-	return c
+	limits := "tls_handshakes: 1000, tls_handshake_timeout: 60s"
+	if !strings.Contains(sections, "drain_timeout:") {
+		limits += ", drain_timeout: 0s"
+	}
+	if !strings.Contains(sections, "connections:") {
+		limits += ", connections: {per_user: 0, per_user_address: 0}"
+	}
+	conf += addKeys(addKeys(sections, "limits", limits), "audit", fmt.Sprintf("path: %q", filepath.Join(g.dir, "audit")))
+	return writeText(g.t, "imapgate.yaml", conf)
+}
+
+// addKeys adds keys to a block in flow style, which is added if there is none.
+func addKeys(conf, block, keys string) string {
+	before, rest, found := strings.Cut(conf, block+": {")
+	if !found {
+		return conf + "\n" + block + ": {" + keys + "}\n"
+	}
+	return before + block + ": {" + keys + ", " + rest
+}
+
+// writeText writes a file to a new folder of the test and returns its path.
+func writeText(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // listeners are all kinds of listeners, which are also their names in these tests.
 var listeners = []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS, proxy.NoTLS}
 
-func (o gatewayOptions) routingConfig() routing.Config {
-	c := o.routing
-	c.Names = o.names
-	c.Source, c.Backends = routing.SourceStatic, slices.Sorted(maps.Keys(o.backends))
-	if _, ok := o.backends[onlyBackend]; ok {
-		c.Static.Default = onlyBackend
-	}
-	if o.redis != nil {
-		c.Source = routing.SourceRedis
-	}
-	return c
-}
-
-// onlyBackend is the name of the default backend of a gateway without Redis.
-const onlyBackend = "only"
-
-// passwordLookup returns a lookup of passwords in route records.
-func passwordLookup(routes *routing.Router) auth.PasswordLookup {
-	return func(ctx context.Context, u identity.User) (identity.Secret, error) {
-		hash, err := routes.Password(ctx, u)
-		if errors.Is(err, routing.ErrNoUser) {
-			return hash, fmt.Errorf("%w: %w", auth.ErrUnknown, err)
-		}
-		return hash, err
-	}
-}
-
 // endpoint returns the endpoint of a listener.
 func (g *gateway) endpoint(kind proxy.TLSMode) endpoint {
-	e := endpoint{address: g.server.Addrs()[string(kind)].String(), caFile: g.ca.File, starttls: kind == proxy.StartTLS}
+	e := endpoint{address: g.Addrs()[string(kind)].String(), caFile: g.ca.File, starttls: kind == proxy.StartTLS}
 	if kind != proxy.NoTLS {
 		e.tls = g.ca.ClientTLS("localhost")
 	}
@@ -226,23 +131,45 @@ func (g *gateway) terminate() { g.cancel() }
 func (g *gateway) stop() {
 	g.stopOnce.Do(func() {
 		g.cancel()
-		g.server.Close()
-		g.wg.Wait()
-		if n := g.limits.CountersInUse(); n != 0 {
-			g.t.Errorf("%d slots are still taken after the last session", n)
-		}
-		errs := []error{g.audit.Close()}
-		if g.redis != nil {
-			errs = append(errs, g.redis.Close())
-		}
-		if err := errors.Join(errs...); err != nil {
-			g.t.Errorf("close the gateway: %v", err)
+		<-g.drained
+		g.Close()
+		log := g.readFile("log")
+		for _, fault := range []string{"are still taken after the last session", "shutdown: close failed"} {
+			if strings.Contains(log, fault) {
+				g.t.Errorf("the gateway's log has %q", fault)
+			}
 		}
 		if g.t.Failed() {
-			g.t.Logf("the gateway's log ends so:\n%s", logTail(g.readFile("log")))
+			g.t.Logf("the gateway's log ends so:\n%s", logTail(log))
 		}
-		_ = g.file.Close() // already read
 	})
+}
+
+// explain returns the route of a user.
+func (g *gateway) explain(user string) (x routing.Explanation) {
+	g.t.Helper()
+	g.query("/v1/routes/explain", "user", user, &x)
+	return x
+}
+
+// limitStatus returns what counts for the limits of a user.
+func (g *gateway) limitStatus(user string) (s api.LimitStatus) {
+	g.t.Helper()
+	g.query("/v1/limits", "who", user, &s)
+	return s
+}
+
+// query decodes the answer of the admin address to a request about a user.
+func (g *gateway) query(path, parameter, user string, into any) {
+	g.t.Helper()
+	r, err := http.Get("http://" + g.AdminAddr().String() + path + "?" + url.Values{parameter: {user}}.Encode())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer r.Body.Close() // read completely
+	if err := json.NewDecoder(r.Body).Decode(into); err != nil || r.StatusCode != http.StatusOK {
+		g.t.Fatalf("%s of %q: %s, %v", path, user, r.Status, err)
+	}
 }
 
 // readFile returns the text so far of one of the gateway's files.
@@ -257,17 +184,72 @@ func (g *gateway) readFile(name string) string {
 // logTail returns the last 8 KB of a text.
 func logTail(s string) string { return s[max(0, len(s)-8<<10):] }
 
-// upstreamConfig returns the settings of a backend with a TLS mode.
-func upstreamConfig(backend mailServer, mode upstream.TLSMode) upstream.Config {
+// onlyBackend is the name of the default backend of a gateway without Redis.
+const onlyBackend = "only"
+
+// singleBackend returns the sections of a gateway whose users are all at one backend.
+func singleBackend(backend string) string {
+	return staticBackends(map[string]string{onlyBackend: backend}, map[string]string{})
+}
+
+// staticBackends returns the sections of several backends and of the users' routes. Other
+// users are at onlyBackend, if there is one.
+func staticBackends(backends, users map[string]string) string {
+	static := map[string]any{"users": users}
+	if _, ok := backends[onlyBackend]; ok {
+		static["default"] = onlyBackend
+	}
+	text, err := json.Marshal(static) // which is YAML
+	if err != nil {
+		panic(err) // it has only strings
+	}
+	return backendsConf(backends) + "routing: {source: static, static: " + string(text) + "}\n"
+}
+
+// backendsConf returns the section of several backends.
+func backendsConf(backends map[string]string) string {
+	conf := "backends:\n"
+	for name, backend := range backends {
+		conf += fmt.Sprintf("  %s: {%s}\n", name, backend)
+	}
+	return conf
+}
+
+// backendConf returns the settings of a mail server with a TLS mode.
+func backendConf(backend mailServer, mode upstream.TLSMode) string {
 	endpoints := backend.Endpoints()
-	c := upstream.Config{Address: endpoints.Plain, TLSMode: mode}
 	if mode == upstream.ImplicitTLS {
-		c.Address = endpoints.TLS
+		return backendConfAt(endpoints.TLS, mode, endpoints.CA)
 	}
-	if mode != upstream.NoTLS {
-		c.TLS = endpoints.CA.ClientTLSFunc(testbed.DovecotName)
+	return backendConfAt(endpoints.Plain, mode, endpoints.CA)
+}
+
+// backendConfAt returns the settings of a backend at an address.
+func backendConfAt(address string, mode upstream.TLSMode, ca *testbed.CA) string {
+	if mode == upstream.NoTLS {
+		return plainBackend(address)
 	}
-	return c
+	return fmt.Sprintf("address: %q, tls: %s, ca: %q, server_name: %s", address, mode, ca.File, testbed.DovecotName)
+}
+
+// plainBackend returns the settings of a backend without TLS.
+func plainBackend(address string) string { return fmt.Sprintf("address: %q, tls: none", address) }
+
+// muxMode returns the settings of a backend with a mode, eager UID prefetch and more keys
+// of the block mux. All begin with a comma.
+func muxMode(mode event.Mode, more string) string {
+	if !strings.Contains(more, "uid_prefetch:") {
+		more += ", uid_prefetch: eager"
+	}
+	return fmt.Sprintf(", mode: %s, mux: {credential_cache: true%s}", mode, more)
+}
+
+// alwaysDetach makes sessions release their upstream after each command.
+func alwaysDetach(cfg *config.Config) {
+	for name, b := range cfg.Backends {
+		b.Mux.AlwaysDetach = true
+		cfg.Backends[name] = b
+	}
 }
 
 // directEndpoint connects to the backend itself, over implicit TLS.
@@ -280,43 +262,20 @@ func directEndpoint(backend mailServer) endpointFunc {
 
 // gatewayEndpoint starts a gateway in front of the backend, with TLS on both sides.
 func gatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
-	g := startGateway(t, gatewayOptions{
-		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-	})
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 
 // plainGatewayEndpoint starts a gateway without TLS on either side, so that the kernel
 // copies the bytes.
 func plainGatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
-	g := startGateway(t, gatewayOptions{
-		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.NoTLS)},
-	})
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.NoTLS)))
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.NoTLS) }
 }
 
-// muxGatewayEndpoint starts a gateway in a mux mode, with TLS on both sides.
+// muxGatewayEndpoint starts a gateway in a mux mode, with TLS on both sides. Fetching UIDs
+// and mod-sequences would change the backend's responses, so it is not eager.
 func muxGatewayEndpoint(t testing.TB, backend mailServer, mode event.Mode) endpointFunc {
-	settings := muxSettings()
-	settings.UIDPrefetch = mux.PrefetchAuto // fetching UIDs and mod-sequences changes the backend's responses
-	g := startGateway(t, gatewayOptions{
-		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
-	})
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(mode, ", uid_prefetch: auto")))
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
-}
-
-// startMuxGateway starts a gateway with one mode for all backends.
-func startMuxGateway(t testing.TB, mode event.Mode, o gatewayOptions) *gateway {
-	t.Helper()
-	o.modes = map[string]proxy.Mode{}
-	for name := range o.backends {
-		o.modes[name] = proxy.Mode{Name: mode, Mux: muxSettings()}
-	}
-	return startGateway(t, o)
-}
-
-// muxSettings returns the default settings, but with eager UID prefetch.
-func muxSettings() mux.Settings {
-	return mux.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, ReadAfterWrite: true, CredentialCache: true, UIDPrefetch: mux.PrefetchEager}
 }

@@ -6,11 +6,9 @@ import (
 	"testing"
 
 	"imapgate/internal/event"
-	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // loginAnswer logs in on a new TLS connection and returns it with the response.
@@ -38,12 +36,8 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 	store.CLI("HSET", "imapgate:default", "backend", onlyBackend)
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
-			g := startGateway(t, gatewayOptions{
-				ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
-				modes:  map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
-				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
-			})
+			g := startGateway(t, backend.CA, backendsConf(map[string]string{onlyBackend: backendConf(backend, upstream.ImplicitTLS) + muxMode(mode, "")}),
+				fmt.Sprintf("redis: {addresses: [%q]}", store.Address), "limits: {connections: {per_user: 2}}")
 			user := "user-" + string(mode) + "@example.org"
 			first, answer := loginAnswer(t, g, user, "pw")
 			if !strings.HasPrefix(answer, "OK") {
@@ -74,12 +68,8 @@ const sessionEndTimeout = Timeout / 3
 
 func TestBackendDenialsCauseABan(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, gatewayOptions{
-		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		limits: limit.Config{
-			Failures: limit.Failures{BanAfter: 5}, Bans: limit.Bans{Window: Timeout, Duration: Timeout, MaxDuration: Timeout},
-		},
-	})
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)),
+		"limits: {exempt_networks: [], failures: {ban_after: 5, ban_duration: 1h, delay: 0s}}")
 	for i := range 5 {
 		if _, answer := loginAnswer(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {
 			t.Fatal(answer)

@@ -16,7 +16,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // opensslClient is an interactive `openssl s_client`, whose lines end in LF.
@@ -76,13 +75,7 @@ func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before stri
 func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
-		o := gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
-		var g *gateway
-		if mode == "splice" {
-			g = startGateway(t, o)
-		} else {
-			g = startMuxGateway(t, event.Mode(mode), o)
-		}
+		g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)+muxMode(mode, "")))
 		for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
 			t.Run(string(mode)+"/"+string(kind), func(t *testing.T) {
 				user := fmt.Sprintf("typist-%s-%s", mode, kind)
@@ -120,7 +113,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 // ends lines in LF and waits for a line that matches.
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})
+	g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)))
 	e := g.endpoint(proxy.StartTLS)
 	conn, err := net.DialTimeout("tcp", e.address, testbed.Timeout)
 	if err != nil {

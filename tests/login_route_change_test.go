@@ -8,10 +8,8 @@ import (
 	"testing"
 
 	"imapgate/internal/event"
-	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // delayedBackend is a backend that answers a login when the test releases it. It records
@@ -68,22 +66,12 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	back := delayedBackend{make(chan struct{}), make(chan struct{}), make(chan string, 64)}
 	east := startStubWith(t, nil, back.serve)
 	west := startStub(t, nil)
-	at := func(s *stubBackend) upstream.Config {
-		return upstream.Config{Address: s.address(), TLSMode: upstream.NoTLS}
-	}
-	settings := proxy.Mode{Mux: muxSettings()}
-	g := startGateway(t, gatewayOptions{
-		ca: ca, redis: &s.config, backends: map[string]upstream.Config{"east": at(east), "west": at(west)},
-		modes: map[string]proxy.Mode{"east": settings, "west": settings},
-	})
+	settings := muxMode(event.ModeSplice, "")
+	g := startGateway(t, ca, s.conf, backendsConf(map[string]string{"east": plainBackend(east.address()) + settings, "west": plainBackend(west.address()) + settings}))
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		for name, change := range changes {
 			user := name + "." + string(mode)
 			t.Run(user, func(t *testing.T) {
-				who, err := identity.Canonicalize(user, "")
-				if err != nil {
-					t.Fatal(err)
-				}
 				s.setRoute(t, user, "east", "mode", string(mode))
 				client := mustDial(t, g.endpoint(proxy.NoTLS), "")
 				tag, err := client.Send("LOGIN " + user + " " + password)
@@ -93,7 +81,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 				<-back.loginArrived
 				s.setRoute(t, user, "east", change.fields...)
 				testbed.Eventually(t, recoveryTimeout, "the gateway to know", func() bool {
-					x := g.routes.Explain(t.Context(), who)
+					x := g.explain(user)
 					return x.Backend != "east" || x.Login != user
 				})
 				back.release <- struct{}{}
@@ -104,8 +92,8 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 				testbed.Eventually(t, Timeout, "the refusal to be on record", func() bool {
 					return countReasons(g.records("login_refused", user))[change.reason] > 0
 				})
-				if about, err := g.limits.InspectUser(t.Context(), who); err != nil || about.Day != 0 { // the password was right
-					t.Errorf("counted as a failure: %+v, %v", about, err)
+				if status := g.limitStatus(user); status.Failures[1].Window != "day" || status.Failures[1].Count != 0 { // the password was right
+					t.Errorf("counted as a failure: %+v", status)
 				}
 			})
 		}

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/auth"
-	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
@@ -66,18 +64,14 @@ func TestMailServerAcceptsEveryLoginMethod(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
 	backend := startMail(t, user)
-	backends := map[string]upstream.Config{}
+	backends := map[string]string{}
 	for _, mode := range tlsModes {
-		own := upstreamConfig(backend, mode)
+		own := backendConf(backend, mode)
 		backends["own-"+string(mode)] = own
-		own.Login = upstream.MasterLogin
-		own.Master = upstream.Master{User: master, Password: identity.NewSecret(masterPassword), Style: upstream.AuthzidStyle}
-		backends["master-"+string(mode)] = own
+		backends["master-"+string(mode)] = own + masterLogin(t, master, masterPassword, upstream.AuthzidStyle)
 	}
 	s := redisStores["single"](t)
-	g := startGateway(t, gatewayOptions{
-		ca: backend.Endpoints().CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough},
-	})
+	g := startGateway(t, backend.Endpoints().CA, backendsConf(backends), s.conf, "auth: {methods: [redis, passthrough]}")
 	n := 0
 	for name := range backends {
 		more := []string{"login", user}
@@ -112,7 +106,7 @@ func TestMailServerThatRequiresTLSGetsNoPasswordInClear(t *testing.T) {
 	const user = "alice@example.org"
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords([]string{user}), Secured: true})
 	for _, mode := range tlsModes {
-		g := startGateway(t, gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, mode)}})
+		g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, mode)))
 		got, err := mustDial(t, g.endpoint(proxy.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
 		want := " OK [CAPABILITY "
 		if mode == upstream.NoTLS {
@@ -129,7 +123,7 @@ func TestCyrusWithoutPasswordCheckIsUnavailable(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords([]string{user}), Unchecked: true})
-	g := startGateway(t, gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}})
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
 	got, err := mustDial(t, g.endpoint(proxy.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
 	if err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
 		t.Errorf("%v, %v", got, err)

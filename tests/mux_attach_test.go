@@ -17,12 +17,8 @@ import (
 // mailbox, compared with a SELECT on a direct connection.
 func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	backend := testbed.StartDovecot(b, testbed.DovecotConfig{Password: password})
-	settings := muxSettings()
-	settings.AlwaysDetach = true // every NOOP attaches
-	g := startGateway(b, gatewayOptions{
-		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
-	})
+	// Every NOOP attaches.
+	g := startTunedGateway(b, backend.CA, alwaysDetach, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeResume, "")))
 	own, through := openLarge(b, directEndpoint(backend)(b, "")), openLarge(b, g.endpoint(proxy.ImplicitTLS))
 	storeMessages(b, own, 10_000)
 	mustDo(b, through, "SELECT INBOX")

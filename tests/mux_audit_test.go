@@ -2,10 +2,6 @@ package tests
 
 import (
 	"encoding/json"
-	"io"
-	"net/http/httptest"
-	"regexp"
-	"strconv"
 	"strings"
 )
 
@@ -49,20 +45,7 @@ func countReasons(all []auditRecord) map[string]int {
 }
 
 // sumMetric returns the sum of the series that begin with this name or name and labels.
-func (g *gateway) sumMetric(series string) (sum float64) {
+func (g *gateway) sumMetric(series string) float64 {
 	g.t.Helper()
-	answer := httptest.NewRecorder()
-	g.metrics.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
-	text, err := io.ReadAll(answer.Result().Body)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	for _, m := range regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(series)+`(?:\{.*\})? (\S+)$`).FindAllSubmatch(text, -1) {
-		v, err := strconv.ParseFloat(string(m[1]), 64)
-		if err != nil {
-			g.t.Fatal(err)
-		}
-		sum += v
-	}
-	return sum
+	return sumMetric(g.t, g.AdminAddr().String(), series)
 }

@@ -5,12 +5,10 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // Each command of a client at a real Dovecot has one audit record, also after lost
@@ -19,9 +17,7 @@ func TestEachClientCommandIsOnRecord(t *testing.T) {
 	const canary = "c4n4ry"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
-	}})
+	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")), "audit: {commands: all}")
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	mustExec(t, c, "LOGIN zoe "+canary)
 	mustExec(t, c, "CREATE Box")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
@@ -22,13 +23,11 @@ var testedModes = []string{"splice", "reuse", "resume", "detached"}
 // modeEndpoint starts a gateway in a mode.
 func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	t.Helper()
-	o := gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}}
-	m := proxy.Mode{Name: event.Mode(mode), Mux: muxSettings()}
+	name, tune := event.Mode(mode), func(*config.Config) {}
 	if mode == "detached" {
-		m.Name, m.Mux.AlwaysDetach = event.ModeResume, true
+		name, tune = event.ModeResume, alwaysDetach
 	}
-	o.modes = map[string]proxy.Mode{onlyBackend: m}
-	g := startGateway(t, o)
+	g := startTunedGateway(t, backend.Endpoints().CA, tune, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(name, "")))
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 

@@ -12,7 +12,6 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // The capabilities are the same before and after a lost upstream, and none of them leads to
@@ -20,9 +19,7 @@ import (
 func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
-	}})
+	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")))
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	welcome, err := c.Do("LOGIN amy " + password)
 	if err := checkOK(welcome, err); err != nil {
@@ -70,9 +67,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	const secret = "correct-horse-battery-staple"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
-	}})
+	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")))
 	log := func(user string, commands ...string) *RawClient {
 		t.Helper()
 		c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
@@ -146,9 +141,7 @@ func (g *gateway) sessionEvents(user string) string {
 // A backend that removes messages without EXPUNGE is spliced: for a user from the second
 // violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
-	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStubWith(t, nil, serveShrinkingMailbox).address(), TLSMode: upstream.NoTLS},
-	}})
+	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStubWith(t, nil, serveShrinkingMailbox).address())+muxMode(event.ModeResume, "")))
 	runSession := func(i int) {
 		t.Helper()
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")

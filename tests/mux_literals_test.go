@@ -15,11 +15,9 @@ import (
 	"sync"
 	"testing"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // literalForms are commands with a literal at L: where it is allowed, where it is not, in
@@ -65,9 +63,7 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
-			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
-			}})
+			g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)+muxMode(mode, "")), "audit: {commands: all}")
 			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
 			if err := checkOK(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
@@ -100,9 +96,7 @@ func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			seed := testbed.Seed(t)
 			rnd := rand.New(rand.NewPCG(seed, 0))
-			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
-			}})
+			g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)+muxMode(mode, "")), "audit: {commands: all}")
 			p := &literalProber{T: t, g: g, user: "rnd." + string(mode)}
 			p.open()
 			if err := checkOK(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
@@ -156,9 +150,7 @@ func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			b := &refusingBackend{commands: map[string]bool{}}
-			g := startMuxGateway(t, mode, gatewayOptions{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS},
-			}})
+			g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStubWith(t, nil, b.serve).address())+muxMode(mode, "")), "audit: {commands: all}")
 			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
 			p.probeAll()

@@ -30,9 +30,7 @@ const (
 // the machine may be busy.
 func TestReturningUsersReuseBackendLogins(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startMuxGateway(t, event.ModeReuse, gatewayOptions{
-		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-	})
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeReuse, "")))
 	ways := []endpoint{directEndpoint(backend)(t, ""), g.endpoint(proxy.ImplicitTLS), g.endpoint(proxy.NoTLS)}
 	rates, costs := make([]float64, len(ways)), make([]time.Duration, len(ways))
 	n := testSize(100, 2_000)

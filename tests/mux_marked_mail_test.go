@@ -6,20 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 const (
@@ -42,24 +37,14 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 		}
 		fmt.Fprintf(&passwords, "%s:{PLAIN}%s\n", markedUser(i), password)
 	}
-	passwdFile := filepath.Join(t.TempDir(), "passwd")
-	if err := os.WriteFile(passwdFile, []byte(passwords.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	settings := muxSettings()
 	// At full size some upstreams are reused and some expire. Otherwise the time is long
 	// enough for reuse even on a slow machine.
-	settings.PoolIdleTimeout = time.Duration(testSize(60, 2)) * time.Second
-	mode := proxy.Mode{Name: event.ModeReuse, Mux: settings}
-	g := startGateway(t, gatewayOptions{
-		ca: ca, methods: []string{auth.File}, passwdFile: passwdFile,
-		backends: map[string]upstream.Config{
-			"real": upstreamConfig(real, upstream.NoTLS),
-			"stub": {Address: startStubWith(t, nil, serveMarkedBackend).address(), TLSMode: upstream.NoTLS},
-		},
-		modes:   map[string]proxy.Mode{"real": mode, "stub": mode},
-		routing: routing.Config{Static: routing.Static{Users: users}},
-	})
+	mode := muxMode(event.ModeReuse, fmt.Sprintf(", pool_idle_timeout: %ds", testSize(60, 2)))
+	backends := map[string]string{
+		"real": backendConf(real, upstream.NoTLS) + mode,
+		"stub": plainBackend(startStubWith(t, nil, serveMarkedBackend).address()) + mode,
+	}
+	g := startGateway(t, ca, staticBackends(backends, users), fmt.Sprintf("auth: {methods: [file], file: {path: %q}}", writeText(t, "passwd", passwords.String())))
 	storeMarkedMail(t, real)
 
 	seed := testbed.Seed(t)

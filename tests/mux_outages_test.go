@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
 
@@ -124,14 +125,8 @@ func startOutageTest(t *testing.T, sessions int) *outageTest {
 	o := &outageTest{T: t, sessions: sessions, holdTimeout: 10 * time.Second, restored: make(chan struct{}), endCounts: map[string]int{}}
 	o.backend = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	o.faultProxy = faultproxy.Start(t, o.backend.Endpoints().TLS)
-	path := upstreamConfig(o.backend, upstream.ImplicitTLS)
-	path.Address = o.faultProxy.Address()
-	settings := muxSettings()
-	settings.CommandHoldTimeout = o.holdTimeout
-	o.g = startGateway(t, gatewayOptions{
-		ca: o.backend.CA, backends: map[string]upstream.Config{onlyBackend: path},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
-	})
+	mode := muxMode(event.ModeResume, fmt.Sprintf(", command_hold_timeout: %v", o.holdTimeout))
+	o.g = startGateway(t, o.backend.CA, singleBackend(backendConfAt(o.faultProxy.Address(), upstream.ImplicitTLS, o.backend.CA)+mode))
 	return o
 }
 
@@ -419,13 +414,9 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	}
 	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	settings := muxSettings()
-	settings.SilenceTimeout = 2 * time.Second
-	settings.ReadAfterWrite = false // the last login then is the session's
-	g := startGateway(t, gatewayOptions{
-		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
-	})
+	// Without read_after_write the last login is the session's.
+	mode := muxMode(event.ModeResume, ", silence_timeout: 2s, read_after_write: false")
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+mode))
 	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
 		t.Fatal(err)
@@ -471,7 +462,7 @@ func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 	o := startOutageTest(t, 6)
 	first := mustDial(t, o.g.endpoint(proxy.ImplicitTLS), "")
 	mustExec(t, first, "LOGIN six "+password)
-	messages := muxSettings().WithDefaults().FlagResyncMaxMessages + 500
+	messages := mux.Settings{}.WithDefaults().FlagResyncMaxMessages + 500
 	var literals [][]byte
 	for i := range messages {
 		literals = append(literals, messageOfSize(100, fmt.Sprint("number ", i)))

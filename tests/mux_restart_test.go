@@ -17,7 +17,6 @@ import (
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // restartTest is a gateway, a backend that is restarted, and client sessions.
@@ -68,20 +67,16 @@ func startRestartTest(t *testing.T) *restartTest {
 	h := &restartTest{T: t, largeMessage: attachment(40 << 20)}
 	h.backend = startMail(t, restartUsers()...)
 	h.faultProxy, h.mutedProxy = faultproxy.Start(t, h.backend.Endpoints().TLS), faultproxy.Start(t, h.backend.Endpoints().TLS)
-	open, muted := upstreamConfig(h.backend, upstream.ImplicitTLS), upstreamConfig(h.backend, upstream.ImplicitTLS)
-	open.Address, muted.Address = h.faultProxy.Address(), h.mutedProxy.Address()
 	users := map[string]string{}
 	for i := range restingUserCount {
 		users[fmt.Sprint(mutedUser, i)] = "muted"
 	}
-	settings := muxSettings()
-	settings.CommandHoldTimeout = 4 * testbed.Timeout // all sessions reattach at once, and each starts a process
-	mode := proxy.Mode{Name: event.ModeResume, Mux: settings}
-	h.g = startGateway(t, gatewayOptions{
-		ca: h.backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: open, "muted": muted},
-		modes:   map[string]proxy.Mode{onlyBackend: mode, "muted": mode},
-		routing: routing.Config{Static: routing.Static{Users: users}},
-	})
+	ca := h.backend.Endpoints().CA
+	mode := muxMode(event.ModeResume, fmt.Sprintf(", command_hold_timeout: %v", 4*testbed.Timeout)) // all sessions reattach at once, and each starts a process
+	h.g = startGateway(t, ca, staticBackends(map[string]string{
+		onlyBackend: backendConfAt(h.faultProxy.Address(), upstream.ImplicitTLS, ca) + mode,
+		"muted":     backendConfAt(h.mutedProxy.Address(), upstream.ImplicitTLS, ca) + mode,
+	}, users))
 	h.forEachUser(func(user string) error {
 		return h.runDirectSession(user, func(c *RawClient) error {
 			for i := range initialMessages {

@@ -4,10 +4,10 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // closedSeries returns the metric series of pooled connections closed for a reason.
@@ -21,7 +21,7 @@ type moveTest struct {
 	g *gateway
 }
 
-func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
+func startMoveTest(t *testing.T, mode event.Mode, tune func(*config.Config)) moveTest {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	c := &cluster{
@@ -29,10 +29,7 @@ func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
 		east: testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 		west: testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 	}
-	return moveTest{c, startGateway(t, gatewayOptions{
-		ca: ca, redis: &c.store.config, modes: map[string]proxy.Mode{"east": m, "west": m},
-		backends: map[string]upstream.Config{"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS)},
-	})}
+	return moveTest{c, startTunedGateway(t, ca, tune, c.backends(muxMode(mode, "")), c.store.conf)}
 }
 
 // runSession logs in and out, which leaves an idle upstream in the pool.
@@ -60,7 +57,7 @@ func sessionEnded(d *testbed.Dovecot, user string) bool {
 func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 	for _, there := range []event.Mode{event.ModeReuse, "splice"} {
 		t.Run(string(there), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: event.ModeReuse, Mux: muxSettings()})
+			r := startMoveTest(t, event.ModeReuse, func(*config.Config) {})
 			for _, user := range []string{"mover", "other"} {
 				r.store.setRoute(t, user, "east")
 				r.runSession(user)
@@ -83,9 +80,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 }
 
 func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
-	settings := muxSettings()
-	settings.AlwaysDetach = true // every command acquires and releases an upstream
-	r := startMoveTest(t, proxy.Mode{Name: event.ModeResume, Mux: settings})
+	r := startMoveTest(t, event.ModeResume, alwaysDetach) // every command acquires and releases an upstream
 	for _, c := range []struct {
 		user, home string
 		more       []string
@@ -121,7 +116,7 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeResume, event.ModeReuse} {
 		t.Run(string(mode), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: mode, Mux: muxSettings()})
+			r := startMoveTest(t, mode, func(*config.Config) {})
 			r.store.setRoute(t, "boxer", "east", "login", "box.a")
 			r.runSession("boxer") // leaves an idle upstream of box.a
 			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")

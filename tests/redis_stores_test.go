@@ -1,6 +1,8 @@
 package tests
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"imapgate/internal/testbed"
@@ -9,7 +11,7 @@ import (
 
 // redisStore is a Redis server, sentinel set-up or cluster.
 type redisStore struct {
-	config routing.RedisConfig
+	conf   string // section redis of a configuration
 	cli    func(args ...string) error
 	nodes  []*testbed.Redis // servers with keys
 	others []*testbed.Redis // sentinels
@@ -20,28 +22,31 @@ var redisStores = map[string]func(testing.TB) redisStore{
 	"single": func(t testing.TB) redisStore {
 		r := testbed.StartRedis(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: []string{r.Address}},
-			cli:    func(args ...string) error { return outcomeOf(r.TryCLI(args...)) },
-			nodes:  []*testbed.Redis{r},
+			conf:  fmt.Sprintf("redis: {addresses: [%q]}", r.Address),
+			cli:   func(args ...string) error { return outcomeOf(r.TryCLI(args...)) },
+			nodes: []*testbed.Redis{r},
 		}
 	},
 	"sentinel": func(t testing.TB) redisStore {
 		r := testbed.StartRedisSentinel(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: r.Addresses, SentinelMaster: testbed.SentinelName},
-			cli:    func(args ...string) error { return outcomeOf(r.Primary().TryCLI(args...)) },
-			nodes:  r.Servers(), others: r.Sentinels(),
+			conf:  fmt.Sprintf("redis: {addresses: [%s], sentinel_master: %s}", quoteAll(r.Addresses), testbed.SentinelName),
+			cli:   func(args ...string) error { return outcomeOf(r.Primary().TryCLI(args...)) },
+			nodes: r.Servers(), others: r.Sentinels(),
 		}
 	},
 	"cluster": func(t testing.TB) redisStore {
 		r := testbed.StartRedisCluster(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: r.Addresses, Cluster: true},
-			cli:    func(args ...string) error { return outcomeOf(r.Nodes[1].TryCLI(append([]string{"-c"}, args...)...)) },
-			nodes:  r.Nodes,
+			conf:  fmt.Sprintf("redis: {addresses: [%s], cluster: true}", quoteAll(r.Addresses)),
+			cli:   func(args ...string) error { return outcomeOf(r.Nodes[1].TryCLI(append([]string{"-c"}, args...)...)) },
+			nodes: r.Nodes,
 		}
 	},
 }
+
+// quoteAll returns a YAML list of texts, without its brackets.
+func quoteAll(texts []string) string { return `"` + strings.Join(texts, `", "`) + `"` }
 
 // outcomeOf returns the error of a command.
 func outcomeOf(_ string, err error) error { return err }

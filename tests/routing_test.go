@@ -10,7 +10,6 @@ import (
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // The documented properties of routing by Redis: a change takes effect within a second, and
@@ -60,11 +59,14 @@ var routingTests = []struct {
 // startGateway starts a gateway in front of both backends.
 func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 	c.t.Helper()
-	return startGateway(c.t, gatewayOptions{
-		ca: c.east.CA, redis: &c.store.config, routing: routing.Config{TTL: ttl, Snapshot: snapshot},
-		backends: map[string]upstream.Config{
-			"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS),
-		},
+	return startGateway(c.t, c.east.CA, c.backends(""), c.store.conf, fmt.Sprintf("routing: {snapshot: %q, cache: {ttl: %v}}", snapshot, ttl))
+}
+
+// backends returns the section of both backends, with more settings of each, which begin
+// with a comma.
+func (c *cluster) backends(more string) string {
+	return backendsConf(map[string]string{
+		"east": backendConf(c.east, upstream.ImplicitTLS) + more, "west": backendConf(c.west, upstream.ImplicitTLS) + more,
 	})
 }
 

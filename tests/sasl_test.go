@@ -26,7 +26,7 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	t.Parallel()
 	curl := testbed.FindProgram(t, "curl", "curl")
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}})
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
 	for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
 		e := g.endpoint(kind)
 		_, port := splitAddress(t, e.address)

@@ -156,10 +156,10 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 	secured, plain := startStubConfig(t, ca, upstream.ImplicitTLS), startStubConfig(t, ca, upstream.NoTLS)
 	var endpoints []endpoint
 	for _, v := range []struct {
-		backend  upstream.Config
+		backend  string
 		listener proxy.TLSMode
 	}{{secured, proxy.ImplicitTLS}, {plain, proxy.NoTLS}, {plain, proxy.NoTLS}, {secured, proxy.NoTLS}} {
-		g := startGateway(t, gatewayOptions{ca: ca, backends: map[string]upstream.Config{onlyBackend: v.backend}})
+		g := startGateway(t, ca, singleBackend(v.backend))
 		endpoints = append(endpoints, g.endpoint(v.listener))
 	}
 	seed := testbed.Seed(t)
@@ -181,10 +181,10 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 }
 
 // startStubConfig starts a stub and returns its backend settings.
-func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream.Config {
+func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) string {
 	t.Helper()
 	if mode == upstream.NoTLS {
-		return upstream.Config{Address: startStub(t, nil).address(), TLSMode: mode}
+		return plainBackend(startStub(t, nil).address())
 	}
 	cert, key := ca.Issue(t, testbed.DovecotName)
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -192,7 +192,7 @@ func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstre
 		t.Fatal(err)
 	}
 	s := startStub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.ClientTLSFunc(testbed.DovecotName)}
+	return backendConfAt(s.address(), mode, ca)
 }
 
 // runMixedSessions runs n connections, sixteen at a time, from many addresses.

@@ -15,7 +15,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // smallServers are mail servers with fewer extensions than Dovecot and Cyrus. start creates
@@ -65,10 +64,7 @@ func startMemory(t testing.TB, users ...string) string {
 // startPlainGateway starts a gateway of a mode for a server without TLS.
 func startPlainGateway(t testing.TB, address string, mode event.Mode) *gateway {
 	t.Helper()
-	return startGateway(t, gatewayOptions{
-		ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: address, TLSMode: upstream.NoTLS}},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
-	})
+	return startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(address)+muxMode(mode, "")))
 }
 
 // longNumber matches numbers that differ between mailboxes or times.

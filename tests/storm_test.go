@@ -18,7 +18,6 @@ import (
 
 	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 const stormUserCount = 50
@@ -28,18 +27,18 @@ const stormUserCount = 50
 func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 	t.Parallel()
 	ca := testbed.NewCA(t)
-	users, upstreams := map[string]string{}, map[string]upstream.Config{}
+	users, upstreams := map[string]string{}, map[string]string{}
 	backends := []*testbed.Dovecot{
 		testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 		testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 	}
-	upstreams["secured"], upstreams["plain"] = upstreamConfig(backends[0], upstream.ImplicitTLS), upstreamConfig(backends[1], upstream.NoTLS)
+	upstreams["secured"], upstreams["plain"] = backendConf(backends[0], upstream.ImplicitTLS), backendConf(backends[1], upstream.NoTLS)
 	for i := range stormUserCount {
 		user := fmt.Sprintf("user%d", i)
 		users[user] = []string{"secured", "plain"}[i%2]
 		deliverDirect(t, backends[i%2], user, markedMail(user))
 	}
-	g := startGateway(t, gatewayOptions{ca: ca, backends: upstreams, routing: routing.Config{Static: routing.Static{Users: users}}})
+	g := startGateway(t, ca, staticBackends(upstreams, users))
 
 	seed := testbed.Seed(t)
 	w := stormTest{g: g, sessions: int64(testSize(1_000, 20_000))}

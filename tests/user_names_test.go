@@ -11,14 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
 
 // nameSpellings maps account names to the spellings that clients send.
@@ -31,18 +28,6 @@ var nameSpellings = map[string][]string{
 	"alice@corp.example":           {`DOMAIN\alice`, `domain\Alice@CORP.example`, "alice@corp.example"},
 	"a@xn--bcher-kva.example":      {"a@B\u00fccher.example", "a@xn--bcher-kva.example"},
 	"\u05d3\u05d5\u05d3@d.example": {"\u05d3\u05d5\u05d3@d.example"},
-}
-
-// permissiveSpelling returns rules that allow every optional character.
-func permissiveSpelling(t testing.TB) identity.Names {
-	t.Helper()
-	n, err := identity.NewNames(identity.NameRules{
-		Domain: "example.org", Characters: identity.OptionalCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // userPassword returns a password that is unique to the user.
@@ -71,30 +56,24 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 		Users: accounts, Master: "gateway", MasterPassword: "master-password", Settings: "auth_username_chars =\n", Settings24: "auth_username_chars =\n",
 	})
 	store := testbed.StartRedis(t)
-	passwd := filepath.Join(t.TempDir(), "users")
-	if err := os.WriteFile(passwd, []byte(file.String()), 0o600); err != nil {
-		t.Fatal(err)
+	passes := backendConf(backend, upstream.ImplicitTLS)
+	// The names have every optional character.
+	sections := []string{
+		fmt.Sprintf(`auth: {methods: [file], file: {path: %q}, default_domain: example.org, names: {characters: %q, utf8: true, prefixes: {DOMAIN: corp.example}}}`,
+			writeText(t, "users", file.String()), identity.OptionalCharacters),
+		fmt.Sprintf("redis: {addresses: [%q]}", store.Address),
+		"limits: {exempt_networks: [], connections: {per_user_address: 50, per_address: 0, new_per_minute: 0}}",
 	}
-	passes := upstreamConfig(backend, upstream.ImplicitTLS)
-	masters, separates := passes, passes
-	masters.Login, masters.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}
-	separates.Login, separates.Master = masters.Login, masters.Master
-	separates.Master.Style, separates.Master.Separator = upstream.SeparatorStyle, "*"
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
-			o := gatewayOptions{
-				ca: backend.CA, names: permissiveSpelling(t), methods: []string{auth.File}, passwdFile: passwd,
-				redis:    &routing.RedisConfig{Addresses: []string{store.Address}},
-				backends: map[string]upstream.Config{"passes": passes, "masters": masters, "separates": separates},
-				limits:   limit.Config{Settings: limit.Settings{PerUser: 50, PerUserAddress: 50}, Failures: limit.Failures{PerMinute: 10, BanAfter: 10}},
-				modes:    map[string]proxy.Mode{},
+			backends := map[string]string{
+				"passes":    passes + muxMode(mode, ""),
+				"masters":   passes + muxMode(mode, "") + masterLogin(t, "gateway", "master-password", upstream.AuthzidStyle),
+				"separates": passes + muxMode(mode, "") + masterLogin(t, "gateway", "master-password", upstream.SeparatorStyle),
 			}
-			for name := range o.backends {
-				o.modes[name] = proxy.Mode{Name: mode, Mux: muxSettings()}
-			}
-			g := startGateway(t, o)
-			for _, backendName := range slices.Sorted(maps.Keys(o.backends)) {
-				g.setBackend(backendName)
+			g := startGateway(t, backend.CA, append(sections, backendsConf(backends))...)
+			for _, backendName := range slices.Sorted(maps.Keys(backends)) {
+				setBackend(store, backendName)
 				g.checkAllLogins(backend, string(mode)+"-"+backendName)
 			}
 			g.checkLimits()
@@ -119,13 +98,9 @@ func (g *gateway) checkAllLogins(backend *testbed.Dovecot, box string) {
 }
 
 // setBackend moves all users.
-func (g *gateway) setBackend(backend string) {
-	g.t.Helper()
+func setBackend(store *testbed.Redis, backend string) {
 	for user := range nameSpellings {
-		err := g.redis.HSet(g.t.Context(), "imapgate:user:"+user, "backend", backend, "user", user, "login", user).Err()
-		if err != nil {
-			g.t.Fatal(err)
-		}
+		store.CLI("HSET", "imapgate:user:"+user, "backend", backend, "user", user, "login", user)
 	}
 }
 
@@ -169,13 +144,9 @@ func (g *gateway) checkLogin(backend *testbed.Dovecot, e loginCase) error {
 func (g *gateway) checkLimits() {
 	g.t.Helper()
 	for user := range nameSpellings {
-		u, err := permissiveSpelling(g.t).Canonicalize(user)
-		if err != nil {
-			g.t.Fatal(err)
-		}
-		about, err := g.limits.InspectUser(g.t.Context(), u)
-		if err != nil || len(about.Known) == 0 || !about.Known[0].Net.Contains(netip.MustParseAddr("127.0.0.1")) {
-			g.t.Errorf("%s: %+v, %v", user, about, err)
+		status := g.limitStatus(user)
+		if len(status.KnownNetworks) == 0 || !netip.MustParsePrefix(status.KnownNetworks[0].Network).Contains(netip.MustParseAddr("127.0.0.1")) {
+			g.t.Errorf("%s: %+v", user, status)
 		}
 	}
 }

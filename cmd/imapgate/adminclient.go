@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 	"time"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/sanitize"
 )
@@ -29,63 +28,35 @@ const (
 
 var errNoAdmin = errors.New("the configuration has no admin address")
 
-// adminRequest is one request to the admin address of a running gateway.
-type adminRequest struct {
-	method string
-	path   string
-	query  url.Values
-	body   any // nil: none
-}
-
-// do sends the request and stores the decoded response in into.
-func (a adminRequest) do(ctx context.Context, admin config.Admin, into any) error {
+// query sends a request to a running gateway and returns the response.
+func query[Request, Response any](ctx context.Context, admin config.Admin, o api.Operation[Request, Response], request Request) (response Response, err error) {
 	if admin.Address == "" {
-		return errNoAdmin
+		return response, errNoAdmin
 	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	r, err := a.newHTTPRequest(ctx, admin)
+	r, err := o.NewRequest(ctx, dialableAddress(admin.Address), request)
 	if err != nil {
-		return err
+		return response, err
+	}
+	if !admin.Token.IsZero() {
+		r.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
 	}
 	// Not the default transport: a proxy of the environment must not see the token.
 	transport := &http.Transport{DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", r.URL.Host, err)
+		return response, fmt.Errorf("connect to %s: %w", r.URL.Host, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText)) // a partial text is enough
-		return fmt.Errorf("%s returned %s: %s", r.URL.Host, resp.Status, sanitize.Quote(strings.TrimSpace(string(message))))
+		return response, fmt.Errorf("%s returned %s: %s", r.URL.Host, resp.Status, sanitize.Quote(strings.TrimSpace(string(message))))
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxResponse)).Decode(into); err != nil {
-		return fmt.Errorf("%s did not respond like a gateway: %w", r.URL.Host, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxResponse)).Decode(&response); err != nil {
+		return response, fmt.Errorf("%s did not respond like a gateway: %w", r.URL.Host, err)
 	}
-	return nil
-}
-
-func (a adminRequest) newHTTPRequest(ctx context.Context, admin config.Admin) (*http.Request, error) {
-	var body io.Reader = http.NoBody
-	if a.body != nil {
-		text, err := json.Marshal(a.body)
-		if err != nil {
-			return nil, err
-		}
-		body = bytes.NewReader(text)
-	}
-	target := url.URL{Scheme: "http", Host: dialableAddress(admin.Address), Path: a.path, RawQuery: a.query.Encode()}
-	r, err := http.NewRequestWithContext(ctx, a.method, target.String(), body)
-	if err != nil {
-		return nil, err
-	}
-	if a.body != nil {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	if !admin.Token.IsZero() {
-		r.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
-	}
-	return r, nil
+	return response, nil
 }
 
 // dialableAddress returns an address to connect to for a listening address that may

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,20 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/sanitize"
 	"imapgate/proxy"
 )
-
-const backendsPath = "/v1/backends"
-
-// backendList is a gateway's response about its backends.
-type backendList struct {
-	Backends []proxy.BackendState `json:"backends"`
-}
-
-// listBackends returns the response of the admin address about all backends.
-func (g *gateway) listBackends() any { return backendList{g.proxy.Backends()} }
 
 func newBackends() *cobra.Command {
 	var file string
@@ -50,14 +40,14 @@ The command asks the gateway through its admin address.`,
 			if err != nil {
 				return err
 			}
-			var list backendList
-			if err := (adminRequest{http.MethodGet, backendsPath, nil, nil}).do(cmd.Context(), cfg.Admin, &list); err != nil {
+			list, err := query(cmd.Context(), cfg.Admin, api.ListBackends, api.None{})
+			if err != nil {
 				return err
 			}
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(list)
 			}
-			return list.print(cmd.OutOrStdout())
+			return printBackends(cmd.OutOrStdout(), list.Backends)
 		},
 	}
 	configFlag(cmd, &file)
@@ -65,10 +55,10 @@ The command asks the gateway through its admin address.`,
 	return cmd
 }
 
-func (s backendList) print(to io.Writer) error {
+func printBackends(to io.Writer, backends []proxy.BackendState) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tMULTIPLEXED") // Flush has the error
-	for _, b := range s.Backends {
+	for _, b := range backends {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", sanitize.Quote(b.Name), sanitize.Quote(string(b.Mode)), formatSessions(b), formatMultiplexed(b))
 	}
 	return w.Flush()

@@ -33,14 +33,14 @@ func TestBackendsOfTheRunningGatewayArePrinted(t *testing.T) {
 
 func TestProtocolViolationsAreDescribed(t *testing.T) {
 	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
-	states := backendList{[]proxy.BackendState{
+	states := []proxy.BackendState{
 		{Name: "east", Mode: "resume", Sessions: map[event.Mode]int{"resume": 7, "splice": 2}, ViolationStatus: mux.ViolationStatus{AffectedUsers: 3, SplicedUsers: 1}},
 		{Name: "north", Mode: "splice", Sessions: map[event.Mode]int{"splice": 4}},
 		{Name: "south", Mode: "reuse", ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}},
 		{Name: "west", Mode: "resume", ViolationStatus: mux.ViolationStatus{Spliced: true, SplicedUntil: noon, AffectedUsers: 5}},
-	}}
+	}
 	var b strings.Builder
-	if err := states.print(&b); err != nil {
+	if err := printBackends(&b, states); err != nil {
 		t.Fatal(err)
 	}
 	want := `BACKEND  MODE    SESSIONS         MULTIPLEXED
@@ -52,7 +52,7 @@ west     resume  0                no, spliced until 2026-01-02T12:00:00Z after p
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
-	text, err := json.Marshal(states.Backends[3])
+	text, err := json.Marshal(states[3])
 	if err != nil || !strings.Contains(string(text), `"spliced":true,"spliced_until":"2026-01-02T12:00:00Z"`) {
 		t.Errorf("as JSON: %s, %v", text, err)
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -17,102 +16,62 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin"
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/duration"
-	"imapgate/internal/limit"
+	"imapgate/internal/gateway"
 	"imapgate/internal/sanitize"
 )
 
-// limitAdmin executes an operator's commands: directly in Redis, or through a
-// running gateway.
-type limitAdmin interface {
-	listBans(ctx context.Context) ([]banEntry, error)
-	addBan(ctx context.Context, o admin.BanRequest) (banEntry, error)
-	removeBans(ctx context.Context, who string) (removedBans, error)
-	showLimits(ctx context.Context, who string) (limitStatus, error)
-	resetLimits(ctx context.Context, who string) (limitsReset, error)
-}
-
-// remoteAdmin is the limitAdmin of a running gateway, through its admin address.
-type remoteAdmin struct{ cfg config.Admin }
-
-const (
-	bansPath   = "/v1/bans"
-	limitsPath = "/v1/limits"
-)
-
-func (a remoteAdmin) listBans(ctx context.Context) (all []banEntry, err error) {
-	return all, a.do(ctx, adminRequest{http.MethodGet, bansPath, nil, nil}, &all)
-}
-
-func (a remoteAdmin) addBan(ctx context.Context, o admin.BanRequest) (done banEntry, err error) {
-	return done, a.do(ctx, adminRequest{http.MethodPost, bansPath, nil, o}, &done)
-}
-
-func (a remoteAdmin) removeBans(ctx context.Context, subject string) (done removedBans, err error) {
-	return done, a.do(ctx, adminRequest{http.MethodDelete, bansPath, url.Values{"who": {subject}}, nil}, &done)
-}
-
-func (a remoteAdmin) showLimits(ctx context.Context, subject string) (s limitStatus, err error) {
-	return s, a.do(ctx, adminRequest{http.MethodGet, limitsPath, url.Values{"who": {subject}}, nil}, &s)
-}
-
-func (a remoteAdmin) resetLimits(ctx context.Context, subject string) (done limitsReset, err error) {
-	return done, a.do(ctx, adminRequest{http.MethodDelete, limitsPath, url.Values{"who": {subject}}, nil}, &done)
-}
-
-func (a remoteAdmin) do(ctx context.Context, r adminRequest, into any) error {
-	err := r.do(ctx, a.cfg, into)
-	if errors.Is(err, errNoAdmin) {
-		return errors.New("without redis in the configuration this command needs the running gateway, which has no admin address: set admin.address")
-	}
-	const hint = "changes need a token: set admin.token_file"
-	if err != nil && r.method != http.MethodGet && a.cfg.Token.IsZero() && !strings.Contains(err.Error(), hint) {
-		return fmt.Errorf("%w (%s)", err, hint)
-	}
-	return err
-}
-
-// limitOptions are the flags of ban and limits.
-type limitOptions struct {
+// operatorOptions are the flags of ban, limits and route.
+type operatorOptions struct {
 	file   string
 	asJSON bool
 }
 
-func (o *limitOptions) flags(cmd *cobra.Command) {
+func (o *operatorOptions) flags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
 	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
 	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml") // the flag was just made
 }
 
-// run calls call with the limitAdmin of Redis, whose changes all gateways apply, or
-// without Redis with that of the running gateway.
-func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, limitAdmin) error) error {
+// runLimits executes an operation in Redis, whose changes all gateways apply, or without
+// Redis through the running gateway.
+func runLimits[Request, Response any](ctx context.Context, o *operatorOptions, operation api.Operation[Request, Response],
+	direct func(*gateway.LimitAdmin, context.Context, Request) (Response, error), request Request) (response Response, err error) {
 	cfg, err := config.Load(o.file)
 	if err != nil {
-		return err
+		return response, err
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	if cfg.Redis == nil {
-		return call(ctx, remoteAdmin{cfg.Admin})
+		response, err = query(ctx, cfg.Admin, operation, request)
+		return response, explainAdminError(err, cfg.Admin, operation.Method)
 	}
 	setRedisLogger(zap.NewNop())
-	rdb, err := dialRedisOnce(cfg)
+	store, err := gateway.OpenStore(cfg)
 	if err != nil {
-		return err
+		return response, err
 	}
-	defer closeRedis(rdb)
-	gate, err := limit.New(limitConfig(cfg), rdb, limit.Hooks{}, zap.NewNop())
-	if err != nil {
-		return fmt.Errorf("limits: %w", err)
+	defer store.Close()
+	return direct(store.Limits, ctx, request)
+}
+
+// explainAdminError adds to an error what the configuration lacks.
+func explainAdminError(err error, admin config.Admin, method string) error {
+	if errors.Is(err, errNoAdmin) {
+		return errors.New("without redis in the configuration this command needs the running gateway, which has no admin address: set admin.address")
 	}
-	return call(ctx, newLocalAdmin(cfg, gate))
+	const hint = "changes need a token: set admin.token_file"
+	if err != nil && method != http.MethodGet && admin.Token.IsZero() && !strings.Contains(err.Error(), hint) {
+		return fmt.Errorf("%w (%s)", err, hint)
+	}
+	return err
 }
 
 // printResult prints text, or result as JSON.
-func (o *limitOptions) printResult(to io.Writer, result any, text string) error {
+func (o *operatorOptions) printResult(to io.Writer, result any, text string) error {
 	if o.asJSON {
 		return json.NewEncoder(to).Encode(result)
 	}
@@ -131,39 +90,29 @@ address of the running gateway, which requires admin.token_file.
 Connections from a banned address are refused. Open sessions continue. Users who recently
 logged in from there are still let in, unless an operator placed the ban.`,
 	}
-	var o limitOptions
+	var o operatorOptions
 	o.flags(cmd)
 	cmd.AddCommand(newBanList(&o), newBanAdd(&o), newBanDel(&o))
 	return cmd
 }
 
-// requireAddress requires one argument, the address or network.
-func requireAddress(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("one address or network is needed: %s", cmd.UseLine())
-	}
-	return nil
-}
-
-func newBanList(o *limitOptions) *cobra.Command {
+func newBanList(o *operatorOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List bans, soonest to expire first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				all, err := a.listBans(ctx)
-				if err != nil {
-					return fmt.Errorf("list bans: %w", err)
-				}
-				if o.asJSON {
-					return json.NewEncoder(cmd.OutOrStdout()).Encode(all)
-				}
-				return printBans(cmd.OutOrStdout(), all)
-			})
+			all, err := runLimits(cmd.Context(), o, api.ListBans, (*gateway.LimitAdmin).ListBans, api.None{})
+			if err != nil {
+				return fmt.Errorf("list bans: %w", err)
+			}
+			if o.asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(all)
+			}
+			return printBans(cmd.OutOrStdout(), all)
 		},
 	}
 }
 
-func printBans(to io.Writer, bans []banEntry) error {
+func printBans(to io.Writer, bans []api.Ban) error {
 	if len(bans) == 0 {
 		_, err := fmt.Fprintln(to, "no active bans")
 		return err
@@ -181,49 +130,45 @@ func timeLeft(until time.Time) string {
 	return duration.Format(max(0, time.Until(until)).Round(time.Second))
 }
 
-func newBanAdd(o *limitOptions) *cobra.Command {
-	var request admin.BanRequest
+func newBanAdd(o *operatorOptions) *cobra.Command {
+	var request api.BanRequest
 	cmd := &cobra.Command{
-		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireAddress,
+		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireOne("address or network"),
 		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. An existing
 ban gets the new end.`,
 		Example: `  imapgate ban add 192.0.2.7
   imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Subject = args[0]
-			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				b, err := a.addBan(ctx, request)
-				if err != nil {
-					return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
-				}
-				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %s", sanitize.Quote(b.Network), duration.Format(request.Duration)))
-			})
+			b, err := runLimits(cmd.Context(), o, api.AddBan, (*gateway.LimitAdmin).AddBan, request)
+			if err != nil {
+				return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
+			}
+			return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %s", sanitize.Quote(b.Network), duration.Format(time.Duration(request.Duration))))
 		},
 	}
-	request.Duration = 24 * time.Hour
-	cmd.Flags().Var((*durationFlag)(&request.Duration), "for", "how long, as 90m, 24h, 7d or 2w")
+	request.Duration = api.Duration(24 * time.Hour)
+	cmd.Flags().Var(&request.Duration, "for", "how long, as 90m, 24h, 7d or 2w")
 	cmd.Flags().StringVar(&request.Note, "why", "", "a note for other operators, shown in the list of bans")
 	return cmd
 }
 
-func newBanDel(o *limitOptions) *cobra.Command {
+func newBanDel(o *operatorOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "del ADDRESS|NETWORK", Short: "Remove bans, and reset the failed logins that caused them", Args: requireAddress,
+		Use: "del ADDRESS|NETWORK", Short: "Remove bans, and reset the failed logins that caused them", Args: requireOne("address or network"),
 		Long: `Remove every ban that covers the address or a part of the network, and reset the failed
 logins that caused it, so that the next wrong password does not cause a new ban.`,
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				l, err := a.removeBans(ctx, args[0])
-				if err != nil {
-					return fmt.Errorf("remove the ban of %s: %w", sanitize.Quote(args[0]), err)
-				}
-				text := sanitize.Quote(args[0]) + " was not banned; its failed logins were reset"
-				if len(l.Networks) > 0 {
-					text = "no longer banned: " + sanitize.Quote(strings.Join(l.Networks, ", "))
-				}
-				return o.printResult(cmd.OutOrStdout(), l, text)
-			})
+			l, err := runLimits(cmd.Context(), o, api.RemoveBans, (*gateway.LimitAdmin).RemoveBans, args[0])
+			if err != nil {
+				return fmt.Errorf("remove the ban of %s: %w", sanitize.Quote(args[0]), err)
+			}
+			text := sanitize.Quote(args[0]) + " was not banned; its failed logins were reset"
+			if len(l.Networks) > 0 {
+				text = "no longer banned: " + sanitize.Quote(strings.Join(l.Networks, ", "))
+			}
+			return o.printResult(cmd.OutOrStdout(), l, text)
 		},
 	}
 }
@@ -233,66 +178,52 @@ func newLimits() *cobra.Command {
 		Use: "limits", Args: refuseArguments, RunE: showHelp,
 		Short: "Show rate-limit counters, and reset them for a user",
 	}
-	var o limitOptions
+	var o operatorOptions
 	o.flags(cmd)
 	cmd.AddCommand(newLimitsShow(&o), newLimitsReset(&o))
 	return cmd
 }
 
-func newLimitsReset(o *limitOptions) *cobra.Command {
+func newLimitsReset(o *operatorOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "reset USER", Short: "Reset the failed logins of a user",
 		Long: `Reset the failed logins of a user, so that they can log in again immediately from networks
 where they are not known. Bans of addresses remain: see imapgate ban del.`,
 		Example: "  imapgate limits reset alice@example.org",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("one user is needed: %s", cmd.UseLine())
-			}
-			return nil
-		},
+		Args:    requireOne("user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				done, err := a.resetLimits(ctx, args[0])
-				if err != nil {
-					return fmt.Errorf("reset the limits of %s: %w", sanitize.Quote(args[0]), err)
-				}
-				return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+sanitize.Quote(done.User))
-			})
+			done, err := runLimits(cmd.Context(), o, api.ResetLimits, (*gateway.LimitAdmin).ResetLimits, args[0])
+			if err != nil {
+				return fmt.Errorf("reset the limits of %s: %w", sanitize.Quote(args[0]), err)
+			}
+			return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+sanitize.Quote(done.User))
 		},
 	}
 }
 
-func newLimitsShow(o *limitOptions) *cobra.Command {
+func newLimitsShow(o *operatorOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "show USER|ADDRESS", Short: "Show sessions, failed logins, delay and ban of a user or an address",
 		Long: `Show sessions, failed logins, delay and ban of a user or an address. With redis in the
 configuration the numbers cover all gateways, without it the running gateway.`,
 		Example: `  imapgate limits show alice@example.org
   imapgate limits show 192.0.2.7`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("one user or address is needed: %s", cmd.UseLine())
-			}
-			return nil
-		},
+		Args: requireOne("user or address"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
-				s, err := a.showLimits(ctx, args[0])
-				if err != nil {
-					return fmt.Errorf("show %s: %w", sanitize.Quote(args[0]), err)
-				}
-				if o.asJSON {
-					return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
-				}
-				return s.print(cmd.OutOrStdout())
-			})
+			s, err := runLimits(cmd.Context(), o, api.ShowLimits, (*gateway.LimitAdmin).ShowLimits, args[0])
+			if err != nil {
+				return fmt.Errorf("show %s: %w", sanitize.Quote(args[0]), err)
+			}
+			if o.asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
+			}
+			return printLimits(cmd.OutOrStdout(), s)
 		},
 	}
 }
 
-// print prints the status as a table.
-func (l limitStatus) print(to io.Writer) error {
+// printLimits prints the status of a user or an address as a table.
+func printLimits(to io.Writer, l api.LimitStatus) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
 	row("limits of", "%s", sanitize.Quote(l.Subject))
@@ -301,7 +232,7 @@ func (l limitStatus) print(to io.Writer) error {
 	}
 	row("sessions", "%d", l.Sessions)
 	if l.Ban != nil {
-		row("banned", "%v left (%s)", timeLeft(l.Ban.Until), l.Ban.describeReason())
+		row("banned", "%v left (%s)", timeLeft(l.Ban.Until), describeReason(l.Ban))
 	}
 	for _, f := range l.Failures {
 		bound := "no limit"
@@ -331,8 +262,8 @@ func (l limitStatus) print(to io.Writer) error {
 	return w.Flush()
 }
 
-// describeReason describes the ban's reason and its note.
-func (b banEntry) describeReason() string {
+// describeReason describes a ban's reason and its note.
+func describeReason(b *api.Ban) string {
 	texts := map[string]string{
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",
 		"merged": "merged with other bans", "operator": "by an operator",

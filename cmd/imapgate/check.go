@@ -1,42 +1,24 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
-	"imapgate/auth"
 	"imapgate/internal/config"
-	"imapgate/routing"
+	"imapgate/internal/gateway"
 )
 
 // problem is one problem of a configuration or of a file it names.
 type problem struct {
-	File   string `json:"file"`
-	Line   int    `json:"line,omitempty"`
-	Column int    `json:"column,omitempty"`
-	Key    string `json:"key,omitempty"`
-	Text   string `json:"text"`
+	File string `json:"file"`
+	config.Problem
 }
 
-// String returns file:line:column: key: text, the form of compilers, which editors
-// can parse.
-func (p problem) String() string {
-	s := p.File
-	if p.Line > 0 {
-		s += fmt.Sprintf(":%d:%d", p.Line, p.Column)
-	}
-	if p.Key != "" {
-		s += ": " + p.Key
-	}
-	return s + ": " + p.Text
-}
+func (p problem) String() string { return p.Format(p.File) }
 
 func newCheck() *cobra.Command {
 	var file string
@@ -109,22 +91,8 @@ func checkConfig(file string) (problems, warnings []problem) {
 	if err != nil {
 		return toProblems(file, err), nil
 	}
-	watched, err := openFiles(cfg, zap.NewNop())
-	errs := []error{err}
-	addErr := func(err error) { errs = append(errs, err) }
-	sources, err := openAuthSources(cfg, watched, zap.NewNop())
-	addErr(err)
-	if err == nil {
-		_, err = auth.New(authConfig(cfg), sources.toAuth(lookupNoPassword), zap.NewNop())
-		addErr(withSettingKey(err))
-	}
-	if cfg.Routing.Source != routing.SourceRedis {
-		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
-		addErr(config.WithKey("routing", err))
-	}
-	addErr(checkAuditFiles(cfg))
-	warned := errors.Join(configWarnings(cfg), watched.warnings(time.Now()))
-	return toProblems(file, cfg.Locate(errors.Join(errs...))), toProblems(file, cfg.Locate(warned))
+	invalid, unintended := gateway.Check(cfg)
+	return toProblems(file, invalid), toProblems(file, unintended)
 }
 
 // toProblems returns the problems of an error of the configuration, with their
@@ -135,14 +103,11 @@ func toProblems(file string, err error) []problem {
 	case err == nil:
 		return nil
 	case !errors.As(err, &invalid):
-		return []problem{{File: file, Text: err.Error()}}
+		return []problem{{file, config.Problem{Text: err.Error()}}}
 	}
 	problems := make([]problem, len(invalid.Problems))
 	for i, p := range invalid.Problems {
-		problems[i] = problem{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
+		problems[i] = problem{invalid.File, p}
 	}
 	return problems
 }
-
-// lookupNoPassword replaces Redis where no user logs in.
-func lookupNoPassword(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }

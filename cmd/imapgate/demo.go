@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/config"
+	"imapgate/internal/gateway"
 	"imapgate/tlsconf"
 )
 
@@ -92,20 +93,17 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 		return err
 	}
 	setRedisLogger(log)
-	g, err := openGateway(cfg, log)
+	g, err := gateway.Open(cfg, gateway.Options{Log: log, Version: readBuildInfo().Version})
 	if err != nil {
 		return err
 	}
 	var auditTail *auditTailer
 	defer func() {
-		g.close()
+		g.Close()
 		if auditTail != nil { // after the log has its last record
 			auditTail.stop()
 		}
 	}()
-	if err := g.listen(); err != nil {
-		return err
-	}
 	if err := d.printIntroduction(c.out); err != nil {
 		return err
 	}
@@ -115,7 +113,7 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	defer showGroup.Wait()
 	defer stop()
 	showGroup.Go(func() { d.showOnEnter(showCtx, c.in, c.out) })
-	return g.runUntilSignal(ctx, signals)
+	return runUntilSignal(ctx, g, signals)
 }
 
 // startDemo starts everything that the gateway needs.

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/admin/api"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
 )
@@ -20,8 +21,8 @@ func TestNumbersHaveSingularAndPlural(t *testing.T) {
 		}
 	}
 	var table strings.Builder
-	s := limitStatus{Failures: []failureCount{{Subject: "192.0.2.0/24", Window: "hour", Count: 1}}, Uploads: &uploadCount{Today: 1}}
-	if err := s.print(&table); err != nil || !strings.Contains(table.String(), "failed logins (1 hour)   1 / no limit from 192.0.2.0/24") || !strings.Contains(table.String(), "1 byte (UTC)") {
+	s := api.LimitStatus{Failures: []api.FailureCount{{Subject: "192.0.2.0/24", Window: "hour", Count: 1}}, Uploads: &api.UploadCount{Today: 1}}
+	if err := printLimits(&table, s); err != nil || !strings.Contains(table.String(), "failed logins (1 hour)   1 / no limit from 192.0.2.0/24") || !strings.Contains(table.String(), "1 byte (UTC)") {
 		t.Errorf("%v:\n%s", err, table.String())
 	}
 	one := uint64(1)

@@ -13,11 +13,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
+	"imapgate/internal/gateway"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
 	"imapgate/routing"
@@ -28,8 +28,7 @@ const commandTimeout = 10 * time.Second
 
 // routeOptions are the flags that get, set, del and explain share.
 type routeOptions struct {
-	file   string
-	asJSON bool
+	operatorOptions
 
 	// Of get, set and del: the record, if it is not a user's.
 	domain    string
@@ -49,19 +48,19 @@ docs/moving-users.md describes how to move a user's mail.
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	var o routeOptions
-	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
-	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
-	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml")
+	o.flags(cmd)
 	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o), newRouteAcceptEmpty(&o))
 	return cmd
 }
 
-// requireUser requires one argument, the user.
-func requireUser(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
+// requireOne requires one argument, which a phrase such as "user name" describes.
+func requireOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("one %s is needed: %s", what, cmd.UseLine())
+		}
+		return nil
 	}
-	return nil
 }
 
 func newRouteGet(o *routeOptions) *cobra.Command {
@@ -221,24 +220,14 @@ func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call fun
 // withRouter opens a router for one call without a record.
 func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routeCommand) error) error {
 	setRedisLogger(zap.NewNop())
-	rdb, err := dialRedisOnce(cfg)
+	store, err := gateway.OpenStore(cfg)
 	if err != nil {
 		return err
 	}
-	defer closeRedis(rdb)
-	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
-	if err != nil {
-		return cfg.Locate(config.WithKey("routing", err))
-	}
+	defer store.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
-	return call(ctx, &routeCommand{cfg: cfg, router: router, out: cmd.OutOrStdout()})
-}
-
-func closeRedis(rdb redis.UniversalClient) {
-	if rdb != nil {
-		_ = rdb.Close() // nothing is waiting to be written
-	}
+	return call(ctx, &routeCommand{cfg: cfg, router: store.Routes, out: cmd.OutOrStdout()})
 }
 
 // printResult prints the result and the live sessions, which continue unchanged.

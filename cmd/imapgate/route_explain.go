@@ -7,13 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/duration"
 	"imapgate/internal/sanitize"
@@ -22,7 +21,7 @@ import (
 
 func newRouteExplain(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "explain USER", Short: "Show a user's route and the reason", Args: requireUser,
+		Use: "explain USER", Short: "Show a user's route and the reason", Args: requireOne("user name"),
 		Long: `Show the backend that a login of USER would get now, the record that decides, and the age
 of the answer.
 
@@ -62,9 +61,9 @@ there, until they end.`,
 }
 
 // fetchExplanation requests the explanation of a running gateway on this machine.
-func fetchExplanation(ctx context.Context, admin config.Admin, user string) (x routing.Explanation, err error) {
-	q := adminRequest{http.MethodGet, "/v1/routes/explain", url.Values{"user": {user}}, nil}
-	if err := q.do(ctx, admin, &x); err != nil {
+func fetchExplanation(ctx context.Context, admin config.Admin, user string) (routing.Explanation, error) {
+	x, err := query(ctx, admin, api.ExplainRoute, user)
+	if err != nil {
 		return x, err
 	}
 	if x.User != user { // another program listens there

@@ -3,20 +3,17 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
-	"imapgate/internal/event"
-	"imapgate/internal/listen"
+	"imapgate/internal/gateway"
 )
 
 // gcPercent trades memory for CPU during bursts of logins, which produce much
@@ -90,47 +87,23 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
-	for _, w := range toProblems(file, cfg.Locate(configWarnings(cfg))) {
+	for _, w := range toProblems(file, cfg.Locate(gateway.Warnings(cfg))) {
 		log.Warn(w.String())
 	}
 	limitMemory(log)
 
-	g, err := startGateway(cfg, file, log)
+	g, err := gateway.Open(cfg, gateway.Options{Log: log, Version: readBuildInfo().Version})
 	if err != nil {
 		log.Error("the gateway cannot start", zap.Error(err))
 		return errReported
 	}
-	err = g.runUntilSignal(ctx, signals)
-	g.close()
+	err = runUntilSignal(ctx, g, signals)
+	g.Close()
 	if err != nil {
 		log.Error("the gateway ended with an error", zap.Error(err))
 		return errReported
 	}
 	return nil
-}
-
-// startGateway opens a gateway and makes it listen.
-func startGateway(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
-	g, err := openGateway(cfg, log)
-	if err != nil {
-		return nil, cfg.Locate(err)
-	}
-	g.file = file
-	if err := g.listen(); err != nil {
-		g.close()
-		return nil, cfg.Locate(err)
-	}
-	for name, addr := range g.proxy.Addrs() {
-		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
-		if others, err := listen.IsShared(addr); err == nil && others {
-			log.Warn("another process listens there too, and gets some of the clients until it ends",
-				zap.String("listener", name), zap.Stringer("address", addr))
-		}
-	}
-	if g.admin != nil {
-		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
-	}
-	return g, nil
 }
 
 // notifySignals starts to collect signals. It runs first, because an uncaught SIGHUP
@@ -142,12 +115,12 @@ func notifySignals() chan os.Signal {
 	return signals
 }
 
-// runUntilSignal runs the gateway until it has ended, and handles signals.
-func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) error {
+// runUntilSignal runs a gateway until it has ended, and handles signals.
+func runUntilSignal(ctx context.Context, g *gateway.Gateway, signals <-chan os.Signal) error {
 	ctx, drain := context.WithCancel(ctx)
 	defer drain()
 	done := make(chan error, 1)
-	go g.runAndReport(ctx, done)
+	go runAndReport(ctx, g, done)
 
 	for {
 		select {
@@ -156,12 +129,11 @@ func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) 
 		case s := <-signals:
 			switch {
 			case s == syscall.SIGHUP:
-				g.reload()
+				g.Reload()
 			case ctx.Err() != nil:
 				return errForcedExit // the process exits with the remaining sessions
 			default:
-				g.recordSignal(event.ActionDrain, nil)
-				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.DrainTimeout))
+				g.RecordDrain(s)
 				drain()
 			}
 		}
@@ -169,61 +141,4 @@ func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) 
 }
 
 // runAndReport runs as a goroutine; it ends with the gateway and sends its error.
-func (g *gateway) runAndReport(ctx context.Context, done chan<- error) { done <- g.run(ctx) }
-
-// reload handles SIGHUP: it reopens and reloads what it can while sessions continue,
-// and checks whether the configuration is still the one in use. Other files are
-// watched and need no signal.
-func (g *gateway) reload() {
-	const reread = "audit log, certificates, secrets"
-	g.audit.Reopen()
-	changed, filesErr := g.files.Reload()
-	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
-	g.recordSignal(event.ActionReload, err)
-	g.metrics.CountReload(err)
-	reloaded := event.ConfigReloaded
-	if err != nil {
-		reloaded = event.ConfigRejected
-	}
-	g.logLostRecord(reloaded, g.audit.ConfigReloaded(reread, err))
-	if err != nil {
-		g.log.Warn("reloaded; some of the files' content is not in use", zap.String("reread", reread), zap.Error(err))
-		return
-	}
-	g.log.Info("reloaded; the configuration is unchanged", zap.String("reread", reread), zap.Strings("changed", changed))
-}
-
-// joinLines joins the lines of an error into one; nil stays nil.
-func joinLines(err error) error {
-	if err == nil {
-		return nil
-	}
-	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
-}
-
-// checkConfigUnchanged returns an error if the file's configuration is not the one
-// in use.
-func (g *gateway) checkConfigUnchanged() error {
-	if info, err := os.Stat(g.file); err == nil && !info.Mode().IsRegular() {
-		return nil // a pipe can be read only once
-	}
-	now, err := config.Load(g.file)
-	if err != nil {
-		g.log.Error("the configuration file is invalid; the previous configuration stays in use, and a restart would fail", zap.Error(err))
-		return shortenError(err)
-	}
-	if keys := g.cfg.ChangedKeys(now); len(keys) > 0 {
-		return fmt.Errorf("%s has changed, which needs a restart: %s", g.file, strings.Join(keys, ", "))
-	}
-	return nil
-}
-
-// shortenError shortens an error of config.Load to its first problem.
-func shortenError(err error) error {
-	var invalid *config.InvalidError
-	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
-		return err
-	}
-	all := len(invalid.Problems)
-	return fmt.Errorf("%w (and %d more)", &config.InvalidError{File: invalid.File, Problems: invalid.Problems[:1]}, all-1)
-}
+func runAndReport(ctx context.Context, g *gateway.Gateway, done chan<- error) { done <- g.Run(ctx) }

@@ -4,22 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"strings"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/sanitize"
 	"imapgate/proxy"
 	"imapgate/routing"
 )
-
-// sessionList is a gateway's response about a user's live sessions.
-type sessionList struct {
-	User     string               `json:"user"`
-	Sessions []proxy.SessionCount `json:"sessions"`
-}
 
 // sessionReport has the live sessions of a user at one gateway, if it responds.
 type sessionReport struct {
@@ -59,9 +52,8 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 }
 
 func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]proxy.SessionCount, error) {
-	var list sessionList
-	q := adminRequest{http.MethodGet, "/v1/sessions", url.Values{"user": {user}}, nil}
-	if err := q.do(ctx, admin, &list); err != nil {
+	list, err := query(ctx, admin, api.ListSessions, user)
+	if err != nil {
 		return nil, err
 	}
 	if list.User != user { // another program listens there

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"imapgate/internal/config"
 	"os"
 	osuser "os/user"
 	"path/filepath"
@@ -66,7 +67,7 @@ func warnUserMismatch(root string) []problem {
 	if user == "" || user == "root" || user == "0" {
 		return nil
 	}
-	return []problem{{File: unit, Text: fmt.Sprintf("the service runs as %[1]s, but this was checked as root, which can read everything; run: imapgate check --user %[1]s", user)}}
+	return []problem{{unit, config.Problem{Text: fmt.Sprintf("the service runs as %[1]s, but this was checked as root, which can read everything; run: imapgate check --user %[1]s", user)}}}
 }
 
 // findUnitUser returns the user of the installed service, and the file that names

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/identity"
 	"imapgate/internal/listen"
 )
@@ -49,15 +50,8 @@ type Config struct {
 type Deps struct {
 	Metrics http.Handler
 	Ready   func() error // returns nil while new clients are accepted
-	// ExplainRoute returns the route of a user as a JSON value. Its error means that the
-	// name is invalid.
-	ExplainRoute func(ctx context.Context, user string) (any, error)
-	// ListSessions returns the live sessions of a user at this gateway, like
-	// ExplainRoute.
-	ListSessions func(ctx context.Context, user string) (any, error)
-	// ListBackends returns the state of all backends.
-	ListBackends func() any
-	Limits       Limits
+	// Operations are those of package api that this gateway executes.
+	Operations []api.Endpoint
 }
 
 // Server is the HTTP server of the admin address.
@@ -104,6 +98,14 @@ func (s *Server) Listen() error {
 
 // Addr returns the listening address, after Listen.
 func (s *Server) Addr() net.Addr { return s.tcpListener.Addr() }
+
+// Close closes the listener of a Server whose Serve was not called.
+func (s *Server) Close() error {
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Close()
+}
 
 // ReleaseAddress closes the listener as soon as another process listens on the
 // address, or at once if that cannot be determined. It is for a process that drains.

@@ -19,7 +19,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/identity"
+	"imapgate/routing"
 )
 
 const token = "a-token-of-thirty-two-characters"
@@ -34,16 +36,26 @@ func testDeps(notReady *atomic.Bool) Deps {
 			}
 			return nil
 		},
-		ExplainRoute: func(_ context.Context, user string) (any, error) {
-			u, err := identity.Canonicalize(user, "")
-			return map[string]string{"user": u.String()}, err
+		Operations: []api.Endpoint{
+			api.Handle(api.ExplainRoute, func(_ context.Context, name string) (routing.Explanation, error) {
+				u, err := parseName(name)
+				return routing.Explanation{User: u.String()}, err
+			}),
+			api.Handle(api.ListSessions, func(_ context.Context, name string) (api.SessionList, error) {
+				u, err := parseName(name)
+				return api.SessionList{User: u.String()}, err
+			}),
+			api.Handle(api.ListBackends, func(context.Context, api.None) (api.BackendList, error) { return api.BackendList{}, nil }),
 		},
-		ListSessions: func(_ context.Context, user string) (any, error) {
-			u, err := identity.Canonicalize(user, "")
-			return map[string]string{"user": u.String()}, err
-		},
-		ListBackends: func() any { return map[string]any{"backends": []string{}} },
 	}
+}
+
+func parseName(name string) (identity.User, error) {
+	u, err := identity.Canonicalize(name, "")
+	if err != nil {
+		err = fmt.Errorf("%w: invalid user name", api.ErrBadRequest)
+	}
+	return u, err
 }
 
 // testRequest is a request of a test.
@@ -222,8 +234,8 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 		if got.StatusCode != want {
 			t.Errorf("%s: status %d, want %d", target, got.StatusCode, want)
 		}
-		var response map[string]string
-		if want == 200 && (json.Unmarshal(body, &response) != nil || response["user"] != "alice@example.org") {
+		var response api.SessionList // an explanation has the user too
+		if want == 200 && (json.Unmarshal(body, &response) != nil || response.User != "alice@example.org") {
 			t.Errorf("%s: %s", target, body)
 		}
 	}

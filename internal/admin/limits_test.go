@@ -13,31 +13,41 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/identity"
 )
 
 // fakeBans is a test's own list of bans.
-type fakeBans map[string]BanRequest
+type fakeBans map[string]api.BanRequest
 
-func (f fakeBans) limits() Limits {
-	return Limits{
-		ShowLimits: func(_ context.Context, who string) (any, error) { return map[string]string{"who": who}, nil },
-		ListBans:   func(context.Context) (any, error) { return f, nil },
-		AddBan: func(_ context.Context, o BanRequest) (any, error) {
+// server returns the handler of a server of this list.
+func (f fakeBans) server(token string) http.Handler {
+	deps := Deps{Metrics: http.NotFoundHandler(), Operations: []api.Endpoint{
+		api.Handle(api.ShowLimits, func(_ context.Context, who string) (api.LimitStatus, error) {
+			return api.LimitStatus{Subject: who}, nil
+		}),
+		api.Handle(api.ListBans, func(context.Context, api.None) (all []api.Ban, err error) {
+			for net, ban := range f {
+				all = append(all, api.Ban{Network: net, Note: ban.Note})
+			}
+			return all, nil
+		}),
+		api.Handle(api.AddBan, func(_ context.Context, o api.BanRequest) (api.Ban, error) {
 			switch o.Subject {
 			case "nobody":
-				return nil, fmt.Errorf("%w: that is no address", ErrBadRequest)
+				return api.Ban{}, fmt.Errorf("%w: that is no address", api.ErrBadRequest)
 			case "192.0.2.99":
-				return nil, errors.New("Redis is down")
+				return api.Ban{}, errors.New("Redis is down")
 			}
 			f[o.Subject] = o
-			return o, nil
-		},
-		RemoveBans: func(_ context.Context, who string) (any, error) {
+			return api.Ban{Network: o.Subject}, nil
+		}),
+		api.Handle(api.RemoveBans, func(_ context.Context, who string) (api.RemovedBans, error) {
 			delete(f, who)
-			return map[string]string{"who": who}, nil
-		},
-	}
+			return api.RemovedBans{Networks: []string{who}}, nil
+		}),
+	}}
+	return New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, deps, zap.NewNop()).filter
 }
 
 // sendChange sends a request that changes something, as an operator's program would;
@@ -59,14 +69,13 @@ const banBody = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
 
 func TestABanIsAddedListedAndRemoved(t *testing.T) {
 	l := fakeBans{}
-	shows := Deps{Limits: l.limits()}
-	g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).filter
-	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != time.Hour {
+	g := l.server(token)
+	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != api.Duration(time.Hour) {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
 	}
-	var listed map[string]BanRequest
+	var listed []api.Ban
 	w := sendChange(g, "GET", "", func(*http.Request) {})
-	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || listed["192.0.2.7"].Note != "by hand" {
+	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || len(listed) != 1 || listed[0].Note != "by hand" {
 		t.Fatalf("%v: %s", err, w.Body)
 	}
 	if w := sendChange(g, "DELETE", "", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }); w.Code != 200 || len(l) != 0 {
@@ -80,22 +89,16 @@ func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
 	} {
 		l := fakeBans{}
-		g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+		g := l.server(token)
 		w := sendChange(g, "POST", `{"who":"192.0.2.7","why":"by hand","for":`+text+`}`, func(*http.Request) {})
 		if want == 0 {
 			if w.Code != 400 || len(l) != 0 || !strings.Contains(w.Body.String(), "is not a duration") {
 				t.Errorf("%s: %d %s", text, w.Code, w.Body)
 			}
-		} else if w.Code != 200 || l["192.0.2.7"] != (BanRequest{"192.0.2.7", want, "by hand"}) {
+		} else if w.Code != 200 || l["192.0.2.7"] != (api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(want), Note: "by hand"}) {
 			t.Errorf("%s: %d %s, %+v", text, w.Code, w.Body, l)
 		}
 	}
-}
-
-// withMetrics adds the required Metrics.
-func withMetrics(s Deps) Deps {
-	s.Metrics = http.NotFoundHandler()
-	return s
 }
 
 func TestForgedChangesAreRefused(t *testing.T) {
@@ -126,7 +129,7 @@ func TestForgedChangesAreRefused(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			l := fakeBans{}
-			g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+			g := l.server(token)
 			if w := sendChange(g, test.method, test.body, test.change); w.Code != test.want {
 				t.Errorf("status %d, want %d: %s", w.Code, test.want, w.Body)
 			}
@@ -139,7 +142,7 @@ func TestForgedChangesAreRefused(t *testing.T) {
 
 func TestChangesNeedAToken(t *testing.T) {
 	l := fakeBans{}
-	g := New(Config{Address: "127.0.0.1:9143"}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+	g := l.server("")
 	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 403 || len(l) != 0 {
 		t.Errorf("status %d, %v", w.Code, l)
 	}

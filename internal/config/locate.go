@@ -21,6 +21,9 @@ func WithKey(key string, err error) error {
 	return &keyError{key, err}
 }
 
+// File returns the path that the configuration was loaded from.
+func (c *Config) File() string { return c.file }
+
 // Locate converts errors of WithKey, joined or single, to the form of Load's errors:
 // an *InvalidError with the position of each key in the file. A key that is left out
 // has the position of the nearest block that is present; an error without a key has

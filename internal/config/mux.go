@@ -24,6 +24,7 @@ type Mux struct {
 	MaxConcurrentReattaches int           `yaml:"max_concurrent_reattaches" was:"max_attaches" default:"50" min:"1" max:"10000" doc:"Sessions reattached at a time, to protect a recovering backend from a thundering herd. Sessions with a waiting command come first; sessions in IDLE use at most half of this."`
 	ConsistencyCheck        string        `yaml:"consistency_check" was:"verify_view" default:"off" oneof:"off sample always" doc:"Compare the client's view of its mailbox with the backend's, between commands. sample: once in a thousand pauses. A difference ends the session and is counted in imapgate_mux_consistency_checks_total."`
 	ReadAfterWrite          bool          `yaml:"read_after_write" was:"consistent" default:"true" doc:"Two connections of one user see each other's changes at once, as with a single Dovecot or Cyrus. Set it to false for clusters where they may not. The gateway then does not query mailboxes on a second connection, and sends more flags again than have changed."`
+	AlwaysDetach            bool          `yaml:"-"` // for tests: see mux.Settings
 	HideCapabilities        []string      `yaml:"hide_capabilities" form:"capability" example:"[X-GM-EXT-1]" doc:"Capabilities that clients are not offered in these modes, in addition to those that never are (such as COMPRESS)."`
 }
 
@@ -34,7 +35,7 @@ func (m Mux) Settings() mux.Settings {
 		CredentialCache: m.CredentialCache, CredentialCacheTTL: m.CredentialCacheTTL,
 		CommandHoldTimeout: m.CommandHoldTimeout, IdleReattachTimeout: m.IdleReattachTimeout, SilenceTimeout: m.SilenceTimeout, MaxConcurrentReattaches: m.MaxConcurrentReattaches,
 		UIDPrefetch: m.UIDPrefetch, UIDPrefetchMaxMessages: m.UIDPrefetchMaxMessages, FlagResyncMaxMessages: m.FlagResyncMaxMessages, ConsistencyCheck: m.ConsistencyCheck,
-		ReadAfterWrite: m.ReadAfterWrite,
+		ReadAfterWrite: m.ReadAfterWrite, AlwaysDetach: m.AlwaysDetach,
 	}
 	for _, name := range m.HideCapabilities {
 		s.HideCapabilities = append(s.HideCapabilities, strings.ToUpper(name))

@@ -19,9 +19,22 @@ const (
 
 // Problem is one problem and its position.
 type Problem struct {
-	Line, Column int    // from 1; 0: the file as a whole
-	Key          string // listeners[1].tls; "" for the file as a whole
-	Text         string
+	Line   int    `json:"line,omitempty"` // from 1; 0: the file as a whole
+	Column int    `json:"column,omitempty"`
+	Key    string `json:"key,omitempty"` // listeners[1].tls; "" for the file as a whole
+	Text   string `json:"text"`
+}
+
+// Format returns file:line:column: key: text, the form of compilers, which editors can
+// parse.
+func (p Problem) Format(file string) string {
+	if p.Line > 0 {
+		file += fmt.Sprintf(":%d:%d", p.Line, p.Column)
+	}
+	if p.Key != "" {
+		file += ": " + p.Key
+	}
+	return file + ": " + p.Text
 }
 
 // InvalidError has all problems of a file.
@@ -38,15 +51,7 @@ func (e *InvalidError) Error() string {
 			fmt.Fprintf(&b, "%s: and %d more\n", e.File, len(e.Problems)-i)
 			break
 		}
-		b.WriteString(e.File)
-		if p.Line > 0 {
-			fmt.Fprintf(&b, ":%d:%d", p.Line, p.Column)
-		}
-		b.WriteString(": ")
-		if p.Key != "" {
-			b.WriteString(p.Key + ": ")
-		}
-		b.WriteString(p.Text + "\n")
+		b.WriteString(p.Format(e.File) + "\n")
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -5,33 +5,21 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"net"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"imapgate/auth"
-	"imapgate/internal/audit"
-	"imapgate/internal/event"
-	"imapgate/internal/identity"
-	"imapgate/internal/limit"
-	"imapgate/internal/metrics"
-	"imapgate/internal/parking"
+	"imapgate/internal/config"
+	imapgate "imapgate/internal/gateway"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
 	"imapgate/proxy/mux"
-	"imapgate/proxy/upstream"
-	"imapgate/routing"
 )
-
-// onlyBackend is the name of the only backend.
-const onlyBackend = "only"
 
 // backend is the mail server of a test.
 type backend struct {
@@ -68,88 +56,62 @@ func startFaultProxy(t testing.TB, target string) *FaultProxy {
 // gateway is a gateway in the test's process.
 type gateway struct {
 	// Set once.
-	server  *proxy.Server
-	dir     string // folder of its log
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup // its goroutines
-	closers []func() error
+	*imapgate.Gateway
+	dir    string // folder of its log
+	log    io.Closer
+	cancel context.CancelFunc
+	ended  chan error // the error of Run
 }
 
 // startGateway starts a gateway whose only backend is at address. Neither side uses TLS,
 // so that the fault proxy can read the dialogue.
 func startGateway(c Config, address, dir string) (*gateway, error) {
-	g := &gateway{dir: dir}
-	deps, err := g.buildDeps(address)
+	file := filepath.Join(dir, "imapgate.yaml")
+	text := fmt.Sprintf(`
+listeners: [{name: clients, address: "127.0.0.1:0", tls: none}]
+routing: {source: static, static: {default: only}}
+backends:
+  only:
+    {address: %q, tls: none, mode: %s,
+     mux: {max_per_user: 50, silence_timeout: 0s, uid_prefetch: %s, consistency_check: %s}}
+limits: {drain_timeout: 0s, connections: {per_user: 0, per_user_address: 0}}
+audit: {path: %q, commands: all}
+admin: {address: ""}
+`, address, c.Mode, cmp.Or(c.UIDPrefetch, mux.PrefetchEager), cmp.Or(c.Verify, mux.CheckOff), filepath.Join(dir, "audit"))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	cfg, err := config.Load(file)
 	if err != nil {
 		return nil, err
 	}
-	g.server, err = proxy.New(proxy.Config{
-		PreauthTimeout: time.Minute, HandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-		Modes: map[string]proxy.Mode{onlyBackend: {Name: event.Mode(c.Mode), Mux: mux.Settings{
-			PoolIdleTimeout: time.Minute, MaxPerUser: 50, ReadAfterWrite: true, UIDPrefetch: cmp.Or(c.UIDPrefetch, mux.PrefetchEager), ConsistencyCheck: c.Verify, AlwaysDetach: c.Detach,
-		}.WithDefaults()}},
-		MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),
-		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
-	}, deps)
-	if err == nil {
-		err = g.server.Listen()
-	}
+	only := cfg.Backends["only"]
+	only.Mux.AlwaysDetach = c.Detach
+	cfg.Backends["only"] = only
+	logFile, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
+	}
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.Lock(logFile), zapcore.InfoLevel))
+	g := &gateway{dir: dir, log: logFile, ended: make(chan error, 1)}
+	if g.Gateway, err = imapgate.Open(cfg, imapgate.Options{Log: log, Version: "test"}); err != nil {
+		return nil, errors.Join(err, logFile.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
-	for _, run := range []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, g.server.Serve} {
-		g.wg.Go(func() { _ = run(ctx) }) // returns nil
-	}
+	go func() { g.ended <- g.Run(ctx) }()
 	return g, nil
 }
 
-// buildDeps creates the dependencies of the server.
-func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
-	file, err := os.Create(filepath.Join(g.dir, "log"))
-	if err != nil {
-		return proxy.Deps{}, err
-	}
-	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.Lock(file), zapcore.InfoLevel))
-	deps := proxy.Deps{Log: log, Metrics: metrics.New("test")}
-	deps.Routes, err = routing.New(routing.Config{
-		Source: routing.SourceStatic, Backends: []string{onlyBackend}, Static: routing.Static{Default: onlyBackend},
-	}, nil, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, log)
-	if err != nil {
-		return deps, err
-	}
-	noPassword := func(context.Context, identity.User) (identity.Secret, error) {
-		return identity.Secret{}, auth.ErrUnknown
-	}
-	if deps.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: noPassword}, log); err != nil {
-		return deps, err
-	}
-	deps.Backends = map[string]*upstream.Backend{onlyBackend: upstream.New(upstream.Config{
-		Name: onlyBackend, Address: address, TLSMode: upstream.NoTLS,
-		WrapConn: func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) },
-	}, upstream.Hooks{OnConnect: deps.Metrics.Backend(onlyBackend).CountConnect}, log)}
-	if deps.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
-		return deps, err
-	}
-	deps.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}, log)
-	if err == nil {
-		g.closers = []func() error{deps.Audit.Close, file.Close}
-	}
-	return deps, err
-}
-
 // address returns the address for clients.
-func (g *gateway) address() string { return g.server.Addrs()["clients"].String() }
+func (g *gateway) address() string { return g.Addrs()["clients"].String() }
 
 // close stops the gateway, waits for its goroutines and returns the end of its log.
 func (g *gateway) close() (log string, err error) {
 	g.cancel()
-	g.server.Close()
-	g.wg.Wait()
-	for _, c := range g.closers {
-		err = errors.Join(err, c())
-	}
+	err = <-g.ended
+	g.Close()
+	err = errors.Join(err, g.log.Close())
 	text, readErr := os.ReadFile(filepath.Join(g.dir, "log"))
 	if bytes.Contains(text, []byte("backend violated IMAP")) {
 		err = errors.Join(err, newViolation("the gateway blames a backend that has kept its promises"))

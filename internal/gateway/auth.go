@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -90,7 +90,7 @@ func (a authSources) tokenRefusal() auth.TokenRefusal {
 	return auth.TokenRefusal{Scope: a.tokens.Scope(), DiscoveryURL: a.tokens.DiscoveryURL()}
 }
 
-func (g *gateway) openAuth() error {
+func (g *Gateway) openAuth() error {
 	var err error
 	if g.authSources, err = openAuthSources(g.cfg, g.files, g.log); err != nil {
 		return err

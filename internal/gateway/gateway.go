@@ -1,12 +1,20 @@
-package main
+// Package gateway builds and runs a gateway from one configuration. It is the only
+// package that knows all others: it passes each its settings, and connects those that do
+// not import each other.
+//
+// It is the same for the program, the demo and the tests. It also checks a configuration,
+// and opens single parts for commands that need no running gateway.
+package gateway
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -18,21 +26,26 @@ import (
 	"imapgate/internal/descriptors"
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
+	"imapgate/internal/listen"
 	"imapgate/internal/metrics"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
 
-var (
-	errStarting = errors.New("starting or draining")
-)
+var errStarting = errors.New("starting or draining")
 
-// gateway has all parts of one process, built from one configuration.
-type gateway struct {
-	// Set once, by open.
+// Options are what a gateway gets from its process.
+type Options struct {
+	Log     *zap.Logger
+	Version string // of the program, for the metrics and the audit log
+}
+
+// Gateway has all parts of one gateway, built from one configuration.
+type Gateway struct {
+	// Set once, by Open.
 	cfg         *config.Config
-	file        string // path of cfg; set by startGateway
+	version     string
 	log         *zap.Logger
 	audit       *audit.Log
 	metrics     *metrics.Metrics
@@ -47,50 +60,70 @@ type gateway struct {
 	proxy       *proxy.Server
 	admin       *admin.Server // nil if disabled
 
-	isAccepting atomic.Bool // true from listening until the drain begins
+	hasRun      atomic.Bool // Run was called
+	isAccepting atomic.Bool // true from Run until the drain begins
 }
 
-// openGateway creates all parts. It reads files and opens the audit log, but does
-// not listen or connect yet.
-func openGateway(cfg *config.Config, log *zap.Logger) (*gateway, error) {
-	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(readBuildInfo().Version), descriptors: descriptors.New(descriptors.Limit())}
-	instance := proxy.NewInstance()
-	var err error
-	if g.files, err = openFiles(cfg, log); err != nil {
-		return nil, err
+// Open creates a gateway that listens; Run accepts the clients. The configuration must
+// not change afterwards. If Open fails, it closes everything that it has opened, and the
+// error has the positions of its keys in the configuration.
+func Open(cfg *config.Config, o Options) (*Gateway, error) {
+	g := &Gateway{
+		cfg: cfg, version: o.Version, log: o.Log, metrics: metrics.New(o.Version), descriptors: descriptors.New(descriptors.Limit()),
 	}
-	g.metrics.ObserveCertificates(g.reportExpiry)
-	if err := errors.Join(g.openRoutes(), g.openAuth()); err != nil {
-		g.close()
-		return nil, err
+	if err := g.open(); err != nil {
+		g.Close()
+		return nil, cfg.Locate(err)
 	}
-	g.openBackends(instance)
-	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
-		g.close()
-		return nil, err
-	}
-	proxyCfg := proxyConfig(cfg, instance)
-	proxyCfg.TokenRefusal, proxyCfg.TokenGrace = g.authSources.tokenRefusal(), cfg.Auth.OAuth.SessionGrace
-	g.proxy, err = proxy.New(proxyCfg, proxy.Deps{
-		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
-		Sockets: g.descriptors, Audit: g.audit, Metrics: g.metrics, Log: log,
-	})
-	if err != nil {
-		g.close()
-		return nil, err
-	}
-	if cfg.Admin.Address != "" {
-		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Deps{
-			Metrics: g.metrics.Handler(), Ready: g.checkReady, ExplainRoute: g.explainRoute, ListSessions: g.listSessions, ListBackends: g.listBackends,
-			Limits: g.newAdminLimits(),
-		}, log)
-	}
+	g.logAddresses()
 	return g, nil
 }
 
-// close closes what openGateway opened. It may be called on a partly opened gateway.
-func (g *gateway) close() {
+// open creates all parts and makes them listen. What reads files comes first, then the
+// audit log, which creates one; nothing connects yet.
+func (g *Gateway) open() error {
+	var err error
+	if g.files, err = openFiles(g.cfg, g.log); err != nil {
+		return err
+	}
+	g.metrics.ObserveCertificates(g.reportExpiry)
+	if err := errors.Join(g.openRoutes(), g.openAuth()); err != nil {
+		return err
+	}
+	instance := proxy.NewInstance()
+	g.openBackends(instance)
+	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
+		return err
+	}
+	proxyCfg := proxyConfig(g.cfg, instance)
+	proxyCfg.TokenRefusal, proxyCfg.TokenGrace = g.authSources.tokenRefusal(), g.cfg.Auth.OAuth.SessionGrace
+	g.proxy, err = proxy.New(proxyCfg, proxy.Deps{
+		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
+		Sockets: g.descriptors, Audit: g.audit, Metrics: g.metrics, Log: g.log,
+	})
+	if err != nil {
+		return err
+	}
+	if g.cfg.Admin.Address != "" {
+		g.admin = admin.New(admin.Config{Address: g.cfg.Admin.Address, Token: g.cfg.Admin.Token}, admin.Deps{
+			Metrics: g.metrics.Handler(), Ready: g.checkReady, Operations: g.operations(),
+		}, g.log)
+	}
+	return g.listen()
+}
+
+// Close closes what Open opened. If Run was called, it must have returned, unless the
+// process exits at once.
+func (g *Gateway) Close() {
 	var errs []error
+	if !g.hasRun.Load() {
+		if g.admin != nil {
+			errs = append(errs, g.admin.Close())
+		}
+		if g.proxy != nil {
+			g.proxy.Close()
+		}
+	}
 	if g.audit != nil {
 		errs = append(errs, g.audit.Close()) // before Redis, which a sink may use
 	}
@@ -103,30 +136,52 @@ func (g *gateway) close() {
 	}
 }
 
+// Addrs returns the addresses on which clients can connect, by the listeners' names.
+func (g *Gateway) Addrs() map[string]net.Addr { return g.proxy.Addrs() }
+
+// AdminAddr returns the address for operators, which must be enabled.
+func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }
+
+// logAddresses logs the addresses that the gateway listens on.
+func (g *Gateway) logAddresses() {
+	for name, addr := range g.Addrs() {
+		g.log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
+		if others, err := listen.IsShared(addr); err == nil && others {
+			g.log.Warn("another process listens there too, and gets some of the clients until it ends",
+				zap.String("listener", name), zap.Stringer("address", addr))
+		}
+	}
+	if g.admin != nil {
+		g.log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.AdminAddr()))
+	}
+}
+
 // openRoutes creates the Redis client, which connects on first use, and the router
 // on top of it.
-func (g *gateway) openRoutes() error {
+func (g *Gateway) openRoutes() error {
 	var err error
 	if g.redis, err = dialRedis(g.cfg.Redis, g.files.clientTLS(redisKey)); err != nil {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
-		Lookup: g.metrics.CountRouteLookup, Invalidation: g.setInvalidationState, Store: g.recordStoreState,
+		Lookup: g.metrics.CountRouteLookup, Invalidation: setter(g.metrics.RouteInvalidationConnected), Store: g.recordStoreState,
 	}, g.log)
 	return config.WithKey("routing", err)
 }
 
-// setInvalidationState sets the metric for route changes that Redis announces.
-func (g *gateway) setInvalidationState(connected bool) {
-	g.metrics.RouteInvalidationConnected.Set(0)
-	if connected {
-		g.metrics.RouteInvalidationConnected.Set(1)
+// setter returns a hook that sets a gauge to 1 or 0.
+func setter(gauge prometheus.Gauge) func(bool) {
+	return func(isOn bool) {
+		gauge.Set(0)
+		if isOn {
+			gauge.Set(1)
+		}
 	}
 }
 
 // recordStoreState records whether Redis has lost route records, in the metrics and
 // the audit log.
-func (g *gateway) recordStoreState(s routing.StoreStatus) {
+func (g *Gateway) recordStoreState(s routing.StoreStatus) {
 	record := audit.RouteStore{Node: s.Node, Present: s.Present, Missing: s.Missing, Operator: s.AcceptedBy}
 	if s.State == routing.StoreEmptied {
 		g.metrics.RoutesEmptied.Set(1)
@@ -141,7 +196,7 @@ func (g *gateway) recordStoreState(s routing.StoreStatus) {
 // import each other, so it translates their errors. Otherwise a user without a
 // password in Redis would not reach the next method, and SCRAM would reveal a
 // blocked user before the proof.
-func (g *gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
+func (g *Gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 	hash, err := g.routes.Password(ctx, u)
 	if errors.Is(err, routing.ErrNoUser) {
 		return secret{}, fmt.Errorf("%w: %w", auth.ErrUnknown, err)
@@ -152,7 +207,7 @@ func (g *gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 	return hash, err
 }
 
-func (g *gateway) openBackends(instance string) {
+func (g *Gateway) openBackends(instance string) {
 	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
 	for name, b := range g.cfg.Backends {
 		backendCfg := upstreamConfig(name, b, g.cfg.Limits, g.files.clientTLS(backendKey(name)))
@@ -164,7 +219,7 @@ func (g *gateway) openBackends(instance string) {
 
 // recordLoginWait returns the hook that records a login delayed or refused by a
 // limit of the backend. The audit log is open before the first login.
-func (g *gateway) recordLoginWait(backend string) func(upstream.Wait) {
+func (g *Gateway) recordLoginWait(backend string) func(upstream.Wait) {
 	return func(w upstream.Wait) {
 		result := event.ResultDelayed
 		if w.TimedOut {
@@ -178,7 +233,7 @@ func (g *gateway) recordLoginWait(backend string) func(upstream.Wait) {
 }
 
 // listen opens every address, so that a port in use is an error at start.
-func (g *gateway) listen() error {
+func (g *Gateway) listen() error {
 	if err := g.proxy.Listen(); err != nil {
 		return withListenerKey(g.cfg, err)
 	}
@@ -200,10 +255,11 @@ func withListenerKey(cfg *config.Config, err error) error {
 	return config.WithKey(key, err)
 }
 
-// run serves until ctx is done and the sessions have drained. The admin address and
-// the watchers run until the end: operators need them during a drain, and sessions
-// still use certificates and routes.
-func (g *gateway) run(ctx context.Context) error {
+// Run serves until ctx is done and the sessions have drained. It is called once. The
+// admin address and the watchers run until the end: operators need them during a drain,
+// and sessions still use certificates and routes.
+func (g *Gateway) Run(ctx context.Context) error {
+	g.hasRun.Store(true)
 	watchCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var watchers errgroup.Group
@@ -224,15 +280,19 @@ func (g *gateway) run(ctx context.Context) error {
 
 	g.isAccepting.Store(true)
 	g.metrics.CountReload(nil) // the configuration was just loaded
-	g.logLostRecord(event.Started, g.audit.GatewayStarted(readBuildInfo().Version))
+	g.logLostRecord(event.Started, g.audit.GatewayStarted(g.version))
 	serveErr := g.proxy.Serve(ctx)
 	g.logLostRecord(event.Stopped, g.audit.GatewayStopped(event.Shutdown))
 	stop()
-	return errors.Join(serveErr, watchers.Wait())
+	err := errors.Join(serveErr, watchers.Wait())
+	if n := g.limits.CountersInUse(); n > 0 {
+		g.log.Error("slots of the limits are still taken after the last session", zap.Int("slots", n))
+	}
+	return err
 }
 
 // beginDrain lets another gateway take over the admin address.
-func (g *gateway) beginDrain(ctx context.Context) {
+func (g *Gateway) beginDrain(ctx context.Context) {
 	g.isAccepting.Store(false)
 	if g.admin != nil {
 		g.admin.ReleaseAddress(ctx)
@@ -240,28 +300,9 @@ func (g *gateway) beginDrain(ctx context.Context) {
 }
 
 // checkReady returns nil while new clients are accepted.
-func (g *gateway) checkReady() error {
+func (g *Gateway) checkReady() error {
 	if !g.isAccepting.Load() {
 		return errStarting
 	}
 	return g.audit.Ready()
-}
-
-// explainRoute returns the response of the admin address about one user's route.
-func (g *gateway) explainRoute(ctx context.Context, name string) (any, error) {
-	u, err := g.auth.Canonicalize(name)
-	if err != nil {
-		return nil, err
-	}
-	return g.routes.Explain(ctx, u), nil
-}
-
-// listSessions returns the response of the admin address about one user's live
-// sessions.
-func (g *gateway) listSessions(_ context.Context, name string) (any, error) {
-	u, err := g.auth.Canonicalize(name)
-	if err != nil {
-		return nil, err
-	}
-	return sessionList{User: u.String(), Sessions: g.proxy.SessionsOf(u)}, nil
 }

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"imapgate/internal/audit"
@@ -29,7 +29,7 @@ func auditConfig(cfg *config.Config, f *watchedFiles) audit.Config {
 
 // openAudit opens the audit log, which creates a file. It runs after everything else
 // that reads files.
-func (g *gateway) openAudit() error {
+func (g *Gateway) openAudit() error {
 	cfg := auditConfig(g.cfg, g.files)
 	cfg.Redis = g.redis
 	var err error
@@ -42,13 +42,13 @@ func (g *gateway) openAudit() error {
 }
 
 // reportSinks reports the state of each sink to the metrics.
-func (g *gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
+func (g *Gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
 	for _, s := range g.audit.Sinks() {
 		report(metrics.AuditSinkStatus(s))
 	}
 }
 
 // recordSignal records an operator's signal, and err if it was not carried out.
-func (g *gateway) recordSignal(action event.Action, err error) {
+func (g *Gateway) recordSignal(action event.Action, err error) {
 	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&audit.OperatorAction{Action: action, Operator: "signal", Err: err}))
 }

@@ -1,14 +1,12 @@
-package main
+package gateway
 
 import (
 	"crypto/tls"
 	"maps"
 	"net"
 	"slices"
-	"time"
 
 	"github.com/redis/go-redis/v9"
-	"go.uber.org/zap"
 
 	"imapgate/internal/config"
 	"imapgate/internal/event"
@@ -17,7 +15,6 @@ import (
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
-	"imapgate/tlsconf"
 )
 
 // The types of internal/identity that this package uses.
@@ -103,24 +100,6 @@ func dialRedis(r *config.Redis, tlsConfig func() *tls.Config) (redis.UniversalCl
 	return client, config.WithKey("redis", err)
 }
 
-// dialRedisOnce is dialRedis for a single command, which does not watch files. Its
-// errors have their positions in the configuration.
-func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
-	var tlsConfig func() *tls.Config
-	for _, c := range clientBlocks(cfg) {
-		if c.key != redisKey {
-			continue
-		}
-		client, err := tlsconf.NewClient(c.cfg, zap.NewNop())
-		if err != nil {
-			return nil, cfg.Locate(c.fileKeys().addKeys(redisKey, err))
-		}
-		tlsConfig = client.Config
-	}
-	rdb, err := dialRedis(cfg.Redis, tlsConfig)
-	return rdb, cfg.Locate(err)
-}
-
 // upstreamConfig returns the settings of one backend, without SessionPrefix and
 // Sockets. tlsConfig is for a backend with TLS.
 func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConfig func() *tls.Config) upstream.Config {
@@ -137,6 +116,7 @@ func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConf
 		Forward:        b.Forward,
 		ConnectTimeout: limits.UpstreamConnectTimeout,
 		LoginTimeout:   limits.UpstreamLoginTimeout,
+		AnswerTimeout:  limits.UpstreamAnswerTimeout,
 		MaxLogins:      limits.MaxUpstreamLogins,
 		LoginRate:      limits.MaxUpstreamConnectsPerSecond,
 		TTL:            limits.ProxyTTL,
@@ -145,16 +125,4 @@ func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConf
 		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
 	}
 	return out
-}
-
-// reportExpiry reports the expiry of each certificate that the gateway serves or
-// presents.
-func (g *gateway) reportExpiry(report func(file string, notAfter time.Time)) {
-	seen := make(map[string]bool) // several servers may get the same certificate
-	for _, c := range g.files.certificates() {
-		if !seen[c.File] {
-			seen[c.File] = true
-			report(c.File, c.NotAfter)
-		}
-	}
 }

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"errors"
@@ -15,9 +15,9 @@ import (
 	"imapgate/routing"
 )
 
-// configWarnings returns warnings about valid settings that are probably mistakes:
-// errors of config.WithKey, joined.
-func configWarnings(cfg *config.Config) error {
+// Warnings returns warnings about valid settings that are probably mistakes: errors of
+// config.WithKey, joined.
+func Warnings(cfg *config.Config) error {
 	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }
 

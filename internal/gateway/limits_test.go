@@ -1,6 +1,6 @@
 //go:build unix
 
-package main
+package gateway
 
 import (
 	"errors"
@@ -10,21 +10,13 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin"
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
 )
 
 func TestListenerLimitsReachTheLimiter(t *testing.T) {
-	file, _ := gatewayConfig(t, `
-auth: {default_domain: example.org}
-routing: {source: static, static: {default: east}}
-limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: {per_minute: 7, ban_duration: 1m}}
-`)
-	cfg, err := config.Load(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := load(t, "limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: {per_minute: 7, ban_duration: 1m}}")
 	on := &cfg.Listeners[0]
 	on.Limits = &config.ListenerLimits{
 		Connections: config.ListenerConnections{PerUser: 3, PerAddress: -1},
@@ -52,9 +44,9 @@ func TestTooLongABanIsABadRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newLocalAdmin(&config.Config{}, gate)
+	d := newLimitAdmin(&config.Config{}, gate)
 	for _, length := range []time.Duration{0, -time.Hour, 11 * 365 * 24 * time.Hour} {
-		if _, err := d.addBan(t.Context(), admin.BanRequest{Subject: "192.0.2.7", Duration: length}); !errors.Is(err, admin.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
+		if _, err := d.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(length)}); !errors.Is(err, api.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
 			t.Errorf("a ban for %v: %v", length, err)
 		}
 	}

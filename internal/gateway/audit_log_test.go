@@ -1,7 +1,6 @@
-package main
+package gateway
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -10,27 +9,11 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
-	"imapgate/internal/config"
 	"imapgate/internal/testbed"
 )
 
-// loadAudit reads a configuration with this audit block.
-func loadAudit(t *testing.T, block string) *config.Config {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "imapgate.yaml")
-	text := "listeners: [{tls: none}]\nredis: {}\nbackends: {east: {address: \"127.0.0.1:143\"}}\nadmin: {address: \"\"}\n" + block
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := config.Load(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg
-}
-
 func TestPathIsShortForOneSink(t *testing.T) {
-	cfg := loadAudit(t, "audit: {path: /var/log/a, on_failure: drop}")
+	cfg := load(t, "audit: {path: /var/log/a, on_failure: drop}")
 	got := auditConfig(cfg, &watchedFiles{})
 	if got.Path != "/var/log/a" || got.OnFailure != "drop" || got.Commands != audit.NoCommands || len(got.Sinks) > 0 {
 		t.Errorf("%+v", got)
@@ -40,7 +23,7 @@ func TestPathIsShortForOneSink(t *testing.T) {
 func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
 	ca := testbed.NewCA(t)
 	file := filepath.Join(t.TempDir(), "audit.log")
-	cfg := loadAudit(t, `audit:
+	cfg := load(t, `audit:
   chain: true
   sinks:
     - {type: file, path: `+file+`}
@@ -55,11 +38,11 @@ func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
 	if s := got.Sinks[2].TLS(); s == nil || s.ServerName != "logs.internal" || s.RootCAs == nil || len(s.NextProtos) > 0 {
 		t.Errorf("%+v", s)
 	}
-	g, err := openGateway(cfg, zap.NewNop())
+	g, err := Open(cfg, Options{Log: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.close()
+	defer g.Close()
 	var names []string
 	for _, s := range g.audit.Sinks() {
 		names = append(names, s.Name)

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"cmp"
@@ -163,4 +163,16 @@ func (f *watchedFiles) warnings(now time.Time) error {
 		warnings = append(warnings, c.fileKeys().addKeys(key, f.clients[key].Diagnose(now)))
 	}
 	return errors.Join(warnings...)
+}
+
+// reportExpiry reports the expiry of each certificate that the gateway serves or
+// presents.
+func (g *Gateway) reportExpiry(report func(file string, notAfter time.Time)) {
+	seen := make(map[string]bool) // several servers may get the same certificate
+	for _, c := range g.files.certificates() {
+		if !seen[c.File] {
+			seen[c.File] = true
+			report(c.File, c.NotAfter)
+		}
+	}
 }

@@ -1,0 +1,76 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/config"
+	"imapgate/internal/event"
+)
+
+// RecordDrain logs and records that an operator's signal begins the drain.
+func (g *Gateway) RecordDrain(signal os.Signal) {
+	g.recordSignal(event.ActionDrain, nil)
+	g.log.Info("draining", zap.Stringer("signal", signal), zap.Duration("sessions_may_take", g.cfg.Limits.DrainTimeout))
+}
+
+// Reload is for SIGHUP: it reopens and reloads what it can while sessions continue,
+// and checks whether the configuration is still the one in use. Other files are
+// watched and need no signal.
+func (g *Gateway) Reload() {
+	const reread = "audit log, certificates, secrets"
+	g.audit.Reopen()
+	changed, filesErr := g.files.Reload()
+	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
+	g.recordSignal(event.ActionReload, err)
+	g.metrics.CountReload(err)
+	reloaded := event.ConfigReloaded
+	if err != nil {
+		reloaded = event.ConfigRejected
+	}
+	g.logLostRecord(reloaded, g.audit.ConfigReloaded(reread, err))
+	if err != nil {
+		g.log.Warn("reloaded; some of the files' content is not in use", zap.String("reread", reread), zap.Error(err))
+		return
+	}
+	g.log.Info("reloaded; the configuration is unchanged", zap.String("reread", reread), zap.Strings("changed", changed))
+}
+
+// joinLines joins the lines of an error into one; nil stays nil.
+func joinLines(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
+// checkConfigUnchanged returns an error if the file's configuration is not the one
+// in use.
+func (g *Gateway) checkConfigUnchanged() error {
+	if info, err := os.Stat(g.cfg.File()); err == nil && !info.Mode().IsRegular() {
+		return nil // a pipe can be read only once
+	}
+	now, err := config.Load(g.cfg.File())
+	if err != nil {
+		g.log.Error("the configuration file is invalid; the previous configuration stays in use, and a restart would fail", zap.Error(err))
+		return shortenError(err)
+	}
+	if keys := g.cfg.ChangedKeys(now); len(keys) > 0 {
+		return fmt.Errorf("%s has changed, which needs a restart: %s", g.cfg.File(), strings.Join(keys, ", "))
+	}
+	return nil
+}
+
+// shortenError shortens an error of config.Load to its first problem.
+func shortenError(err error) error {
+	var invalid *config.InvalidError
+	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
+		return err
+	}
+	all := len(invalid.Problems)
+	return fmt.Errorf("%w (and %d more)", &config.InvalidError{File: invalid.File, Problems: invalid.Problems[:1]}, all-1)
+}
