@@ -39,18 +39,9 @@ type attachOptions struct {
 	slot           *attachSlot // slot of a session in IDLE; nil: acquire one
 }
 
-// attach gets the session a connection with its mailbox selected, and sends the client
-// what has changed, as far as r allows. It retries for CommandHoldTimeout.
-//
-// Errors: errPendingExpunges, a *closeError, and errors for which isTransient returns
-// true.
-func (s *session) attach(r *request) error {
-	s.uidSet = ""
-	return s.attachWithin(r.attachOptions(), s.backend.settings.CommandHoldTimeout)
-}
-
 // attachOptions returns the options for an attach before the command is sent.
 func (r *request) attachOptions() attachOptions {
+	r.uidSet = ""
 	opts := attachOptions{expungePolicy: r.facts.ExpungePolicy}
 	if opts.expungePolicy == command.TranslateNumbers {
 		opts.translate = r
@@ -58,10 +49,20 @@ func (r *request) attachOptions() attachOptions {
 	return opts
 }
 
-func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error {
+// attach gets the session a connection with its mailbox selected, and sends the client
+// what has changed, as far as opts allow. It retries for CommandHoldTimeout, but not with
+// the slot of a session in IDLE.
+//
+// Errors: errPendingExpunges, a *closeError, and errors for which isTransient returns
+// true.
+func (s *session) attach(opts attachOptions) error {
+	timeout := s.upstream.backend.settings.CommandHoldTimeout
+	if opts.slot != nil {
+		timeout = 0
+	}
 	start := time.Now()
 	reason := event.ReattachDetach
-	if s.previousLost {
+	if s.upstream.previousLost {
 		reason = event.ReattachLost
 	}
 	var d *mailbox.Diff
@@ -75,7 +76,7 @@ func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error 
 		reason = event.ReattachHold
 	}
 	if err == nil {
-		s.previousLost = false
+		s.upstream.previousLost = false
 	}
 	if timeout > 0 || !isTransient(err) && !isLost(err) { // otherwise the session in IDLE tries again
 		s.recordAttach(reason, start, d, err)
@@ -85,16 +86,16 @@ func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error 
 
 // retryTransient calls try until it succeeds, fails permanently, or timeout has passed:
 // commands wait for a backend that is down. The last call begins when timeout has passed.
-func (s *session) retryTransient(timeout time.Duration, try func(h *holdTimer) error) error {
+func (x *exchange) retryTransient(timeout time.Duration, try func(h *holdTimer) error) error {
 	now := time.Now()
-	h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(max(timeout, s.backend.settings.IdleReattachTimeout))}
+	h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(max(timeout, x.upstream.backend.settings.IdleReattachTimeout))}
 	for wait := minRetryDelay; ; wait = min(2*wait, maxRetryDelay) {
 		err := try(h)
 		remaining := h.remaining(0)
-		if !isTransient(err) && !isLost(err) || remaining <= 0 || s.aborted.Load() || s.hub.ctx.Err() != nil {
+		if !isTransient(err) && !isLost(err) || remaining <= 0 || x.client.aborted.Load() || x.hub.ctx.Err() != nil {
 			return err
 		}
-		s.hub.sleep(min(wait+rand.N(wait), remaining))
+		x.hub.sleep(min(wait+rand.N(wait), remaining))
 	}
 }
 
@@ -109,20 +110,20 @@ func (h *Hub) sleep(d time.Duration) {
 }
 
 // recordAttach records an attach. Attaches without a mailbox are not recorded.
-func (s *session) recordAttach(reason event.ReattachReason, start time.Time, d *mailbox.Diff, err error) {
-	if s.mailbox == nil || !s.attached && err == nil {
+func (x *exchange) recordAttach(reason event.ReattachReason, start time.Time, d *mailbox.Diff, err error) {
+	if x.mailbox == nil || !x.upstream.attached && err == nil {
 		return
 	}
 	rec := audit.MuxEvent{
-		User: s.account.User(), Backend: s.backend.name, Mailbox: s.mailbox.Name(),
+		User: x.upstream.account.User(), Backend: x.upstream.backend.name, Mailbox: x.mailbox.Name(),
 		Duration: time.Since(start),
 	}
 	if d != nil {
 		rec.Expunged, rec.Arrived = d.ExpungedCount(), d.NewCount()
 	}
 	result := attachResult(err)
-	_ = s.hub.deps.Audit.SessionReattached(s.auditClient, &rec, reason, result) // if the log is full, it is counted as lost
-	s.hub.deps.Metrics.Mux.CountReattach(reason, result, rec.Duration)
+	_ = x.hub.deps.Audit.SessionReattached(x.client.audit, &rec, reason, result) // if the log is full, it is counted as lost
+	x.hub.deps.Metrics.Mux.CountReattach(reason, result, rec.Duration)
 }
 
 // attachResult returns the audit result for err.
@@ -166,11 +167,11 @@ func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*mailbox.Diff, e
 	if opts.slot != nil {
 		defer opts.slot.release()
 	}
-	deadline := s.tryDeadline()
-	if s.upstream != nil && s.tainted { // its next responses may be caused by the client, or unparsable
+	deadline := s.upstream.tryDeadline()
+	if s.upstream.Conn != nil && s.upstream.tainted { // its next responses may be caused by the client, or unparsable
 		s.returnUpstream()
 	}
-	if s.upstream == nil {
+	if s.upstream.Conn == nil {
 		if err := s.acquireLease(deadline); err != nil {
 			return nil, err
 		}
@@ -179,50 +180,50 @@ func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*mailbox.Diff, e
 		return nil, nil
 	}
 	d, err := s.syncMailbox(opts, deadline)
-	if err != nil && s.upstream != nil && !isLost(err) {
+	if err != nil && s.upstream.Conn != nil && !isLost(err) {
 		s.returnUpstream()
-	} else if err != nil && s.upstream != nil {
-		s.account.Discard(s.unbindUpstream(), event.DiscardError)
+	} else if err != nil && s.upstream.Conn != nil {
+		s.upstream.account.Discard(s.unbindUpstream(), event.DiscardError)
 	}
 	return d, err
 }
 
 // acquireLease acquires a connection with the client's extensions enabled and no mailbox
 // selected.
-func (s *session) acquireLease(deadline time.Time) error {
-	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+func (x *exchange) acquireLease(deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(x.hub.ctx, deadline)
 	defer cancel()
-	if err := s.checkRoute(ctx); err != nil {
+	if err := x.upstream.checkRoute(ctx); err != nil {
 		return err
 	}
-	conn, err := s.account.Acquire(ctx, s.enabled)
+	conn, err := x.upstream.account.Acquire(ctx, x.client.enabled)
 	if err != nil {
-		return s.checkRevoked(err)
+		return x.upstream.checkRevoked(err)
 	}
-	if err := s.checkRoute(ctx); err != nil { // the acquire may have waited
-		s.account.Release(conn)
+	if err := x.upstream.checkRoute(ctx); err != nil { // the acquire may have waited
+		x.upstream.account.Release(conn)
 		return err
 	}
-	s.bindUpstream(conn)
-	return s.forwardResponses(conn.TakeAlerts())
+	x.bindUpstream(conn)
+	return x.client.forwardResponses(conn.TakeAlerts())
 }
 
 // checkRoute verifies that the user still exists and has not moved before the session
 // uses the old location. It succeeds if routing is unavailable.
-func (s *session) checkRoute(ctx context.Context) error {
-	user := s.account.User()
-	location, err := s.hub.cfg.Locate(ctx, user)
+func (u *upstreamSide) checkRoute(ctx context.Context) error {
+	user := u.account.User()
+	location, err := u.backend.hub.cfg.Locate(ctx, user)
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
-		s.hub.evictUser(user)
+		u.backend.hub.evictUser(user)
 		return &closeError{event.LoginRevoked, byeRevoked, err}
 	case errors.Is(err, routing.ErrPaused): // hold the command for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
-	case err == nil && location.Backend != s.backend.name:
-		s.hub.EvictElsewhere(user, location)
+	case err == nil && location.Backend != u.backend.name:
+		u.backend.hub.EvictElsewhere(user, location)
 		return &closeError{event.Moved, byeMoved, nil}
-	case err == nil && s.loginFromRoute && location.Login != s.account.LoginName():
-		s.hub.EvictElsewhere(user, location)
+	case err == nil && u.loginFromRoute && location.Login != u.account.LoginName():
+		u.backend.hub.EvictElsewhere(user, location)
 		return &closeError{event.LoginChanged, byeMoved, nil}
 	}
 	return nil
@@ -230,40 +231,38 @@ func (s *session) checkRoute(ctx context.Context) error {
 
 // syncMailbox selects the mailbox and brings the client's view up to date. It releases
 // the slot before it writes to the client.
-func (s *session) syncMailbox(opts attachOptions, deadline time.Time) (*mailbox.Diff, error) {
-	data, err := s.reselect(deadline)
-	if err != nil {
+func (x *exchange) syncMailbox(opts attachOptions, deadline time.Time) (*mailbox.Diff, error) {
+	r := &resync{exchange: x, data: &mailbox.SelectData{}, deadline: deadline}
+	if err := r.reselect(); err != nil {
 		return nil, err
 	}
 	if opts.expungePolicy == command.DropExpunges {
-		s.attached = true // the mailbox is about to be closed: nothing to send
+		x.upstream.attached = true // the mailbox is about to be closed: nothing to send
 		return nil, nil
 	}
-	d, err := s.diffView(data, deadline)
+	d, err := r.diffView()
 	if err != nil {
 		return nil, err
 	}
 	if opts.translate != nil {
-		s.translateSet(opts.translate, d) // before the resync, possibly of an earlier attempt, changes their meaning
+		opts.translate.translateSet(x.mailbox, d) // before the resync, possibly of an earlier attempt, changes their meaning
 	}
-	if d != nil && d.ExpungedCount() > 0 && (opts.expungePolicy == command.ForbidExpunges || s.hasQueuedNumbers()) {
-		s.hub.deps.Metrics.Mux.CountDeferredExpunge()
+	if d != nil && d.ExpungedCount() > 0 && (opts.expungePolicy == command.ForbidExpunges || x.client.hasQueuedNumbers()) {
+		x.hub.deps.Metrics.Mux.CountDeferredExpunge()
 		return d, errPendingExpunges
 	}
 	opts.slot.releaseAttached()
-	if err := s.writeResync(d, data, time.Now().Add(housekeepingTimeout)); err != nil { // once begun, it has its own timeout
-		return d, err
-	}
-	return d, nil
+	r.deadline = time.Now().Add(housekeepingTimeout) // once begun, it has its own timeout
+	return d, r.writeResync(d)
 }
 
 // hasQueuedNumbers reports whether the client has already sent a command that uses the
 // message numbers it knew at that time.
-func (s *session) hasQueuedNumbers() bool {
-	if s.expungePolicy == command.ForbidExpunges || s.expungePolicy == command.TranslateNumbers {
+func (c *clientSide) hasQueuedNumbers() bool {
+	if c.expungePolicy == command.ForbidExpunges || c.expungePolicy == command.TranslateNumbers {
 		return true
 	}
-	for line := range bytes.Lines(s.client.Peek()) {
+	for line := range bytes.Lines(c.Peek()) {
 		facts, err := command.Parse(line)
 		if errors.Is(err, command.ErrTag) || errors.Is(err, command.ErrCommand) {
 			continue // a line of a literal, DONE or an invalid command
@@ -286,24 +285,24 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 	tag := string(raw[:e.tagLen])
 	switch {
 	case e.isSyncPoint:
-		return s.reply(tag, " OK ", e.spec.Name, " completed.")
+		return s.client.reply(tag, " OK ", e.spec.Name, " completed.")
 	case !e.withoutMailbox:
 		refusal, _ := s.attachRefusal(errPendingExpunges)
-		return s.reply(tag, refusal)
+		return s.client.reply(tag, refusal)
 	}
-	previous := s.expungePolicy
-	s.expungePolicy = command.ForbidExpunges // also for an attach after a loss
-	defer func() { s.expungePolicy = previous }()
-	if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
+	previous := s.client.expungePolicy
+	s.client.expungePolicy = command.ForbidExpunges // also for an attach after a loss
+	defer func() { s.client.expungePolicy = previous }()
+	if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
 		refusal, end := s.attachRefusal(err)
 		if end != nil {
 			return end
 		}
-		return s.reply(tag, refusal)
+		return s.client.reply(tag, refusal)
 	}
-	s.avoidTagPrefix(raw[:e.tagLen])
-	s.upstream.Enabled = s.enabled
-	s.outstanding.add(e, raw)
+	s.upstream.avoidTagPrefix(raw[:e.tagLen])
+	s.upstream.Enabled = s.client.enabled
+	s.upstream.outstanding.add(e, raw)
 	if err := s.recoverLoss(s.sendCommand(raw)); err != nil {
 		return err
 	}
@@ -312,27 +311,27 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 
 // translateSet turns the numbers of a COPY, MOVE or REPLACE into UIDs. Invalid numbers
 // are not sent: they may have become valid at the backend.
-func (s *session) translateSet(r *request, d *mailbox.Diff) {
+func (r *request) translateSet(m *mailbox.Mailbox, d *mailbox.Diff) {
 	switch {
 	case d == nil:
 		return // the backend uses the same numbers, or they are already UIDs
-	case s.uidSet != "":
-		if uids, err := imap.ParseSet(s.uidSet); err == nil && d.ContainsExpunged(uids) {
-			s.uidSet = untranslatable // expunged since an earlier attempt
+	case r.uidSet != "":
+		if uids, err := imap.ParseSet(r.uidSet); err == nil && d.ContainsExpunged(uids) {
+			r.uidSet = untranslatable // expunged since an earlier attempt
 		}
 		return
 	}
-	s.uidSet = untranslatable
+	r.uidSet = untranslatable
 	set, err := imap.ParseSet(string(r.facts.Set))
 	if err != nil {
 		return
 	}
-	uids, hasExpunged, err := s.mailbox.TranslateSet(set, d)
+	uids, hasExpunged, err := m.TranslateSet(set, d)
 	switch {
 	case err == nil && !hasExpunged:
-		s.uidSet = uids.String()
+		r.uidSet = uids.String()
 	case errors.Is(err, mailbox.ErrRange):
-		s.uidSet = outOfRange
+		r.uidSet = outOfRange
 	}
 }
 
@@ -344,12 +343,12 @@ const untranslatable = "-"
 const outOfRange = "0"
 
 // answerUnattached answers the current command after a failed attach.
-func (s *session) answerUnattached(err error) error {
-	refusal, end := s.attachRefusal(err)
+func (x *exchange) answerUnattached(err error) error {
+	refusal, end := x.attachRefusal(err)
 	if end != nil {
 		return end
 	}
-	return s.reply(string(s.request.tag), refusal)
+	return x.client.reply(string(x.client.request.tag), refusal)
 }
 
 // attachRefusal returns the answer to a command after a failed attach, or the end of the
@@ -358,10 +357,10 @@ func (s *session) answerUnattached(err error) error {
 //
 // EXPUNGEISSUED (RFC 5530, RFC 2180 §4.1.2) means that messages have been expunged. The
 // client receives the expunges at its next command.
-func (s *session) attachRefusal(err error) (string, error) {
+func (x *exchange) attachRefusal(err error) (string, error) {
 	switch {
 	case errors.Is(err, errPendingExpunges):
-		s.hub.deps.Metrics.Mux.CountExpungeIssued()
+		x.hub.deps.Metrics.Mux.CountExpungeIssued()
 		return " NO [EXPUNGEISSUED] Some of the messages have been deleted and no longer exist.", nil
 	case errors.Is(err, mailbox.ErrNoMatch):
 		return " OK No message has one of these UIDs.", nil
@@ -369,7 +368,7 @@ func (s *session) attachRefusal(err error) (string, error) {
 		return " BAD No such message.", nil
 	case !isTransient(err) && !isLost(err):
 		return "", err
-	case s.mailbox != nil:
+	case x.mailbox != nil:
 		return "", &closeError{event.UpstreamUnavailable, byeUnavailable, err}
 	}
 	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
@@ -393,13 +392,13 @@ func isLost(err error) bool {
 
 // checkRevoked turns err into the end of the session if the backend no longer accepts the
 // login.
-func (s *session) checkRevoked(err error) error {
+func (u *upstreamSide) checkRevoked(err error) error {
 	if errors.Is(err, pool.ErrExpired) {
 		return &closeError{event.TokenExpired, byeExpired, err}
 	}
 	if !upstream.RevokesCredentials(err) {
 		return err
 	}
-	s.account.RevokeCredential()
+	u.account.RevokeCredential()
 	return &closeError{event.LoginRevoked, byeRevoked, err}
 }

@@ -149,15 +149,15 @@ func (h *holdTimer) remaining(moving time.Duration) time.Duration {
 
 // tryDeadline returns the deadline of an attempt that begins now. Each attempt gets the
 // full timeout, because a late one would otherwise be cut short at a backend that is up.
-func (s *session) tryDeadline() time.Time {
-	return time.Now().Add(s.backend.settings.CommandHoldTimeout)
+func (u *upstreamSide) tryDeadline() time.Time {
+	return time.Now().Add(u.backend.settings.CommandHoldTimeout)
 }
 
 // acquireAttachSlot waits for a slot, as long as the command may wait.
 //
 // Errors: errBusy, and the end of the session if it is aborted while it waits.
-func (s *session) acquireAttachSlot(h *holdTimer) (*attachSlot, error) {
-	slot := s.backend.attachQueue.enqueue(nil)
+func (x *exchange) acquireAttachSlot(h *holdTimer) (*attachSlot, error) {
+	slot := x.upstream.backend.attachQueue.enqueue(nil)
 	timer := time.NewTimer(0) // interval of the checks below
 	defer timer.Stop()
 	for {
@@ -166,15 +166,15 @@ func (s *session) acquireAttachSlot(h *holdTimer) (*attachSlot, error) {
 			h.startedAt = h.startedAt.Add(slot.waitedWhileMoving())
 			return slot, nil
 		case <-timer.C:
-		case <-s.hub.ctx.Done():
+		case <-x.hub.ctx.Done():
 			slot.release()
 			return nil, errBusy
 		}
 		remaining := h.remaining(slot.waitedWhileMoving())
 		switch {
-		case s.aborted.Load():
+		case x.client.aborted.Load():
 			slot.release()
-			return nil, stopError(*s.stopReason.Load())
+			return nil, stopError(*x.client.stopReason.Load())
 		case remaining <= 0:
 			slot.release()
 			return nil, errBusy

@@ -97,7 +97,7 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 		peers++
 		peer, err := h.stub.peer(peers)
 		must(t, err)
-		exchange(t, a.scriptedConn, peer, "s SELECT INBOX", append(selectLines("0", "1", "7"), "s OK [READ-WRITE] done")...)
+		relayCommand(t, a.scriptedConn, peer, "s SELECT INBOX", append(selectLines("0", "1", "7"), "s OK [READ-WRITE] done")...)
 		return a, peer
 	}
 	var lost []*scriptedConn
@@ -141,8 +141,8 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	}
 }
 
-// exchange runs a command that is relayed.
-func exchange(t *testing.T, client, backend *scriptedConn, command string, answer ...string) {
+// relayCommand runs a command that is relayed.
+func relayCommand(t *testing.T, client, backend *scriptedConn, command string, answer ...string) {
 	t.Helper()
 	client.send(command + "\r\n")
 	must(t, backend.expect(command+"\r\n"))

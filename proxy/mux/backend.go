@@ -16,6 +16,7 @@ import (
 // backend is one backend with the state that its sessions share.
 type backend struct {
 	// Set once.
+	hub         *Hub
 	name        string
 	settings    Settings
 	pool        *pool.Pool
@@ -39,7 +40,7 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 	s := b.Settings.WithDefaults()
 	m := h.deps.Metrics
 	return &backend{
-		name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.deps.Log.With(zap.String("backend", name)),
+		hub: h, name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.deps.Log.With(zap.String("backend", name)),
 		attachQueue: newAttachQueue(s.MaxConcurrentReattaches),
 		pool: pool.New(b.Upstream, pool.Config{
 			IdleTimeout: s.PoolIdleTimeout, MaxAge: s.MaxAge, CacheCredentials: s.CredentialCache, CredentialTTL: s.CredentialCacheTTL,

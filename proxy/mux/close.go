@@ -67,14 +67,14 @@ func stopError(reason event.Reason) *closeError {
 	return &closeError{reason, "[UNAVAILABLE] Server is going down.", nil}
 }
 
-// wrapClientError turns an error of the client's connection into the end of the session;
+// wrapError turns an error of the client's connection into the end of the session;
 // nil stays nil.
-func (s *session) wrapClientError(err error) error {
+func (c *clientSide) wrapError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case s.stopReason.Load() != nil:
-		return &closeError{reason: *s.stopReason.Load(), err: err}
+	case c.stopReason.Load() != nil:
+		return &closeError{reason: *c.stopReason.Load(), err: err}
 	case errors.Is(err, wire.ErrStalled):
 		return &closeError{reason: event.ClientStalled, err: err}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -84,18 +84,17 @@ func (s *session) wrapClientError(err error) error {
 }
 
 // reply writes a response of the gateway to the client.
-func (s *session) reply(text ...string) error {
-	s.outBuf = s.outBuf[:0]
+func (c *clientSide) reply(text ...string) error {
+	c.outBuf = c.outBuf[:0]
 	for _, t := range text {
-		s.outBuf = append(s.outBuf, t...)
+		c.outBuf = append(c.outBuf, t...)
 	}
-	s.finishRecord(s.outBuf[bytes.LastIndexByte(s.outBuf, '\n')+1:]) // no-op if this is not a tagged response
-	_, err := s.client.Write(append(s.outBuf, "\r\n"...))
-	return s.wrapClientError(err)
+	c.records.finish(c.outBuf[bytes.LastIndexByte(c.outBuf, '\n')+1:]) // no-op if this is not a tagged response
+	return c.send(append(c.outBuf, "\r\n"...))
 }
 
 // replyTagged is reply with the tag of the current command.
-func (s *session) replyTagged(text string) error { return s.reply(string(s.request.tag), " ", text) }
+func (c *clientSide) replyTagged(text string) error { return c.reply(string(c.request.tag), " ", text) }
 
 // Timeouts at the end of a session.
 const (
@@ -109,23 +108,23 @@ func (s *session) end(err error) {
 	if !errors.As(err, &e) {
 		e = &closeError{reason: event.InternalError, err: err}
 	}
-	s.abortRecords()
-	if s.idleState != nil {
-		s.idleState.releaseSlot()
+	s.client.abortRecords(s.mailbox)
+	if s.client.idle != nil {
+		s.client.idle.releaseSlot()
 	}
 	if e.reason == event.ClientLogout { // the client has its answer, and another session may wait for the connection
 		s.releaseUpstream(e)
 	}
-	s.closeWithBye(e)
+	s.client.closeWithBye(e)
 	s.releaseUpstream(e)
-	s.account.Close()
+	s.upstream.account.Close()
 	s.unregister()
 	s.setStateMetric("")
 	if e.bye != "" {
 		s.hub.deps.Metrics.Mux.CountTermination(e.reason)
 	}
 	in, out := s.client.ByteCounts()
-	s.onEnd(Result{Reason: e.reason, Err: e.err, BytesIn: in, BytesOut: out, Commands: uint64(s.commandCount)})
+	s.onEnd(Result{Reason: e.reason, Err: e.err, BytesIn: in, BytesOut: out, Commands: uint64(s.client.commandCount)})
 }
 
 // unregister removes the session from all lists.
@@ -147,7 +146,7 @@ func (h *Hub) removeSession(s *session) {
 		return
 	}
 	delete(h.sessions, s)
-	s.backend.sessionCount.Add(-1)
+	s.upstream.backend.sessionCount.Add(-1)
 	delete(h.active, s)
 	delete(h.expiries, s)
 	h.wg.Done()
@@ -156,57 +155,57 @@ func (h *Hub) removeSession(s *session) {
 // closeWithBye closes the client's connection within byeTimeout. A client that has
 // received the beginning of a response receives nothing more: anything else would become
 // part of a message.
-func (s *session) closeWithBye(e *closeError) {
-	if s.responsePartial {
-		s.client.Abort()
-		_ = s.client.Close()
+func (c *clientSide) closeWithBye(e *closeError) {
+	if c.responsePartial {
+		c.Abort()
+		_ = c.Close()
 		return
 	}
-	timer := time.AfterFunc(byeTimeout, s.client.Abort)
+	timer := time.AfterFunc(byeTimeout, c.Abort)
 	defer timer.Stop()
 	if e.bye != "" {
-		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
+		_, _ = c.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
 	}
 	if e.bye != "" || e.reason == event.ClientLogout {
-		parking.Linger(s.client.NetConn())
+		parking.Linger(c.NetConn())
 	}
-	_ = s.client.Close()
+	_ = c.Close()
 }
 
 // releaseUpstream returns the lease to the pool if it is clean. Commands that must not be
 // interrupted finish first.
-func (s *session) releaseUpstream(e *closeError) {
-	if s.upstream == nil {
+func (x *exchange) releaseUpstream(e *closeError) {
+	if x.upstream.Conn == nil {
 		return
 	}
-	unfinished := !s.outstanding.isEmpty() || s.idleState != nil || s.commandPartial
-	if unfinished && !s.commandPartial && s.mustFinish() {
-		s.finishCommands()
+	unfinished := !x.upstream.outstanding.isEmpty() || x.client.idle != nil || x.upstream.commandPartial
+	if unfinished && !x.upstream.commandPartial && x.upstream.mustFinish() {
+		x.upstream.finishCommands()
 	}
 	if unfinished || e.reason == event.InternalError {
-		s.account.Discard(s.unbindUpstream(), event.DiscardOutstanding)
+		x.upstream.account.Discard(x.unbindUpstream(), event.DiscardOutstanding)
 		return
 	}
-	s.returnUpstream()
+	x.returnUpstream()
 }
 
 // returnUpstream returns the lease to the pool, or discards it if the next session could
 // notice its state.
-func (s *session) returnUpstream() {
-	discard := s.pinReason != "" || s.tainted || s.mailbox != nil && s.mailbox.IsDesynced()
-	switch conn := s.unbindUpstream(); {
+func (x *exchange) returnUpstream() {
+	discard := x.upstream.pinReason != "" || x.upstream.tainted || x.mailbox != nil && x.mailbox.IsDesynced()
+	switch conn := x.unbindUpstream(); {
 	case discard:
-		s.account.Discard(conn, event.DiscardPinned)
-	case conn.Broken || s.awaitingContinuation || s.commandPartial || !s.outstanding.isEmpty() || !conn.AtBoundary():
-		s.account.Discard(conn, event.DiscardOutstanding)
+		x.upstream.account.Discard(conn, event.DiscardPinned)
+	case conn.Broken || x.upstream.awaitingContinuation || x.upstream.commandPartial || !x.upstream.outstanding.isEmpty() || !conn.AtBoundary():
+		x.upstream.account.Discard(conn, event.DiscardOutstanding)
 	default:
-		s.account.Release(conn)
+		x.upstream.account.Release(conn)
 	}
 }
 
 // mustFinish reports whether an outstanding command must not be interrupted.
-func (s *session) mustFinish() bool {
-	for _, e := range s.outstanding.all() {
+func (u *upstreamSide) mustFinish() bool {
+	for _, e := range u.outstanding.all() {
 		if !e.retryable {
 			return true
 		}
@@ -215,16 +214,16 @@ func (s *session) mustFinish() bool {
 }
 
 // finishCommands reads and drops the answers of the outstanding commands.
-func (s *session) finishCommands() {
-	s.upstream.SetDeadline(time.Now().Add(finishTimeout))
-	for !s.outstanding.isEmpty() {
-		isFirst := s.upstream.AtBoundary()
-		seg, err := s.upstream.Next()
+func (u *upstreamSide) finishCommands() {
+	u.SetDeadline(time.Now().Add(finishTimeout))
+	for !u.outstanding.isEmpty() {
+		isFirst := u.AtBoundary()
+		seg, err := u.Next()
 		if err != nil {
 			return
 		}
 		if isFirst {
-			s.outstanding.takeAnswered(seg.Bytes)
+			u.outstanding.takeAnswered(seg.Bytes)
 		}
 	}
 }
@@ -235,16 +234,16 @@ func (s *session) recoverPanic() {
 	if panicked == nil {
 		return
 	}
-	s.hub.deps.Log.Error("panic recovered", zap.String("session", s.auditClient.Session), zap.String("fault", fmt.Sprintf("%T", panicked)),
+	s.hub.deps.Log.Error("panic recovered", zap.String("session", s.client.audit.Session), zap.String("fault", fmt.Sprintf("%T", panicked)),
 		zap.ByteString("stack", debug.Stack()))
 	defer func() {
 		if second := recover(); second != nil { // panic in end: remove the session from the lists
 			s.hub.removeSession(s)
-			s.hub.deps.Log.Error("panic while a session ended", zap.String("session", s.auditClient.Session), zap.ByteString("stack", debug.Stack()))
+			s.hub.deps.Log.Error("panic while a session ended", zap.String("session", s.client.audit.Session), zap.ByteString("stack", debug.Stack()))
 		}
 	}()
 	s.client.Abort()
-	s.responsePartial = true // the client's state is unknown, so nothing may follow
+	s.client.responsePartial = true // the client's state is unknown, so nothing may follow
 	s.end(&closeError{reason: event.InternalError})
 }
 
@@ -254,8 +253,8 @@ type lostError struct{ err error }
 func (e *lostError) Error() string { return "upstream: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// wrapUpstreamError turns an error of the lease into a loss; nil stays nil.
-func (s *session) wrapUpstreamError(err error) error {
+// wrapLost turns an error of the lease into a loss; nil stays nil.
+func wrapLost(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -267,9 +266,9 @@ var errBye = errors.New("backend sent BYE")
 
 // byeError returns the loss that a backend announces with line, "* BYE …". The error
 // contains only what DescribeResponse permits.
-func (s *session) byeError(line []byte) error {
+func byeError(line []byte) error {
 	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // treat a malformed line as a BYE without a text
-	return s.wrapUpstreamError(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
+	return wrapLost(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
 }
 
 // lossReason returns the audit reason of a loss.

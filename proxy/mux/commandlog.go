@@ -7,8 +7,10 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
+	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/mailbox"
 )
 
 // commandLog holds the client's unanswered commands as they arrived, if commands are
@@ -75,50 +77,59 @@ func (l commandLog) current() *loggedCommand {
 // clear removes all commands.
 func (l *commandLog) clear() { *l = (*l)[:0] }
 
-// beginRecord starts the record of a command, if commands are recorded.
-func (s *session) beginRecord(r *request) {
-	if s.recordsCommands() {
-		s.commandLog.begin(r.tag, r.spec, s.hub.uptime())
+// recorder records a client's commands in the audit log, if commands are recorded.
+type recorder struct {
+	hub     *Hub
+	client  *audit.Client
+	user    identity.User
+	backend string
+	log     commandLog
+}
+
+// begin starts the record of a command.
+func (r *recorder) begin(tag []byte, spec *command.Spec) {
+	if r.isEnabled() {
+		r.log.begin(tag, spec, r.hub.uptime())
 	}
 }
 
-func (s *session) recordsCommands() bool {
-	which := s.hub.deps.Audit.Commands()
+func (r *recorder) isEnabled() bool {
+	which := r.hub.deps.Audit.Commands()
 	return which == audit.AllCommands || which == audit.WriteCommands
 }
 
-// describeRecord adds the mailboxes and the number of messages of the current command.
-// The record contains nothing else of its arguments.
-func (s *session) describeRecord(r *request) {
-	c := s.commandLog.current()
+// describe adds the mailboxes and the number of messages of the current command. m is the
+// selected mailbox, or nil. The record contains nothing else of its arguments.
+func (r *recorder) describe(req *request, m *mailbox.Mailbox) {
+	c := r.log.current()
 	if c == nil {
 		return
 	}
-	if !r.parseFailed {
-		c.mailbox, c.destination = r.facts.Mailboxes(r.spec, r.raw)
+	if !req.parseFailed {
+		c.mailbox, c.destination = req.facts.Mailboxes(req.spec, req.raw)
 	}
-	if s.mailbox == nil {
+	if m == nil {
 		return
 	}
-	if c.mailbox == "" && (r.spec.NeedsMailbox || r.spec.Name == "NOOP") {
-		c.mailbox = s.mailbox.Name()
+	if c.mailbox == "" && (req.spec.NeedsMailbox || req.spec.Name == "NOOP") {
+		c.mailbox = m.Name()
 	}
-	if len(r.facts.Set) == 0 {
+	if len(req.facts.Set) == 0 {
 		return
 	}
-	set, err := imap.ParseSet(string(r.facts.Set))
+	set, err := imap.ParseSet(string(req.facts.Set))
 	switch {
 	case err != nil: // unparsable for the gateway
-	case strings.HasPrefix(r.spec.Name, "UID "):
-		c.messages = s.mailbox.CountUIDs(set)
+	case strings.HasPrefix(req.spec.Name, "UID "):
+		c.messages = m.CountUIDs(set)
 	default:
-		c.messages = s.mailbox.CountNumbers(set)
+		c.messages = m.CountNumbers(set)
 	}
 }
 
-// recordLiteral adds the size of the next literal of the current command.
-func (s *session) recordLiteral(seg imap.Segment) {
-	c := s.commandLog.current()
+// addLiteral adds the size of the next literal of the current command.
+func (r *recorder) addLiteral(seg imap.Segment) {
+	c := r.log.current()
 	switch {
 	case c == nil || seg.Kind != imap.LineEnd || seg.End || seg.Literal.Size < 0:
 	case len(c.literals) < audit.MaxLiteralSizes:
@@ -129,13 +140,13 @@ func (s *session) recordLiteral(seg imap.Segment) {
 	}
 }
 
-// finishRecord writes the record of the command that line answers. line is the answer
-// that the client receives.
-func (s *session) finishRecord(line []byte) {
-	if len(s.commandLog) == 0 {
+// finish writes the record of the command that line answers. line is the answer that the
+// client receives.
+func (r *recorder) finish(line []byte) {
+	if len(r.log) == 0 {
 		return
 	}
-	c := s.commandLog.finish(line)
+	c := r.log.finish(line)
 	if c == nil {
 		return
 	}
@@ -147,7 +158,7 @@ func (s *session) finishRecord(line []byte) {
 	case imap.HasWordPrefix(answer, "BAD"):
 		result = event.ResultBad
 	}
-	s.writeRecord(c, result, responseCode(answer))
+	r.write(c, result, responseCode(answer))
 }
 
 // responseCode returns the name of an answer's response code, "" for none.
@@ -160,36 +171,42 @@ func responseCode(answer []byte) string {
 	return string(code[:end])
 }
 
-// beginIdleRecord starts the record of an IDLE at its end. Until then only its start time
-// is kept.
-func (s *session) beginIdleRecord(i *idleState) {
-	if !s.recordsCommands() {
+// beginIdle starts the record of an IDLE at its end. Until then only its start time is
+// kept. m is the selected mailbox, or nil.
+func (r *recorder) beginIdle(i *idleState, m *mailbox.Mailbox) {
+	if !r.isEnabled() {
 		return
 	}
-	c := s.commandLog.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
-	if s.mailbox != nil {
-		c.mailbox = s.mailbox.Name()
+	c := r.log.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
+	if m != nil {
+		c.mailbox = m.Name()
 	}
 }
 
-// abortRecords writes the records of commands that will not be answered.
-func (s *session) abortRecords() {
-	if s.idleState != nil {
-		s.beginIdleRecord(s.idleState)
+// abort writes the records of commands that will not be answered.
+func (r *recorder) abort() {
+	for i := range r.log {
+		r.write(&r.log[i], event.ResultAborted, "")
 	}
-	for i := range s.commandLog {
-		s.writeRecord(&s.commandLog[i], event.ResultAborted, "")
-	}
-	s.commandLog.clear()
+	r.log.clear()
 }
 
-func (s *session) writeRecord(c *loggedCommand, result event.Result, code string) {
+func (r *recorder) write(c *loggedCommand, result event.Result, code string) {
 	verb := c.spec.Name
 	if verb == "" { // the client's own text, which may be anything
 		verb = "other"
 	}
-	_ = s.hub.deps.Audit.Command(s.auditClient, &audit.Command{
-		User: s.account.User(), Backend: s.backend.name, Name: verb, IsWrite: c.spec.Writes, Mailbox: c.mailbox, Destination: c.destination,
-		Messages: c.messages, LiteralSizes: c.literals, OtherLiterals: c.moreLiterals, Result: result, ResponseCode: code, Duration: s.hub.uptime() - c.startedAt,
+	_ = r.hub.deps.Audit.Command(r.client, &audit.Command{
+		User: r.user, Backend: r.backend, Name: verb, IsWrite: c.spec.Writes, Mailbox: c.mailbox, Destination: c.destination,
+		Messages: c.messages, LiteralSizes: c.literals, OtherLiterals: c.moreLiterals, Result: result, ResponseCode: code, Duration: r.hub.uptime() - c.startedAt,
 	}) // if the log is full, it is counted as lost
+}
+
+// abortRecords writes the records of commands that will not be answered. m is the
+// selected mailbox, or nil.
+func (c *clientSide) abortRecords(m *mailbox.Mailbox) {
+	if c.idle != nil {
+		c.records.beginIdle(c.idle, m)
+	}
+	c.records.abort()
 }

@@ -22,7 +22,7 @@ const (
 )
 
 // request is the current command. Its slices point into the client's buffer or into
-// session.commandBuf, and are valid until the next command is read.
+// clientWork.commandBuf, and are valid until the next command is read.
 type request struct {
 	tag             []byte
 	spec            *command.Spec
@@ -31,14 +31,15 @@ type request struct {
 	unsent          []byte // the part that has been read but not sent to a backend
 	upstreamDropped bool   // a silent connection was dropped while it was outstanding
 	parseFailed     bool   // command.Parse failed
+	uidSet          string // UIDs translated from the command's numbers; "": none
 	upload          command.AppendChecker
 }
 
 // runCommands executes the commands that are completely buffered, up to the bound on
 // outstanding commands.
 func (s *session) runCommands() error {
-	for !s.outstanding.isFull() && s.stopReason.Load() == nil { // buffered commands must not delay a requested stop
-		if s.pinReason != "" && s.idleState == nil {
+	for !s.upstream.outstanding.isFull() && s.client.stopReason.Load() == nil { // buffered commands must not delay a requested stop
+		if s.upstream.pinReason != "" && s.client.idle == nil {
 			return s.pin(nil)
 		}
 		seg, ok, err := s.client.NextBuffered()
@@ -48,17 +49,17 @@ func (s *session) runCommands() error {
 		if !ok {
 			return nil
 		}
-		if s.idleState != nil {
+		if s.client.idle != nil {
 			err = s.readDone(seg)
 		} else {
-			s.commandCount++
-			s.throttleCommand()
+			s.client.commandCount++
+			s.client.throttleCommand()
 			err = s.runCommand(seg)
 		}
 		if err != nil {
 			return err
 		}
-		s.request.unsent, s.discardingInput = nil, false
+		s.client.request.unsent, s.client.discardingInput = nil, false
 	}
 	return nil
 }
@@ -66,7 +67,7 @@ func (s *session) runCommands() error {
 // endInvalidClient ends a session whose client no longer sends lines: the start of the
 // next command is unknown.
 func (s *session) endInvalidClient() error {
-	s.discardingInput = true
+	s.client.discardingInput = true
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
@@ -75,14 +76,14 @@ func (s *session) endInvalidClient() error {
 
 // runCommand executes one command, of which seg is the first line.
 func (s *session) runCommand(seg imap.Segment) error {
-	s.request = request{unsent: seg.Bytes}
+	s.client.request = request{unsent: seg.Bytes}
 	head, err := command.Lookup(seg.Bytes)
 	if err != nil {
 		return s.rejectInvalid(head.Tag, seg)
 	}
-	s.badCommands = 0
-	s.request.tag, s.request.spec = head.Tag, head.Spec
-	s.beginRecord(&s.request)
+	s.client.badCommands = 0
+	s.client.request.tag, s.client.request.spec = head.Tag, head.Spec
+	s.client.records.begin(head.Tag, head.Spec)
 	if refusal := checkFirstLine(head.Spec, seg); refusal != "" {
 		return s.rejectCommand(refusal, seg)
 	}
@@ -92,54 +93,36 @@ func (s *session) runCommand(seg imap.Segment) error {
 	if head.Spec.Name == "" {
 		return s.runUnknown(seg)
 	}
-	s.request.raw = seg.Bytes
+	s.client.request.raw = seg.Bytes
 	if !seg.End {
-		if err := s.bufferCommand(seg); err != nil || s.request.raw == nil {
+		if err := s.bufferCommand(seg); err != nil || s.client.request.raw == nil {
 			return err
 		}
 	}
-	s.request.facts, err = command.Parse(s.request.raw)
-	s.request.parseFailed = err != nil
-	s.describeRecord(&s.request)
-	return s.execute(&s.request)
+	s.client.request.facts, err = command.Parse(s.client.request.raw)
+	s.client.request.parseFailed = err != nil
+	s.client.records.describe(&s.client.request, s.mailbox)
+	return s.execute(&s.client.request)
 }
 
 // rejectInvalid answers an invalid command.
 func (s *session) rejectInvalid(tag []byte, seg imap.Segment) error {
-	s.badCommands++
-	if s.badCommands > maxBadCommands {
+	s.client.badCommands++
+	if s.client.badCommands > maxBadCommands {
 		return s.endInvalidClient()
 	}
 	answer := "* BAD Invalid tag."
 	if len(tag) > 0 {
 		answer = string(tag) + " BAD Invalid command."
 	}
-	s.discardingInput = true
+	s.client.discardingInput = true
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	if err := s.reply(answer); err != nil {
+	if err := s.client.reply(answer); err != nil {
 		return err
 	}
 	return s.skipCommand(seg, maxSkipped)
-}
-
-// readClientSegment reads the next segment of a command. A LinePart belongs to a line
-// that is too long.
-func (s *session) readClientSegment() (imap.Segment, error) {
-	for {
-		seg, ok, err := s.client.NextBuffered()
-		if err != nil {
-			return seg, &closeError{event.ClientProtocol, byeProtocol, err}
-		}
-		if ok {
-			return seg, nil
-		}
-		s.throttleBytes()
-		if err := s.client.ReadMore(); err != nil {
-			return seg, s.wrapClientError(err)
-		}
-	}
 }
 
 // bufferCommand reads a command with literals completely. The gateway requests the
@@ -147,66 +130,67 @@ func (s *session) readClientSegment() (imap.Segment, error) {
 // until the command is complete (RFC 9051 §7.5.1). It refuses commands that are too large
 // or invalid, and leaves request.raw nil.
 func (s *session) bufferCommand(seg imap.Segment) error {
-	s.commandBuf, s.request.unsent = s.commandBuf[:0], nil // unsent is in a buffer that is reused
+	c := &s.client
+	c.commandBuf, c.request.raw, c.request.unsent = c.commandBuf[:0], nil, nil // unsent is in a buffer that is reused
 	literals := int64(0)
 	for {
-		s.commandBuf = append(s.commandBuf, seg.Bytes...)
+		c.commandBuf = append(c.commandBuf, seg.Bytes...)
+		c.request.tag = c.commandBuf[:len(c.request.tag)]
 		if seg.End {
 			break
 		}
 		if seg.Literal.Size > 0 {
 			literals += seg.Literal.Size
 		}
-		s.recordLiteral(seg)
-		if literals > maxBufferedLiterals || len(s.commandBuf) > 2*maxBufferedLiterals {
-			return s.rejectBuffered(" BAD [TOOBIG] Command is too large.", seg)
+		c.records.addLiteral(seg)
+		if literals > maxBufferedLiterals || len(c.commandBuf) > 2*maxBufferedLiterals {
+			return s.rejectCommand(" BAD [TOOBIG] Command is too large.", seg)
 		}
 		if seg.Kind == imap.LineEnd && !seg.Literal.NonSync {
-			if err := s.reply("+ OK"); err != nil {
+			if err := c.reply("+ OK"); err != nil {
 				return err
 			}
 		}
 		var err error
-		if seg, err = s.readClientSegment(); err != nil {
+		if seg, err = c.readSegment(); err != nil {
 			return err
 		}
 		switch {
 		case seg.Kind == imap.LinePart:
-			return s.rejectBuffered(refusalLineTooLong, seg)
+			return s.rejectCommand(refusalLineTooLong, seg)
 		case hasStrayCR(seg):
-			return s.rejectBuffered(refusalStrayCR, seg)
+			return s.rejectCommand(refusalStrayCR, seg)
 		}
 	}
-	s.request.raw, s.request.unsent = s.commandBuf, s.commandBuf
-	s.request.tag = s.commandBuf[:len(s.request.tag)]
+	c.request.unsent = c.commandBuf
 	if hasUnterminatedString(seg) {
-		s.request.raw = nil
 		return s.rejectCommand(refusalUnterminatedString, seg)
 	}
+	c.request.raw = c.commandBuf
 	return nil
 }
 
 // execute executes a complete command.
 func (s *session) execute(r *request) error {
-	s.expungePolicy = r.facts.ExpungePolicy
-	defer func() { s.expungePolicy = command.FlushExpunges }()
+	s.client.expungePolicy = r.facts.ExpungePolicy
+	defer func() { s.client.expungePolicy = command.FlushExpunges }()
 	local := r.spec.Upstream == command.NoUpstream || r.spec.Name == "NOOP" && s.mailbox == nil
-	if r.spec.Barrier || r.facts.Pins || r.parseFailed || local || s.outstanding.hasTag(r.tag) {
+	if r.spec.Barrier || r.facts.Pins || r.parseFailed || local || s.upstream.outstanding.hasTag(r.tag) {
 		if err := s.awaitReplies(); err != nil {
 			return err
 		}
 	}
-	if s.pinReason != "" && !hasLiteral(r.raw) { // pinned by an answer received just now
+	if s.upstream.pinReason != "" && !hasLiteral(r.raw) { // pinned by an answer received just now
 		return s.pin(bytes.Clone(r.raw))
 	}
 	selects := r.spec.ExpungePolicy == command.DropExpunges
 	switch {
 	case r.spec.Forbidden, r.parseFailed && (local || selects && hasLiteral(r.raw)):
-		return s.replyTagged("BAD Command is not allowed now, or not understood.")
+		return s.client.replyTagged("BAD Command is not allowed now, or not understood.")
 	case local:
 		return s.answerLocally(r)
 	case r.parseFailed && selects: // the resulting selection is unknown
-		s.pinReason = event.PinSelectBad
+		s.upstream.pinReason = event.PinSelectBad
 		return s.pin(bytes.Clone(r.raw))
 	case r.parseFailed:
 		return s.forwardCommand(r)
@@ -224,9 +208,9 @@ func (s *session) execute(r *request) error {
 func (s *session) answerLocally(r *request) error {
 	switch r.spec.Name {
 	case "CAPABILITY":
-		return s.reply("* CAPABILITY ", s.offeredCaps.String(), "\r\n", string(r.tag), " OK Capability completed.")
+		return s.client.reply("* CAPABILITY ", s.client.offeredCaps.String(), "\r\n", string(r.tag), " OK Capability completed.")
 	case "NOOP":
-		return s.replyTagged("OK NOOP completed.")
+		return s.client.replyTagged("OK NOOP completed.")
 	case "ID":
 		return s.answerID(r)
 	case "ENABLE":
@@ -234,7 +218,7 @@ func (s *session) answerLocally(r *request) error {
 	case "IDLE":
 		return s.startIdle(r)
 	}
-	if err := s.reply("* BYE Logging out\r\n", string(r.tag), " OK Logout completed."); err != nil {
+	if err := s.client.reply("* BYE Logging out\r\n", string(r.tag), " OK Logout completed."); err != nil {
 		return err
 	}
 	return &closeError{reason: event.ClientLogout}
@@ -243,27 +227,28 @@ func (s *session) answerLocally(r *request) error {
 // enableExtensions executes ENABLE (RFC 5161). The connection with these extensions is
 // chosen or made when one is needed.
 func (s *session) enableExtensions(r *request) error {
-	if s.mailbox != nil && slices.ContainsFunc(r.facts.EnableNames, s.isHidden) {
-		return s.replyTagged("NO Not enabled.")
+	isHidden := func(name string) bool { return s.upstream.account.Caps().Has(name) && !s.client.offeredCaps.Has(name) }
+	if s.mailbox != nil && slices.ContainsFunc(r.facts.EnableNames, isHidden) {
+		return s.client.replyTagged("NO Not enabled.")
 	}
 	if s.mailbox != nil { // too late (RFC 5161 §3.1), but some servers accept it
 		return s.forwardCommand(r)
 	}
-	if s.upstream != nil { // another session may use it, and the probe may need a connection
+	if s.upstream.Conn != nil { // another session may use it, and the probe may need a connection
 		s.returnUpstream()
 	}
-	requested := slices.DeleteFunc(slices.Clone(r.facts.EnableNames), s.isHidden)
+	requested := slices.DeleteFunc(slices.Clone(r.facts.EnableNames), isHidden)
 	var names []string
-	err := s.retryTransient(s.backend.settings.CommandHoldTimeout, func(*holdTimer) (err error) {
-		ctx, cancel := context.WithDeadline(s.hub.ctx, s.tryDeadline())
+	err := s.retryTransient(s.upstream.backend.settings.CommandHoldTimeout, func(*holdTimer) (err error) {
+		ctx, cancel := context.WithDeadline(s.hub.ctx, s.upstream.tryDeadline())
 		defer cancel()
-		names, err = s.account.ProbeExtensions(ctx, requested)
-		return s.checkRevoked(err)
+		names, err = s.upstream.account.ProbeExtensions(ctx, requested)
+		return s.upstream.checkRevoked(err)
 	})
 	if err != nil {
 		return s.answerUnattached(err)
 	}
-	enabled, response := s.enabled, "* ENABLED"
+	enabled, response := s.client.enabled, "* ENABLED"
 	for _, name := range names {
 		upper := strings.ToUpper(name)
 		enabled = enabled.With(upper)
@@ -271,20 +256,8 @@ func (s *session) enableExtensions(r *request) error {
 			response += " " + name
 		}
 	}
-	s.enabled = enabled
-	return s.reply(response, "\r\n", string(r.tag), " OK Enabled.")
-}
-
-// isHidden reports whether the backend has a capability that the client was not offered.
-func (s *session) isHidden(name string) bool {
-	return s.account.Caps().Has(name) && !s.offeredCaps.Has(name)
-}
-
-// addEnabled records the extensions of an ENABLED response to the client's own command.
-func (s *session) addEnabled(names []byte) {
-	more := strings.Fields(string(names))
-	s.enabled = s.enabled.With(more...)
-	s.upstream.Enabled = s.upstream.Enabled.With(more...)
+	s.client.enabled = enabled
+	return s.client.reply(response, "\r\n", string(r.tag), " OK Enabled.")
 }
 
 // forwardCommand sends a command on the lease, after it has acquired and synchronized
@@ -308,7 +281,7 @@ func (s *session) forwardCommand(r *request) error {
 	}
 	raw := r.raw
 	if err == nil {
-		raw, err = s.rewriteCommand(r, visible)
+		raw, err = r.rewrite(visible, s.mailbox.VisibleRange())
 	}
 	switch {
 	case isUnparsable && err != nil:
@@ -320,29 +293,29 @@ func (s *session) forwardCommand(r *request) error {
 	case err != nil:
 		return s.answerUnattached(err)
 	}
-	s.avoidTagPrefix(r.tag)
-	s.upstream.Enabled = s.enabled
-	s.tainted = s.tainted || r.parseFailed
+	s.upstream.avoidTagPrefix(r.tag)
+	s.upstream.Enabled = s.client.enabled
+	s.upstream.tainted = s.upstream.tainted || r.parseFailed
 	e := r.outstandingCommand()
-	e.pinReason = s.pinReasonFor(r)
-	s.outstanding.add(e, raw)
+	e.pinReason = r.pinReason()
+	s.upstream.outstanding.add(e, raw)
 	r.unsent = nil
 	return s.sendCommand(raw)
 }
 
-// rewriteCommand rewrites a command so that it means what the client meant: visible is
-// the range of messages when the client sent it. Numbers may become UIDs, and "*" is
+// rewrite rewrites a command so that it means what the client meant: visible is the range
+// of messages when the client sent it, now the present one. Numbers may become UIDs, and "*" is
 // limited to visible.
-func (s *session) rewriteCommand(r *request, visible mailbox.VisibleRange) ([]byte, error) {
+func (r *request) rewrite(visible, now mailbox.VisibleRange) ([]byte, error) {
 	switch {
-	case s.uidSet == untranslatable:
+	case r.uidSet == untranslatable:
 		return nil, errPendingExpunges
-	case s.uidSet == outOfRange:
+	case r.uidSet == outOfRange:
 		return nil, mailbox.ErrRange
-	case s.uidSet != "":
-		raw, _ := command.RewriteAsUID(nil, r.raw, r.facts, s.uidSet)
+	case r.uidSet != "":
+		raw, _ := command.RewriteAsUID(nil, r.raw, r.facts, r.uidSet)
 		return raw, nil
-	case s.mailbox.VisibleRange() != visible && changesMessages(r.spec):
+	case now != visible && changesMessages(r.spec):
 		return clampCommand(r.raw, r.spec, visible)
 	}
 	return r.raw, nil
@@ -358,11 +331,10 @@ func (r *request) outstandingCommand() outstandingCommand {
 }
 
 // prepareUpstream ensures that the lease is in sync with the client, and that its
-// connection is alive if the command must not be repeated. rewriteCommand then gives the
+// connection is alive if the command must not be repeated. request.rewrite then gives the
 // command its meaning.
 func (s *session) prepareUpstream(r *request) error {
 	opts := r.attachOptions()
-	s.uidSet = ""
 	for range maxRetries {
 		if !r.facts.Retryable {
 			if err := s.relayPending(); err != nil {
@@ -377,11 +349,11 @@ func (s *session) prepareUpstream(r *request) error {
 		if s.isInSync() {
 			return nil
 		}
-		s.expungePolicy = command.FlushExpunges // opts has the command's own policy
-		if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
+		s.client.expungePolicy = command.FlushExpunges // opts has the command's own policy
+		if err := s.attach(opts); err != nil {
 			return err
 		}
-		s.expungePolicy = opts.expungePolicy
+		s.client.expungePolicy = opts.expungePolicy
 	}
 	if !s.isInSync() {
 		return errBusy
@@ -391,18 +363,20 @@ func (s *session) prepareUpstream(r *request) error {
 
 // enableCondstore records that a command enables mod-sequences on its connection (RFC
 // 7162 §3.1), if the backend supports them.
-func (s *session) enableCondstore(r *request) {
-	if caps := s.account.Caps(); r.facts.EnablesCondstore && (caps.Has(imap.Condstore) || caps.Has(imap.Qresync)) {
-		s.enabled = s.enabled.With(imap.Condstore)
+func (x *exchange) enableCondstore(r *request) {
+	if caps := x.upstream.account.Caps(); r.facts.EnablesCondstore && (caps.Has(imap.Condstore) || caps.Has(imap.Qresync)) {
+		x.client.enabled = x.client.enabled.With(imap.Condstore)
 	}
 }
 
 // isInSync reports whether the lease can take a command unchanged.
-func (s *session) isInSync() bool { return s.upstream != nil && (s.mailbox == nil || s.attached) }
+func (x *exchange) isInSync() bool {
+	return x.upstream.Conn != nil && (x.mailbox == nil || x.upstream.attached)
+}
 
-// pinReasonFor returns the reason to pin the session once the command is answered, unless
+// pinReason returns the reason to pin the session once the command is answered, unless
 // by BAD; "" for none.
-func (s *session) pinReasonFor(r *request) event.PinReason {
+func (r *request) pinReason() event.PinReason {
 	switch {
 	case r.parseFailed && (r.spec.Name == "SELECT" || r.spec.Name == "EXAMINE"):
 		return event.PinSelectBad
@@ -424,37 +398,21 @@ func (s *session) pinReasonFor(r *request) event.PinReason {
 	return event.PinAnnotate
 }
 
-// avoidTagPrefix ensures that the gateway's tags do not share a prefix with the client's.
-func (s *session) avoidTagPrefix(tag []byte) {
-	if strings.HasPrefix(string(tag), s.upstream.TagPrefix()) {
-		s.upstream.ChangeTagPrefix()
-	}
-}
-
-// readUpstream reads from the backend, and returns nil if nothing arrives soon.
-func (s *session) readUpstream() error {
-	err := s.upstream.AwaitInput()
-	if errors.Is(err, wire.ErrIdle) {
-		return nil
-	}
-	return s.wrapUpstreamError(err)
-}
-
-// readReply is readUpstream while an answer is due. A backend that stays silent for
+// readReply reads from the backend while an answer is due. A backend that stays silent for
 // StallTimeout is lost, because the client is not read in the meantime.
-func (s *session) readReply() error {
-	if s.hub.shared.Clock.Now()-s.upstream.LastByteTick() > toTicks(s.hub.cfg.StallTimeout) {
-		return s.wrapUpstreamError(wire.ErrStalled)
+func (x *exchange) readReply() error {
+	if x.hub.shared.Clock.Now()-x.upstream.LastByteTick() > toTicks(x.hub.cfg.StallTimeout) {
+		return wrapLost(wire.ErrStalled)
 	}
-	if err := s.checkSilence(); err != nil {
+	if err := x.checkSilence(); err != nil {
 		return err
 	}
-	return s.readUpstream()
+	return x.upstream.read()
 }
 
 // awaitReplies waits until nothing is outstanding, and recovers from losses.
 func (s *session) awaitReplies() error {
-	for !s.outstanding.isEmpty() {
+	for !s.upstream.outstanding.isEmpty() {
 		if err := s.recoverLoss(s.readReplies()); err != nil {
 			return err
 		}
@@ -465,7 +423,7 @@ func (s *session) awaitReplies() error {
 // relayPending reads everything the backend has sent since the last read. So a command
 // that must not be repeated is not sent on a dead connection.
 func (s *session) relayPending() error {
-	for s.upstream != nil {
+	for s.upstream.Conn != nil {
 		more, err := s.relayMore()
 		if err = s.recoverLoss(err); err != nil || !more {
 			return err
@@ -475,16 +433,16 @@ func (s *session) relayPending() error {
 }
 
 // relayMore relays the available responses, and reports whether there may be more.
-func (s *session) relayMore() (bool, error) {
-	if err := s.relay(); err != nil {
+func (x *exchange) relayMore() (bool, error) {
+	if err := x.relay(); err != nil {
 		return false, err
 	}
-	buffered, err := s.upstream.ReadTLSBuffered()
+	buffered, err := x.upstream.ReadTLSBuffered()
 	if buffered || err != nil {
-		return true, s.wrapUpstreamError(err)
+		return true, wrapLost(err)
 	}
-	if !s.upstream.IsReadable() {
+	if !x.upstream.IsReadable() {
 		return false, nil
 	}
-	return true, s.readUpstream()
+	return true, x.upstream.read()
 }

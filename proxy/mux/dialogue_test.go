@@ -349,7 +349,7 @@ func (p *dialogueRun) awaitArrival(number string) error {
 	}
 	peer.awaitWritten()
 	eventually(p.harness.t, "the sent data to arrive", func() bool {
-		up := p.session.upstreamWire.Load()
+		up := p.session.upstream.wire.Load()
 		return up == nil || up.IsReadable()
 	})
 	return nil

@@ -282,7 +282,7 @@ func (h *harness) close(clients ...*testClient) {
 func (c *testClient) awaitParked() {
 	for end := time.Now().Add(15 * time.Millisecond); time.Now().Before(end); <-time.After(time.Millisecond) {
 		c.session.client.InterruptWait()
-		if up := c.session.upstreamWire.Load(); up != nil {
+		if up := c.session.upstream.wire.Load(); up != nil {
 			up.InterruptWait()
 		}
 		c.session.mu.Lock()

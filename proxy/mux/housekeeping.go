@@ -26,11 +26,11 @@ const (
 // runHousekeeping runs the gateway's own commands while the client has none outstanding.
 func (s *session) runHousekeeping() error {
 	switch {
-	case s.idleState != nil:
+	case s.client.idle != nil:
 		return s.maintainIdle()
-	case s.upstream == nil || !s.outstanding.isEmpty() || !s.canResume || s.pinReason != "":
+	case s.upstream.Conn == nil || !s.upstream.outstanding.isEmpty() || !s.canResume || s.upstream.pinReason != "":
 		return nil
-	case s.mailbox == nil || !s.attached:
+	case s.mailbox == nil || !s.upstream.attached:
 		return s.detachIfConfigured()
 	}
 	if s.shouldFetchUIDs() {
@@ -54,18 +54,18 @@ func (s *session) runHousekeeping() error {
 
 // shouldFetchUIDs reports whether to complete the view now, and schedules a wake if it is
 // due later.
-func (s *session) shouldFetchUIDs() bool {
-	settings := s.backend.settings
+func (x *exchange) shouldFetchUIDs() bool {
+	settings := x.upstream.backend.settings
 	switch {
 	case settings.UIDPrefetch == PrefetchLazy:
 		return false
 	case settings.UIDPrefetch == PrefetchEager:
 		return true
-	case s.mailbox.Exists() > uint32(settings.UIDPrefetchMaxMessages):
+	case x.mailbox.Exists() > uint32(settings.UIDPrefetchMaxMessages):
 		return false
 	}
-	if wait := uidFetchDelay - (s.hub.uptime() - s.mailbox.SelectedAt); wait > 0 {
-		s.scheduleWake(wait)
+	if wait := uidFetchDelay - (x.hub.uptime() - x.mailbox.SelectedAt); wait > 0 {
+		x.scheduleWake(wait)
 		return false
 	}
 	return true
@@ -74,18 +74,18 @@ func (s *session) shouldFetchUIDs() bool {
 // fetchMissingUIDs fetches the UIDs that the client's view lacks. If the backend omits
 // some, a NOOP would not help: the client has no command in progress, so it must not receive an
 // EXPUNGE.
-func (s *session) fetchMissingUIDs() error {
-	for s.canResume && s.mailbox != nil && s.attached {
-		first, last, ok := s.mailbox.UnknownRange()
+func (x *exchange) fetchMissingUIDs() error {
+	for x.canResume && x.mailbox != nil && x.upstream.attached {
+		first, last, ok := x.mailbox.UnknownRange()
 		if !ok {
 			return nil
 		}
-		uids, res, err := s.queryUIDs(first, last, time.Now().Add(housekeepingTimeout), s.forwardUntagged)
+		uids, res, err := x.upstream.queryUIDs(first, last, time.Now().Add(housekeepingTimeout), x.forwardUntagged)
 		if err != nil {
-			return s.wrapRunError(err)
+			return wrapRunError(err)
 		}
-		if err := s.mailbox.LearnUIDs(first, last, uids, res); err != nil {
-			s.desyncView(err)
+		if err := x.mailbox.LearnUIDs(first, last, uids, res); err != nil {
+			x.desyncView(err)
 		}
 	}
 	return nil
@@ -94,61 +94,60 @@ func (s *session) fetchMissingUIDs() error {
 // flushAfterUIDs holds back the final response until the UIDs of new messages are known.
 // A QRESYNC client receives expunges by UID; after a lost upstream, expunges of messages
 // without a known UID could not be reported.
-func (s *session) flushAfterUIDs(run, response []byte) error {
+func (x *exchange) flushAfterUIDs(run, response []byte) error {
 	deferred := bytes.Clone(response)
-	if _, err := s.client.Write(run); err != nil {
-		return s.wrapClientError(err)
+	if err := x.client.send(run); err != nil {
+		return err
 	}
-	s.deferred = deferred
-	fetchErr := s.fetchMissingUIDs() // a loss here comes after the command, which has been answered
-	deferred, s.deferred = s.deferred, nil
-	s.responsePartial = false
-	_, err := s.client.Write(deferred)
-	return errors.Join(s.wrapClientError(err), fetchErr)
+	x.client.deferred = deferred
+	fetchErr := x.fetchMissingUIDs() // a loss here comes after the command, which has been answered
+	deferred, x.client.deferred = x.client.deferred, nil
+	x.client.responsePartial = false
+	return errors.Join(x.client.send(deferred), fetchErr)
 }
 
 // requestModseq makes the backend keep mod-sequences for a mailbox that has none yet:
 // some backends start at the first query (RFC 7162 §3.1.2.2). The returned value
 // describes the client's state after the next NOOP, when the client has received all
 // changes. Only one session of a user queries at a time; the others retry a little later.
-func (s *session) requestModseq() error {
-	if !s.shouldRequestModseq() {
+func (x *exchange) requestModseq() error {
+	if !x.shouldRequestModseq() {
 		return nil
 	}
-	delay := s.mailbox.ModseqRetry.Lengthen(modseqRequestDelay)
+	delay := x.mailbox.ModseqRetry.Lengthen(modseqRequestDelay)
 	delay += rand.N(delay)
-	s.mailbox.ModseqRetry.At = s.hub.uptime() + delay
-	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
+	x.mailbox.ModseqRetry.At = x.hub.uptime() + delay
+	ctx, cancel := context.WithTimeout(x.hub.ctx, auxLoginTimeout)
 	defer cancel()
-	aux, err := s.acquireAuxWhile(ctx, func() bool { return !s.client.IsReadable() }) // all sessions query at the same time
-	if err != nil {                                                                   // this optional query must not end a session
-		s.scheduleWake(delay)
+	aux, err := x.upstream.acquireAuxWhile(ctx, func() bool { return !x.client.IsReadable() }) // all sessions query at the same time
+	if err != nil {                                                                            // this optional query must not end a session
+		x.scheduleWake(delay)
 		return nil // until it succeeds, a reattach resends all flags
 	}
-	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-	modseq, err := s.queryModseq(aux)
+	_ = x.client.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
+	modseq, err := queryModseq(aux, x.mailbox, x.client.forwardAlert)
 	if err != nil {
-		s.account.Discard(aux, event.DiscardError)
-		s.scheduleWake(delay)
+		x.upstream.account.Discard(aux, event.DiscardError)
+		x.scheduleWake(delay)
 		return nil
 	}
-	s.mailbox.SetPendingModseq(modseq)
-	s.account.ReleaseAux(aux)
+	x.mailbox.SetPendingModseq(modseq)
+	x.upstream.account.ReleaseAux(aux)
 	return nil
 }
 
 // shouldRequestModseq reports whether requestModseq has a query to run now.
-func (s *session) shouldRequestModseq() bool {
-	return s.mailbox.NeedsModseq() && s.hub.uptime() >= s.mailbox.ModseqRetry.At && s.backend.settings.ReadAfterWrite &&
-		s.upstream.Caps().Has("CONDSTORE")
+func (x *exchange) shouldRequestModseq() bool {
+	return x.mailbox.NeedsModseq() && x.hub.uptime() >= x.mailbox.ModseqRetry.At && x.upstream.backend.settings.ReadAfterWrite &&
+		x.upstream.Caps().Has("CONDSTORE")
 }
 
 // queryModseq queries the mod-sequence, and then opens the mailbox. Dovecot starts to
 // keep mod-sequences at the first, and reports them to other connections after the
 // second.
-func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
+func queryModseq(aux *lease.Conn, m *mailbox.Mailbox, onUntagged func([]byte) error) (modseq uint64, err error) {
 	for _, query := range [...]struct{ verb, items string }{{"STATUS", " (HIGHESTMODSEQ)"}, {"EXAMINE", ""}} {
-		name, err := s.mailbox.Command(query.verb, aux.Caps())
+		name, err := m.Command(query.verb, aux.Caps())
 		if err != nil {
 			return 0, err
 		}
@@ -157,7 +156,7 @@ func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 			if modseq == 0 {
 				modseq = mailbox.ParseHighestModseq(response)
 			}
-			return s.forwardAlert(response)
+			return onUntagged(response)
 		})
 		switch {
 		case err != nil, res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
@@ -172,14 +171,14 @@ func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 // confirmModseq makes the backend send all changes with a NOOP, while a command of the
 // client permits all responses. Afterwards the mod-sequence of requestModseq holds for
 // the client. It is needed at most once for each selected mailbox.
-func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
-	m := s.mailbox
-	if m == nil || !m.HasPendingModseq() || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
+func (x *exchange) confirmModseq(expunge command.ExpungePolicy) error {
+	m := x.mailbox
+	if m == nil || !m.HasPendingModseq() || !x.upstream.attached || !x.upstream.outstanding.isEmpty() || expunge != command.FlushExpunges || x.client.hasQueuedNumbers() {
 		return nil
 	}
-	res, err := s.upstream.Run(time.Now().Add(housekeepingTimeout), "NOOP", s.forwardUntagged)
+	res, err := x.upstream.Run(time.Now().Add(housekeepingTimeout), "NOOP", x.forwardUntagged)
 	if err != nil {
-		return s.wrapRunError(err)
+		return wrapRunError(err)
 	}
 	if res.Name == "OK" {
 		m.ConfirmModseq()
@@ -189,16 +188,17 @@ func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 }
 
 // resendFlags sends the flag changes that were not available at the attach.
-func (s *session) resendFlags() error {
-	m := s.mailbox
-	if wait := m.FlagRetry.At - s.hub.uptime(); wait > 0 {
-		s.scheduleWake(wait)
+func (x *exchange) resendFlags() error {
+	m := x.mailbox
+	if wait := m.FlagRetry.At - x.hub.uptime(); wait > 0 {
+		x.scheduleWake(wait)
 		return nil
 	}
 	delay := m.FlagRetry.Lengthen(flagResyncDelay)
-	m.FlagRetry.At = s.hub.uptime() + delay
-	s.scheduleWake(delay)
-	resent, err := s.resyncFlags(m.PostponedFlags(), time.Now().Add(housekeepingTimeout))
+	m.FlagRetry.At = x.hub.uptime() + delay
+	x.scheduleWake(delay)
+	r := &resync{exchange: x, data: m.PostponedFlags(), deadline: time.Now().Add(housekeepingTimeout)}
+	resent, err := r.resyncFlags()
 	if err == nil && resent {
 		m.EndPostponedFlags()
 	}
@@ -206,41 +206,41 @@ func (s *session) resendFlags() error {
 }
 
 // verifyView compares the view with the messages that the backend reports.
-func (s *session) verifyView() error {
-	switch v := s.backend.settings.ConsistencyCheck; {
-	case v == CheckOff, v == CheckSample && rand.N(sampleInterval) > 0, s.mailbox.UnknownCount() > 0, s.mailbox.IsDesynced(), s.mailbox.Exists() == 0:
+func (x *exchange) verifyView() error {
+	switch v := x.upstream.backend.settings.ConsistencyCheck; {
+	case v == CheckOff, v == CheckSample && rand.N(sampleInterval) > 0, x.mailbox.UnknownCount() > 0, x.mailbox.IsDesynced(), x.mailbox.Exists() == 0:
 		return nil
 	}
-	exists := s.mailbox.Exists()
-	uids, res, err := s.queryUIDs(1, exists, time.Now().Add(housekeepingTimeout), s.forwardUntagged)
+	exists := x.mailbox.Exists()
+	uids, res, err := x.upstream.queryUIDs(1, exists, time.Now().Add(housekeepingTimeout), x.forwardUntagged)
 	if err != nil {
-		return s.wrapRunError(err)
+		return wrapRunError(err)
 	}
-	m := s.hub.deps.Metrics.Mux
-	if res.Name != "OK" || s.mailbox.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
+	m := x.hub.deps.Metrics.Mux
+	if res.Name != "OK" || x.mailbox.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
 		m.CountConsistencyCheck(event.ResultSkipped)
 		return nil
 	}
-	d, err := s.mailbox.Diff(uids, 0)
+	d, err := x.mailbox.Diff(uids, 0)
 	if err == nil && d.ExpungedCount() == 0 && d.NewCount() == 0 {
 		m.CountConsistencyCheck(event.ResultSame)
 		return nil
 	}
 	m.CountConsistencyCheck(event.ResultDifferent)
-	s.countViolation(event.ViewDifferent)
+	x.upstream.countViolation(event.ViewDifferent)
 	return &closeError{event.ViewInconsistent, byeChanged, err}
 }
 
 // detachIfConfigured releases the upstream after each command, for tests.
-func (s *session) detachIfConfigured() error {
-	if !s.backend.settings.AlwaysDetach {
+func (x *exchange) detachIfConfigured() error {
+	if !x.upstream.backend.settings.AlwaysDetach {
 		return nil
 	}
-	if err := s.fetchMissingUIDs(); err != nil {
+	if err := x.fetchMissingUIDs(); err != nil {
 		return err
 	}
-	if s.pinReason == "" && (s.mailbox == nil || !s.mailbox.IsDesynced() && !s.mailbox.AreUIDsDeferred() && !s.mailbox.HasPendingModseq()) {
-		s.returnUpstream()
+	if x.upstream.pinReason == "" && (x.mailbox == nil || !x.mailbox.IsDesynced() && !x.mailbox.AreUIDsDeferred() && !x.mailbox.HasPendingModseq()) {
+		x.returnUpstream()
 	}
 	return nil
 }

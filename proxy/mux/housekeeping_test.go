@@ -38,10 +38,10 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 		p.send("* STATUS INBOX (HIGHESTMODSEQ 5)\r\n" + status + " OK done\r\n")
 		p.send(readQuery(p, `EXAMINE "INBOX"`) + " OK done\r\n")
 	}
-	exchange(t, all[0].scriptedConn, peer(1), "s SELECT INBOX", selectReply...)
+	relayCommand(t, all[0].scriptedConn, peer(1), "s SELECT INBOX", selectReply...)
 	status := readQuery(peer(3), `STATUS "INBOX" (HIGHESTMODSEQ)`)
-	exchange(t, all[1].scriptedConn, peer(2), "s SELECT INBOX", selectReply...) // while the first queries
-	exchange(t, all[1].scriptedConn, peer(2), "a1 NOOP", "a1 OK done")
+	relayCommand(t, all[1].scriptedConn, peer(2), "s SELECT INBOX", selectReply...) // while the first queries
+	relayCommand(t, all[1].scriptedConn, peer(2), "a1 NOOP", "a1 OK done")
 	answerQueries(peer(3), status)
 	answerQueries(peer(4), readQuery(peer(4), `STATUS "INBOX" (HIGHESTMODSEQ)`))
 	all[1].scriptedConn.send("a2 NOOP\r\n")

@@ -2,20 +2,23 @@
 //
 // Each client command is framed, looked up in the table of package command, and sent byte
 // for byte on a lease: an upstream connection that one session uses exclusively (packages
-// lease and pool). Each response is framed and relayed byte for byte. A view (package
-// mailbox) records the state of the mailbox that the client has received. In mode resume, a
-// session that loses its upstream gets another one, and the client receives the
-// difference.
+// lease and pool). Each response is framed and relayed byte for byte. A mailbox (package
+// mailbox) records what the client has received. In mode resume, a session that loses its
+// upstream gets another one, and the client receives the difference.
+//
+// A session is an exchange with a life. The exchange consists of the client's side, the
+// upstream's side and the mailbox, and relays between them; its methods return the loss of
+// the upstream as an error. The session recovers from it.
 //
 // One goroutine runs a session. While a session is quiet it has none: its sockets wait in
 // an epoll set. So relaying takes no locks. The package knows neither logins nor
 // splicing. A session whose state cannot be tracked is handed over to Config.Splice,
 // permanently.
 //
-// Read in this order: session.go (the life of a session), commands.go and literals.go,
-// relay.go, select.go, attach.go, attachqueue.go, snapshot.go, resync.go and
-// visiblerange.go, recovery.go, silence.go, housekeeping.go, idle.go, stream.go, pin.go,
-// unparsable.go, close.go.
+// Read in this order: session.go (the life of a session), exchange.go, clientside.go and
+// upstreamside.go, commands.go and literals.go, relay.go, select.go, attach.go,
+// attachqueue.go, snapshot.go, resync.go and visiblerange.go, recovery.go, silence.go,
+// housekeeping.go, idle.go, stream.go, pin.go, unparsable.go, close.go.
 package mux
 
 import (
@@ -250,7 +253,7 @@ func (h *Hub) allSessions() []*session {
 // Each session ends with a BYE as soon as it has no command outstanding.
 func (h *Hub) Drain(keep int, reason event.Reason) {
 	for _, s := range h.allSessions() {
-		if s.stopReason.Load() != nil {
+		if s.client.stopReason.Load() != nil {
 			continue
 		}
 		if keep > 0 {

@@ -15,14 +15,14 @@ import (
 func (s *session) answerID(r *request) error {
 	pairs, ok := command.ParseID(r.raw)
 	if !ok {
-		return s.replyTagged("BAD ID takes a list of at most 30 pairs of strings, or NIL.")
+		return s.client.replyTagged("BAD ID takes a list of at most 30 pairs of strings, or NIL.")
 	}
-	s.auditClient.SetProgram(pairs)
+	s.client.audit.SetProgram(pairs)
 	id := upstream.FormatID(pairs)
-	s.account.SetClientID(id)
-	first := s.upstream == nil
+	s.upstream.account.SetClientID(id)
+	first := s.upstream.Conn == nil
 	if first {
-		if conn := s.account.TakeLoginConn(); conn != nil {
+		if conn := s.upstream.account.TakeLoginConn(); conn != nil {
 			s.bindUpstream(conn)
 		}
 	}
@@ -30,30 +30,30 @@ func (s *session) answerID(r *request) error {
 	if err := s.recoverLoss(err); err != nil {
 		return err
 	}
-	if first && s.upstream != nil {
-		s.account.ReturnLoginConn(s.unbindUpstream())
+	if first && s.upstream.Conn != nil {
+		s.upstream.account.ReturnLoginConn(s.unbindUpstream())
 	}
 	if !answered {
-		if err := s.reply("* ID (\"name\" \"imapgate\")"); err != nil {
+		if err := s.client.reply("* ID (\"name\" \"imapgate\")"); err != nil {
 			return err
 		}
 	}
-	return s.replyTagged("OK ID completed.")
+	return s.client.replyTagged("OK ID completed.")
 }
 
 // forwardID sends ID on the lease, if there is one and it supports ID, and relays the
 // answer. It returns false if the client has received none.
-func (s *session) forwardID(id string) (answered bool, err error) {
-	if s.upstream == nil || !s.upstream.Caps().Has("ID") {
+func (x *exchange) forwardID(id string) (answered bool, err error) {
+	if x.upstream.Conn == nil || !x.upstream.Caps().Has("ID") {
 		return false, nil
 	}
-	_, err = s.upstream.Run(time.Now().Add(housekeepingTimeout), "ID "+id, func(response []byte) error {
+	_, err = x.upstream.Run(time.Now().Add(housekeepingTimeout), "ID "+id, func(response []byte) error {
 		answered = answered || imap.HasWordPrefix(response[len("* "):], "ID")
-		return s.forwardUntagged(response)
+		return x.forwardUntagged(response)
 	})
 	if err != nil {
-		return answered, s.wrapRunError(err)
+		return answered, wrapRunError(err)
 	}
-	s.upstream.SentClientID = id
+	x.upstream.SentClientID = id
 	return answered, nil
 }

@@ -60,7 +60,7 @@ func (i *idleState) releaseSlot() {
 func (s *session) startIdle(r *request) error {
 	i := &idleState{tag: string(r.tag), startedAt: s.hub.uptime()}
 	if s.mailbox != nil && !s.isInSync() {
-		err := s.attach(r)
+		err := s.attach(r.attachOptions())
 		switch {
 		case errors.Is(err, errPendingExpunges): // a queued command uses message numbers
 		case err != nil && !isTransient(err) && !isLost(err):
@@ -69,44 +69,42 @@ func (s *session) startIdle(r *request) error {
 			i.downSince = s.hub.uptime()
 		}
 	}
-	if err := s.reply("+ idling"); err != nil {
+	if err := s.client.reply("+ idling"); err != nil {
 		return err
 	}
-	s.idleState = i
-	s.commandLog.clear() // until IDLE ends: a parked session has no log
+	s.client.idle = i
+	s.client.records.log.clear() // until IDLE ends: a parked session has no log
 	s.updateStateMetric()
-	if s.upstream == nil || s.mailbox == nil {
+	if s.upstream.Conn == nil || s.mailbox == nil {
 		s.scheduleWake(time.Second)
 		return nil
 	}
 	if err := s.prepareIdle(); err != nil {
 		return err
 	}
-	return s.startUpstreamIdle()
+	return s.upstream.startIdle(s.client.idle)
 }
 
 // prepareIdle runs the queries that are impossible while the lease idles. The client's
 // IDLE is in progress, so all responses are permitted.
-func (s *session) prepareIdle() error {
-	if err := s.fetchMissingUIDs(); err != nil || !s.canResume {
+func (x *exchange) prepareIdle() error {
+	if err := x.fetchMissingUIDs(); err != nil || !x.canResume {
 		return err
 	}
-	if err := s.requestModseq(); err != nil {
+	if err := x.requestModseq(); err != nil {
 		return err
 	}
-	return s.confirmModseq(command.FlushExpunges)
+	return x.confirmModseq(command.FlushExpunges)
 }
 
-// startUpstreamIdle starts the gateway's IDLE on the lease.
-func (s *session) startUpstreamIdle() error {
-	i := s.idleState
-	if !s.upstream.Caps().Has("IDLE") {
+// startIdle starts the gateway's IDLE on the lease.
+func (u *upstreamSide) startIdle(i *idleState) error {
+	if !u.Caps().Has("IDLE") {
 		return nil
 	}
-	i.upstreamTag, i.upstreamIdleSince = s.upstream.NextTag(), s.hub.uptime()
-	s.awaitingContinuation = true
-	_, err := s.upstream.Write([]byte(i.upstreamTag + " IDLE\r\n"))
-	return s.wrapUpstreamError(err)
+	i.upstreamTag, i.upstreamIdleSince = u.NextTag(), u.backend.hub.uptime()
+	u.awaitingContinuation = true
+	return u.send([]byte(i.upstreamTag + " IDLE\r\n"))
 }
 
 // readDone reads a line of a client in IDLE. Only DONE is valid.
@@ -115,14 +113,14 @@ func (s *session) readDone(seg imap.Segment) error {
 	if err := s.finishIdle(); err != nil {
 		return err
 	}
-	tag := s.idleState.tag
-	s.beginIdleRecord(s.idleState)
-	s.idleState = nil
+	tag := s.client.idle.tag
+	s.client.records.beginIdle(s.client.idle, s.mailbox)
+	s.client.idle = nil
 	s.updateStateMetric()
 	if isDone {
-		return s.reply(tag, " OK Idle completed.")
+		return s.client.reply(tag, " OK Idle completed.")
 	}
-	if err := s.reply(tag, " BAD Expected DONE."); err != nil {
+	if err := s.client.reply(tag, " BAD Expected DONE."); err != nil {
 		return err
 	}
 	return s.skipCommand(seg, maxSkipped)
@@ -131,14 +129,14 @@ func (s *session) readDone(seg imap.Segment) error {
 // finishIdle ends the gateway's IDLE and sends the client pending changes before its own
 // IDLE ends.
 func (s *session) finishIdle() error {
-	s.idleState.releaseSlot() // the client now waits: use the queue of commands
-	if s.upstream != nil && s.idleState.upstreamTag != "" {
+	s.client.idle.releaseSlot() // the client now waits: use the queue of commands
+	if s.upstream.Conn != nil && s.client.idle.upstreamTag != "" {
 		if err := s.recoverLoss(s.stopUpstreamIdle()); err != nil {
 			return err
 		}
 	}
 	if s.mailbox != nil && !s.isInSync() {
-		err := s.attachWithin(attachOptions{expungePolicy: command.FlushExpunges}, s.backend.settings.CommandHoldTimeout)
+		err := s.attach(attachOptions{expungePolicy: command.FlushExpunges})
 		if isTransient(err) || isLost(err) || errors.Is(err, errPendingExpunges) {
 			return nil // changes are unknown or not permitted yet; the next command retries
 		}
@@ -153,22 +151,22 @@ func (s *session) finishIdle() error {
 }
 
 // stopUpstreamIdle sends DONE and relays responses until the backend's answer.
-func (s *session) stopUpstreamIdle() error {
-	i := s.idleState
+func (x *exchange) stopUpstreamIdle() error {
+	i := x.client.idle
 	for doneSent := false; ; {
-		if err := s.relay(); err != nil {
+		if err := x.relay(); err != nil {
 			return err
 		}
 		if i.upstreamTag == "" {
 			return nil
 		}
-		if !s.awaitingContinuation && !doneSent { // not before the continuation request (RFC 2177 §3)
-			if err := s.upstream.SendDone(); err != nil {
-				return s.wrapUpstreamError(err)
+		if !x.upstream.awaitingContinuation && !doneSent { // not before the continuation request (RFC 2177 §3)
+			if err := x.upstream.SendDone(); err != nil {
+				return wrapLost(err)
 			}
 			doneSent = true
 		}
-		if err := s.readReply(); err != nil {
+		if err := x.readReply(); err != nil {
 			return err
 		}
 	}
@@ -176,43 +174,43 @@ func (s *session) stopUpstreamIdle() error {
 
 // shouldFetchUIDsInIdle reports whether to fetch the UIDs of new messages at once. After
 // a loss, a QRESYNC client could not be sent expunges of messages without a known UID.
-func (s *session) shouldFetchUIDsInIdle() bool {
-	if !s.canResume || !s.isInSync() || s.mailbox == nil || !s.mailbox.HasUnknownArrivals() || !s.enabled.Has(imap.Qresync) {
+func (x *exchange) shouldFetchUIDsInIdle() bool {
+	if !x.canResume || !x.isInSync() || x.mailbox == nil || !x.mailbox.HasUnknownArrivals() || !x.client.enabled.Has(imap.Qresync) {
 		return false
 	}
-	_, _, ok := s.mailbox.UnknownRange()
+	_, _, ok := x.mailbox.UnknownRange()
 	return ok
 }
 
 // requestModseqInIdle retries requestModseq if it was not possible before the lease went
 // into IDLE.
-func (s *session) requestModseqInIdle() error {
-	if s.mailbox == nil || !s.canResume || !s.isInSync() || s.mailbox.IsDesynced() || !s.shouldRequestModseq() {
+func (x *exchange) requestModseqInIdle() error {
+	if x.mailbox == nil || !x.canResume || !x.isInSync() || x.mailbox.IsDesynced() || !x.shouldRequestModseq() {
 		return nil
 	}
-	if err := s.requestModseq(); err != nil || !s.mailbox.HasPendingModseq() {
+	if err := x.requestModseq(); err != nil || !x.mailbox.HasPendingModseq() {
 		return err
 	}
-	return s.interruptIdle(func() error { return s.confirmModseq(command.FlushExpunges) })
+	return x.interruptIdle(func() error { return x.confirmModseq(command.FlushExpunges) })
 }
 
 // interruptIdle runs query between two IDLEs of the gateway.
-func (s *session) interruptIdle(query func() error) error {
-	if s.idleState.upstreamTag != "" {
-		if err := s.stopUpstreamIdle(); err != nil {
+func (x *exchange) interruptIdle(query func() error) error {
+	if x.client.idle.upstreamTag != "" {
+		if err := x.stopUpstreamIdle(); err != nil {
 			return err
 		}
 	}
 	if err := query(); err != nil {
 		return err
 	}
-	return s.startUpstreamIdle()
+	return x.upstream.startIdle(x.client.idle)
 }
 
 // maintainIdle is housekeeping during IDLE. A session that has lost its upstream attaches
 // again as soon as possible, and the client receives the changes.
 func (s *session) maintainIdle() error {
-	i := s.idleState
+	i := s.client.idle
 	if s.mailbox != nil && s.isInSync() && s.mailbox.PostponedFlags() != nil {
 		if wait := s.mailbox.FlagRetry.At - s.hub.uptime(); wait > 0 {
 			s.scheduleWake(wait)
@@ -236,7 +234,7 @@ func (s *session) maintainIdle() error {
 			s.scheduleWake(wait)
 			return nil
 		}
-		return s.startUpstreamIdle()
+		return s.upstream.startIdle(s.client.idle)
 	}
 	if i.downSince == 0 {
 		i.downSince = s.hub.uptime()
@@ -246,10 +244,10 @@ func (s *session) maintainIdle() error {
 		return nil
 	}
 	if i.slot == nil {
-		i.slot = s.backend.attachQueue.enqueue(s.wake)
+		i.slot = s.upstream.backend.attachQueue.enqueue(s.wake)
 	}
 	progress := i.slot.waitedWhileMoving() // does not count as waiting
-	remaining := s.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
+	remaining := s.upstream.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
 	switch {
 	case remaining < 0:
 		return &closeError{event.UpstreamUnavailable, byeUnavailable, nil}
@@ -258,8 +256,8 @@ func (s *session) maintainIdle() error {
 		return nil
 	}
 	i.downSince += progress
-	err := s.attachWithin(attachOptions{expungePolicy: command.FlushExpunges, slot: i.slot}, 0)
-	i.slot = nil // released by attachWithin
+	err := s.attach(attachOptions{expungePolicy: command.FlushExpunges, slot: i.slot})
+	i.slot = nil // released by attach
 	if isTransient(err) || isLost(err) || errors.Is(err, errPendingExpunges) {
 		i.retryDelay = min(max(2*i.retryDelay, 100*time.Millisecond), 5*time.Second)
 		s.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
@@ -273,5 +271,5 @@ func (s *session) maintainIdle() error {
 	if err := s.prepareIdle(); err != nil {
 		return err
 	}
-	return s.startUpstreamIdle()
+	return s.upstream.startIdle(s.client.idle)
 }

@@ -57,15 +57,15 @@ func hasStrayCR(seg imap.Segment) bool {
 // rejectCommand answers the current command without sending it to a backend, and skips
 // the rest of it. seg is its last segment so far.
 func (s *session) rejectCommand(refusal string, seg imap.Segment) error {
-	tag := string(s.request.tag)
-	s.discardingInput = true
+	tag := string(s.client.request.tag)
+	s.client.discardingInput = true
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	if err := s.reply(tag, refusal); err != nil {
+	if err := s.client.reply(tag, refusal); err != nil {
 		return err
 	}
-	return s.skipCommand(seg, s.request.maxSkip())
+	return s.skipCommand(seg, s.client.request.maxSkip())
 }
 
 // skipCommand reads the rest of a command whose first line has been answered. A
@@ -88,7 +88,7 @@ func (s *session) skipCommand(seg imap.Segment, limit int64) error {
 			}
 		}
 		var err error
-		if seg, err = s.readClientSegment(); err != nil {
+		if seg, err = s.client.readSegment(); err != nil {
 			return err
 		}
 	}
@@ -97,12 +97,11 @@ func (s *session) skipCommand(seg imap.Segment, limit int64) error {
 
 // sendCommand writes an outstanding command to the lease. Literals are sent as the
 // backend requests them.
-func (s *session) sendCommand(raw []byte) error {
+func (x *exchange) sendCommand(raw []byte) error {
 	if hasLiteral(raw) {
-		return s.sendLiterals(raw)
+		return x.sendLiterals(raw)
 	}
-	_, err := s.upstream.Write(raw)
-	return s.wrapUpstreamError(err)
+	return x.upstream.send(raw)
 }
 
 // hasLiteral reports whether a complete command has a line end before its last.
@@ -110,33 +109,33 @@ func hasLiteral(raw []byte) bool { return bytes.IndexByte(raw, '\n') < len(raw)-
 
 // sendLiterals sends a command piece by piece, as the backend requests its literals. A
 // server may refuse arguments that the gateway can parse. Nothing else is outstanding.
-func (s *session) sendLiterals(raw []byte) error {
+func (x *exchange) sendLiterals(raw []byte) error {
 	r := imap.NewReader(bytes.NewReader(raw), imap.Commands, len(raw))
-	s.commandPartial = true
+	x.upstream.commandPartial = true
 	for {
 		seg, err := r.Next()
 		if err != nil {
-			return s.wrapUpstreamError(err)
+			return wrapLost(err)
 		}
 		awaits := seg.Kind == imap.LineEnd && !seg.End
 		if awaits {
 			seg.Bytes = synchronizingLine(seg)
-			s.awaitingContinuation = true
+			x.upstream.awaitingContinuation = true
 		}
 		if seg.Kind == imap.LiteralData && bytes.ContainsAny(seg.Bytes, "\r\n") {
-			s.tainted = true // an answer that repeats the literal contains lines of the client's
+			x.upstream.tainted = true // an answer that repeats the literal contains lines of the client's
 		}
-		if _, err := s.upstream.Write(seg.Bytes); err != nil {
-			return s.wrapUpstreamError(err)
+		if err := x.upstream.send(seg.Bytes); err != nil {
+			return err
 		}
 		if awaits {
-			if accepted, err := s.awaitContinuation(); err != nil || !accepted {
-				s.commandPartial = err != nil
+			if accepted, err := x.awaitContinuation(); err != nil || !accepted {
+				x.upstream.commandPartial = err != nil
 				return err
 			}
 		}
 		if seg.End {
-			s.commandPartial = false
+			x.upstream.commandPartial = false
 			return nil
 		}
 	}
@@ -145,8 +144,8 @@ func (s *session) sendLiterals(raw []byte) error {
 // canSendNonSync reports whether the message announced by the first line of APPEND may be
 // sent without a continuation request: the client sent it so, the backend supports it
 // (RFC 7888), and no server refuses the line.
-func (s *session) canSendNonSync(seg imap.Segment) bool {
-	caps := s.upstream.Caps()
+func (u *upstreamSide) canSendNonSync(seg imap.Segment) bool {
+	caps := u.Caps()
 	return seg.Literal.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && seg.Literal.Size <= 4096) &&
 		command.IsPlainAppend(seg.Bytes)
 }
@@ -163,29 +162,16 @@ func synchronizingLine(seg imap.Segment) []byte {
 // awaitContinuation waits for the backend to request a literal. It returns false if the
 // backend has answered the command instead. If the loss of the upstream follows that
 // answer, nothing is outstanding and nothing may be resent.
-func (s *session) awaitContinuation() (bool, error) {
+func (x *exchange) awaitContinuation() (bool, error) {
 	for {
-		if err := s.relay(); err != nil {
+		if err := x.relay(); err != nil {
 			return false, err
 		}
-		if !s.awaitingContinuation {
-			return !s.outstanding.isEmpty(), nil
+		if !x.upstream.awaitingContinuation {
+			return !x.upstream.outstanding.isEmpty(), nil
 		}
-		if err := s.readReply(); err != nil {
+		if err := x.readReply(); err != nil {
 			return false, err
 		}
 	}
-}
-
-// rejectBuffered refuses a command in bufferCommand and skips the rest of it.
-func (s *session) rejectBuffered(refusal string, seg imap.Segment) error {
-	tag := string(s.commandBuf[:len(s.request.tag)])
-	s.request.raw, s.discardingInput = nil, true
-	if err := s.awaitReplies(); err != nil {
-		return err
-	}
-	if err := s.reply(tag, refusal); err != nil {
-		return err
-	}
-	return s.skipCommand(seg, maxSkipped)
 }

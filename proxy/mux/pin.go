@@ -12,25 +12,25 @@ func (s *session) pin(unread []byte) error {
 		return err
 	}
 	if !s.isInSync() {
-		if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
+		if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
 			return &closeError{event.UpstreamUnavailable, byeUnavailable, err}
 		}
 	}
-	return s.handOver(s.pinReason, unread)
+	return s.handOver(s.upstream.pinReason, unread)
 }
 
 // handOver hands the session over to Config.Splice and returns errHandedOver. unread is
 // the client's input that the backend has not received.
 func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h := s.hub
-	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name}
+	rec := audit.MuxEvent{User: s.upstream.account.User(), Backend: s.upstream.backend.name}
 	if s.mailbox != nil {
 		rec.Mailbox = s.mailbox.Name()
 	}
-	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec, reason) // if the log is full, it is counted as lost
+	_ = h.deps.Audit.SessionPinned(s.client.audit, &rec, reason) // if the log is full, it is counted as lost
 	h.deps.Metrics.Mux.CountPin(reason)
-	s.abortRecords() // the answers bypass this package
-	s.commandLog = nil
+	s.client.abortRecords(s.mailbox) // the answers bypass this package
+	s.client.records.log = nil
 	expiresAt := h.expiryOf(s)
 	conn := s.unbindUpstream()
 	h.poller.Disarm(&s.client.ParkWaiter)
@@ -40,12 +40,12 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	s.setStateMetric(event.StatePinned)
 	in, out := s.client.ByteCounts()
 	in -= int64(len(unread) + len(fromClient))
-	throttleClient, throttleBackend := s.readThrottles()
+	throttleClient, throttleBackend := s.client.readThrottles()
 	h.cfg.Splice(SpliceSide{client, fromBackend, throttleClient}, SpliceSide{backend, append(unread, fromClient...), throttleBackend}, expiresAt, func(r Result) {
-		s.account.Discard(conn, event.DiscardPinned)
-		s.account.Close()
+		s.upstream.account.Discard(conn, event.DiscardPinned)
+		s.upstream.account.Close()
 		s.setStateMetric("")
-		r.BytesIn, r.BytesOut, r.Commands = r.BytesIn+in, r.BytesOut+out, uint64(s.commandCount)
+		r.BytesIn, r.BytesOut, r.Commands = r.BytesIn+in, r.BytesOut+out, uint64(s.client.commandCount)
 		s.onEnd(r)
 	})
 	return errHandedOver

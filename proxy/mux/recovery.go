@@ -21,25 +21,25 @@ const maxRetries = 3
 //   - The outcome of any other command is unknown, so the session ends. NO would claim that
 //     it failed, and the client would repeat it.
 func (s *session) onUpstreamLost(lost *lostError) error {
-	idle, partial := s.idleState != nil, s.commandPartial
+	idle, partial := s.client.idle != nil, s.upstream.commandPartial
 	s.dropUpstream(lost)
 	switch {
-	case s.stopReason.Load() != nil:
-		return stopError(*s.stopReason.Load())
-	case s.responsePartial:
+	case s.client.stopReason.Load() != nil:
+		return stopError(*s.client.stopReason.Load())
+	case s.client.responsePartial:
 		return &closeError{reason: event.UpstreamLost, err: lost}
-	case !s.canResume && (s.mailbox != nil || idle || !s.outstanding.isEmpty()), s.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
+	case !s.canResume && (s.mailbox != nil || idle || !s.upstream.outstanding.isEmpty()), s.upstream.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
 		return &closeError{event.BackendLost, byeLost, lost}
 	case idle:
 		s.scheduleWake(0) // send the changes as soon as there is a new upstream
 		return nil
-	case s.outstanding.isEmpty():
+	case s.upstream.outstanding.isEmpty():
 		return nil
 	}
-	s.retries++
-	for i, e := range s.outstanding.all() {
-		canResend := e.retryable || partial && i == len(s.outstanding.all())-1 // the backend has not received all of it
-		if !canResend || s.retries > maxRetries {
+	s.upstream.retries++
+	for i, e := range s.upstream.outstanding.all() {
+		canResend := e.retryable || partial && i == len(s.upstream.outstanding.all())-1 // the backend has not received all of it
+		if !canResend || s.upstream.retries > maxRetries {
 			return &closeError{event.UpstreamLost, byeLost, lost}
 		}
 	}
@@ -47,55 +47,55 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 }
 
 // dropUpstream discards the lost lease and records the loss.
-func (s *session) dropUpstream(lost *lostError) {
-	if s.upstream == nil {
+func (x *exchange) dropUpstream(lost *lostError) {
+	if x.upstream.Conn == nil {
 		return
 	}
-	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Duration: s.hub.uptime() - s.upstreamSince}
-	if s.mailbox != nil {
-		rec.Mailbox = s.mailbox.Name()
+	rec := audit.MuxEvent{User: x.upstream.account.User(), Backend: x.upstream.backend.name, Duration: x.hub.uptime() - x.upstream.since}
+	if x.mailbox != nil {
+		rec.Mailbox = x.mailbox.Name()
 	}
-	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec, lossReason(lost.err)) // if the log is full, it is counted as lost
-	s.awaitingContinuation, s.commandPartial = false, false
-	s.previousLost = true
-	if s.idleState != nil {
-		s.idleState.onUpstreamLost(s.hub.uptime())
+	_ = x.hub.deps.Audit.UpstreamLost(x.client.audit, &rec, lossReason(lost.err)) // if the log is full, it is counted as lost
+	x.upstream.awaitingContinuation, x.upstream.commandPartial = false, false
+	x.upstream.previousLost = true
+	if x.client.idle != nil {
+		x.client.idle.onUpstreamLost(x.hub.uptime())
 	}
-	s.account.Discard(s.unbindUpstream(), event.DiscardClosed)
+	x.upstream.account.Discard(x.unbindUpstream(), event.DiscardClosed)
 }
 
 // resendOutstanding resends all outstanding commands on another connection. It resends
 // none if one of them forbids expunges that the client must receive first.
 func (s *session) resendOutstanding() error {
 	opts := attachOptions{expungePolicy: command.FlushExpunges}
-	for _, e := range s.outstanding.all() {
+	for _, e := range s.upstream.outstanding.all() {
 		if e.expungePolicy == command.ForbidExpunges || e.expungePolicy == command.TranslateNumbers {
 			opts.expungePolicy = command.ForbidExpunges
 		}
 	}
 	visible := s.mailbox.VisibleRange()
-	if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
+	if err := s.attach(opts); err != nil {
 		return s.refuseOutstanding(err)
 	}
 	if s.mailbox.VisibleRange() != visible {
-		if err := s.clampAll(visible); err != nil {
+		if err := s.upstream.clampAll(visible); err != nil {
 			return s.refuseOutstanding(err)
 		}
 	}
-	all := s.outstanding
-	s.outstanding = outstandingQueue{}
+	all := s.upstream.outstanding
+	s.upstream.outstanding = outstandingQueue{}
 	for i, e := range all.all() {
 		raw := all.raw(e)
 		if hasLiteral(raw) {
 			if err := s.readReplies(); err != nil {
-				return s.keepUnsent(&all, i, err)
+				return s.upstream.keepUnsent(&all, i, err)
 			}
 		}
 		s.hub.deps.Metrics.Mux.CountRetry(e.spec.Name)
-		s.outstanding.add(e, raw)
-		s.tainted = s.tainted || e.pinReason == event.PinSyntax
+		s.upstream.outstanding.add(e, raw)
+		s.upstream.tainted = s.upstream.tainted || e.pinReason == event.PinSyntax
 		if err := s.sendCommand(raw); err != nil {
-			return s.keepUnsent(&all, i+1, err)
+			return s.upstream.keepUnsent(&all, i+1, err)
 		}
 	}
 	return nil
@@ -103,10 +103,10 @@ func (s *session) resendOutstanding() error {
 
 // keepUnsent keeps the commands of all from index i, which were not resent because of
 // err.
-func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
+func (u *upstreamSide) keepUnsent(all *outstandingQueue, i int, err error) error {
 	unparsable, ok := asUnparsable(err)
 	if !ok {
-		s.outstanding.addFrom(all, i)
+		u.outstanding.addFrom(all, i)
 		return err
 	}
 	for _, e := range all.all()[i:] {
@@ -120,10 +120,10 @@ func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 
 // clampAll limits resent commands to the messages visible when the client sent them. If
 // it fails for one command, none is resent.
-func (s *session) clampAll(visible mailbox.VisibleRange) error {
+func (u *upstreamSide) clampAll(visible mailbox.VisibleRange) error {
 	clamped := outstandingQueue{}
-	for _, e := range s.outstanding.all() {
-		raw := s.outstanding.raw(e)
+	for _, e := range u.outstanding.all() {
+		raw := u.outstanding.raw(e)
 		if changesMessages(e.spec) {
 			var err error
 			if raw, err = clampCommand(raw, e.spec, visible); err != nil {
@@ -132,16 +132,16 @@ func (s *session) clampAll(visible mailbox.VisibleRange) error {
 		}
 		clamped.add(e, raw)
 	}
-	s.outstanding = clamped
+	u.outstanding = clamped
 	return nil
 }
 
 // readReplies reads until nothing is outstanding or the upstream is lost.
-func (s *session) readReplies() error {
-	for !s.outstanding.isEmpty() {
-		err := s.relay()
-		if err == nil && !s.outstanding.isEmpty() {
-			err = s.readReply()
+func (x *exchange) readReplies() error {
+	for !x.upstream.outstanding.isEmpty() {
+		err := x.relay()
+		if err == nil && !x.upstream.outstanding.isEmpty() {
+			err = x.readReply()
 		}
 		if err != nil {
 			return err
@@ -157,8 +157,8 @@ func (s *session) refuseOutstanding(err error) error {
 	if end != nil {
 		return end
 	}
-	all := s.outstanding
-	s.outstanding = outstandingQueue{}
+	all := s.upstream.outstanding
+	s.upstream.outstanding = outstandingQueue{}
 	for _, e := range all.all() {
 		if errors.Is(err, errPendingExpunges) && e.expungePolicy == command.FlushExpunges {
 			if err := s.runWithoutMailbox(e, all.raw(e)); err != nil {
@@ -166,7 +166,7 @@ func (s *session) refuseOutstanding(err error) error {
 			}
 			continue
 		}
-		if err := s.reply(string(all.tagOf(e)), refusal); err != nil {
+		if err := s.client.reply(string(all.tagOf(e)), refusal); err != nil {
 			return err
 		}
 	}

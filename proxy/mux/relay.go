@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -30,59 +31,59 @@ const (
 
 // relay passes on the responses that are buffered, and reads the last one to its end. It
 // writes consecutive responses in one piece.
-func (s *session) relay() error {
+func (x *exchange) relay() error {
 	var run []byte // pending part of the reader's buffer
 	for {
-		isFirst := s.upstream.AtBoundary()
-		seg, ok, err := s.upstream.NextBuffered()
+		isFirst := x.upstream.AtBoundary()
+		seg, ok, err := x.upstream.NextBuffered()
 		if err != nil {
-			return errors.Join(s.writeRun(run), s.onUnparsable(err))
+			return errors.Join(x.writeRun(run), x.onUnparsable(err))
 		}
 		if !ok {
-			if err := s.writeRun(run); err != nil {
+			if err := x.writeRun(run); err != nil {
 				return err
 			}
 			run = nil
-			if s.upstream.AtBoundary() {
+			if x.upstream.AtBoundary() {
 				return nil
 			}
-			s.throttleBytes()
-			if err := s.upstream.ReadMore(); err != nil {
-				return s.wrapUpstreamError(err)
+			x.client.throttleBytes()
+			if err := x.upstream.ReadMore(); err != nil {
+				return wrapLost(err)
 			}
 			continue
 		}
 		if isFirst {
 			var err error
-			if s.disposition, err = s.classify(seg); err != nil {
-				return errors.Join(s.writeRun(run), err)
+			if x.upstream.disposition, err = x.classify(seg); err != nil {
+				return errors.Join(x.writeRun(run), err)
 			}
 		}
-		if isFirst && s.disposition == relayAsIs && seg.End && s.mustFetchUIDsFirst(seg.Bytes) {
-			if err := s.flushAfterUIDs(run, seg.Bytes); err != nil {
+		if isFirst && x.upstream.disposition == relayAsIs && seg.End && x.mustFetchUIDsFirst(seg.Bytes) {
+			if err := x.flushAfterUIDs(run, seg.Bytes); err != nil {
 				return err
 			}
 			run = nil
 			continue
 		}
-		if s.disposition == relayUnparsed || seg.Unclosed && s.disposition == relayAsIs {
-			if err := s.writeUnparsable(run, seg); err != nil {
+		if x.upstream.disposition == relayUnparsed || seg.Unclosed && x.upstream.disposition == relayAsIs {
+			if err := x.writeUnparsable(run, seg); err != nil {
 				return err
 			}
-			run, s.disposition = nil, relayAsIs
+			run, x.upstream.disposition = nil, relayAsIs
 			continue
 		}
-		if s.disposition == relayAsIs {
+		if x.upstream.disposition == relayAsIs {
 			run = extendRun(run, seg.Bytes)
 			continue
 		}
-		if err := s.writeRun(run); err != nil {
+		if err := x.writeRun(run); err != nil {
 			return err
 		}
 		run = nil
-		if s.disposition == replace && seg.End {
-			if _, err := s.client.Write(s.outBuf); err != nil {
-				return s.wrapClientError(err)
+		if x.upstream.disposition == replace && seg.End {
+			if err := x.client.send(x.client.outBuf); err != nil {
+				return err
 			}
 		}
 	}
@@ -90,9 +91,9 @@ func (s *session) relay() error {
 
 // mustFetchUIDsFirst reports whether a tagged response must wait for the UIDs of new
 // messages.
-func (s *session) mustFetchUIDsFirst(line []byte) bool {
-	return line[0] != '*' && s.outstanding.isEmpty() && s.idleState == nil && s.canResume && s.mailbox != nil && s.attached &&
-		s.mailbox.HasUnknownArrivals() && s.pinReason == "" && s.enabled.Has(imap.Qresync)
+func (x *exchange) mustFetchUIDsFirst(line []byte) bool {
+	return line[0] != '*' && x.upstream.outstanding.isEmpty() && x.client.idle == nil && x.canResume && x.mailbox != nil && x.upstream.attached &&
+		x.mailbox.HasUnknownArrivals() && x.upstream.pinReason == "" && x.client.enabled.Has(imap.Qresync)
 }
 
 // extendRun extends a run by the segment that follows it in the same buffer.
@@ -104,82 +105,81 @@ func extendRun(run, next []byte) []byte {
 }
 
 // writeRun writes a run to the client.
-func (s *session) writeRun(run []byte) error {
+func (x *exchange) writeRun(run []byte) error {
 	if len(run) == 0 {
 		return nil
 	}
-	s.responsePartial = !s.upstream.AtBoundary() && s.disposition == relayAsIs
-	_, err := s.client.Write(run)
-	return s.wrapClientError(err)
+	x.client.responsePartial = !x.upstream.AtBoundary() && x.upstream.disposition == relayAsIs
+	return x.client.send(run)
 }
 
 // writeUnparsable relays a run and the unparsable line after it.
-func (s *session) writeUnparsable(run []byte, seg imap.Segment) error {
-	if lease.IsAmbiguous(seg) && !s.canHandOver() {
-		return errors.Join(s.writeRun(run), s.onUnparsable(errUnterminatedString))
+func (x *exchange) writeUnparsable(run []byte, seg imap.Segment) error {
+	if lease.IsAmbiguous(seg) && !x.canHandOver() {
+		return errors.Join(x.writeRun(run), x.onUnparsable(errUnterminatedString))
 	}
-	if err := s.writeRun(extendRun(run, seg.Bytes)); err != nil {
+	if err := x.writeRun(extendRun(run, seg.Bytes)); err != nil {
 		return err
 	}
-	return s.onUnparsable(errNotResponse)
+	return x.onUnparsable(errNotResponse)
 }
 
 // classify decides how to treat a response by its first line, and updates the session's
 // state from it. An error is the loss of the upstream or the end of the session.
-func (s *session) classify(seg imap.Segment) (disposition, error) {
+func (x *exchange) classify(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes
 	switch {
 	case len(line) > 2 && line[0] == '*' && line[1] == ' ':
-		return s.classifyUntagged(seg)
-	case len(line) > 0 && line[0] == '+' && s.awaitingContinuation:
-		s.awaitingContinuation = false
+		return x.classifyUntagged(seg)
+	case len(line) > 0 && line[0] == '+' && x.upstream.awaitingContinuation:
+		x.upstream.awaitingContinuation = false
 		return discard, nil // awaitContinuation sees the cleared flag
-	case len(line) > 0 && line[0] == '+' && s.literalDeclined: // the backend would take commands for the literal
-		return discard, s.wrapUpstreamError(fmt.Errorf("%w: literal requested after the command was answered", errProtocol))
+	case len(line) > 0 && line[0] == '+' && x.upstream.literalDeclined: // the backend would take commands for the literal
+		return discard, wrapLost(fmt.Errorf("%w: literal requested after the command was answered", errProtocol))
 	}
-	if s.idleState != nil && s.idleState.takeReply(line) {
-		s.awaitingContinuation = false
+	if x.client.idle != nil && x.client.idle.takeReply(line) {
+		x.upstream.awaitingContinuation = false
 		return discard, nil
 	}
-	e, ok := s.outstanding.takeAnswered(line)
+	e, ok := x.upstream.outstanding.takeAnswered(line)
 	switch {
 	case ok:
-	case s.upstream.IsDoneRejection(line):
+	case x.upstream.IsDoneRejection(line):
 		return discard, nil
-	case isTaggedResponse(line) && !s.tainted:
-		return discard, s.reportStrayAnswer()
+	case isTaggedResponse(line) && !x.upstream.tainted:
+		return discard, x.upstream.reportStrayAnswer()
 	default: // possibly an answer to the client's own octets, taken for a command
 		return relayUnparsed, nil
 	}
-	s.upstream.ClearDone()
-	s.literalDeclined = s.awaitingContinuation
-	s.finishRecord(line)
-	s.retries = 0
-	s.awaitingContinuation = false
+	x.upstream.ClearDone()
+	x.upstream.literalDeclined = x.upstream.awaitingContinuation
+	x.client.records.finish(line)
+	x.upstream.retries = 0
+	x.upstream.awaitingContinuation = false
 	if !imap.HasWordPrefix(line[e.tagLen+1:], "OK") {
-		s.tainted = s.tainted || e.nonSync || e.spec.Streams && s.request.upload.HasNameLiteral
+		x.upstream.tainted = x.upstream.tainted || e.nonSync || e.spec.Streams && x.client.request.upload.HasNameLiteral
 	}
 	if e.closesMailbox && imap.HasWordPrefix(line[e.tagLen+1:], "OK") {
-		s.applyClose()
+		x.applyClose()
 	}
 	if e.selectsMailbox {
-		s.applyUnselected(line[e.tagLen+1:])
+		x.applyUnselected(line[e.tagLen+1:])
 	}
 	if e.pinReason == event.PinSelectBad || e.pinReason != "" && !imap.HasWordPrefix(line[e.tagLen+1:], "BAD") {
-		s.pinReason = e.pinReason
+		x.upstream.pinReason = e.pinReason
 	}
-	if e.expungePolicy == command.FlushExpunges && s.mailbox != nil {
-		s.mailbox.AllowUIDs()
+	if e.expungePolicy == command.FlushExpunges && x.mailbox != nil {
+		x.mailbox.AllowUIDs()
 	}
-	if e.isSyncPoint && s.mailbox != nil {
-		s.mailbox.ConfirmModseq()
+	if e.isSyncPoint && x.mailbox != nil {
+		x.mailbox.ConfirmModseq()
 	}
-	return s.stripCode(line), nil
+	return x.client.stripCode(line), nil
 }
 
 // stripCode removes response codes from a tagged response that would lead the client
 // around the gateway or list capabilities it is not offered.
-func (s *session) stripCode(line []byte) disposition {
+func (c *clientSide) stripCode(line []byte) disposition {
 	open := bytes.IndexByte(line, '[')
 	if open < 0 || bytes.Count(line[:open], []byte(" ")) != 2 {
 		return relayAsIs
@@ -188,43 +188,47 @@ func (s *session) stripCode(line []byte) disposition {
 	if !imap.HasWordPrefix(code, "CAPABILITY") && !imap.HasWordPrefix(code, "REFERRAL") {
 		return relayAsIs
 	}
-	s.outBuf = append(s.outBuf[:0], line[:open]...)
+	c.outBuf = append(c.outBuf[:0], line[:open]...)
 	if i := bytes.Index(code, []byte("] ")); i >= 0 {
-		s.outBuf = append(s.outBuf, code[i+2:]...)
+		c.outBuf = append(c.outBuf, code[i+2:]...)
 	} else {
-		s.outBuf = append(s.outBuf, "Done.\r\n"...)
+		c.outBuf = append(c.outBuf, "Done.\r\n"...)
 	}
 	return replace
 }
 
 // classifyUntagged decides how to treat "* …", and updates the mailbox.
-func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
+func (x *exchange) classifyUntagged(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes[2:]
 	switch {
 	case line[0] >= '0' && line[0] <= '9':
-	case s.upstream.IsDoneRejection(seg.Bytes):
+	case x.upstream.IsDoneRejection(seg.Bytes):
 		return discard, nil
 	case imap.HasWordPrefix(line, "OK"), imap.HasWordPrefix(line, "NO"), imap.HasWordPrefix(line, "BAD"):
-		if s.isGatewayStatus(line) {
+		if x.upstream.isGatewayStatus(line) {
 			return discard, nil
 		}
 	case imap.HasWordPrefix(line, "BYE"):
-		return discard, s.byeError(seg.Bytes)
+		return discard, byeError(seg.Bytes)
 	case imap.HasWordPrefix(line, "ENABLED"):
-		s.addEnabled(line[len("ENABLED"):])
+		names := strings.Fields(string(line[len("ENABLED"):])) // of a command of the client
+		x.client.enabled, x.upstream.Enabled = x.client.enabled.With(names...), x.upstream.Enabled.With(names...)
 	case imap.HasWordPrefix(line, "CAPABILITY"):
 		return discard, nil // the client's list does not change
 	case imap.HasWordPrefix(line, "PREAUTH"):
-		return discard, s.reportViolation(event.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
+		return discard, x.upstream.reportViolation(event.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
 	}
-	if s.mailbox == nil {
+	if x.mailbox == nil {
 		return relayAsIs, nil
 	}
-	switch err := s.mailbox.ReadUntagged(seg); {
+	switch err := x.mailbox.ReadUntagged(seg); {
+	case err == nil:
 	case errors.Is(err, mailbox.ErrChanged):
 		return discard, &closeError{event.MailboxChanged, byeChanged, nil}
-	case err != nil:
-		s.desyncView(err)
+	case errors.Is(err, mailbox.ErrUIDNotSticky):
+		x.upstream.pinReason = event.PinUIDNotSticky
+	default:
+		x.desyncView(err)
 	}
 	return relayAsIs, nil
 }
@@ -232,20 +236,20 @@ func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 // desyncView records that the view cannot follow a response. The client receives the
 // response, as it would from a spliced connection, and the session is pinned to this
 // upstream.
-func (s *session) desyncView(err error) {
-	if s.mailbox.IsDesynced() {
+func (x *exchange) desyncView(err error) {
+	if x.mailbox.IsDesynced() {
 		return
 	}
-	s.mailbox.Desync()
-	s.countViolation(mailbox.ViolationOf(err))
-	if s.pinReason == "" {
-		s.pinReason = event.PinViolation
+	x.mailbox.Desync()
+	x.upstream.countViolation(mailbox.ViolationOf(err))
+	if x.upstream.pinReason == "" {
+		x.upstream.pinReason = event.PinViolation
 	}
-	s.hub.deps.Log.Warn("view does not match the backend", zap.String("session", s.auditClient.Session), zap.Error(err))
+	x.hub.deps.Log.Warn("view does not match the backend", zap.String("session", x.client.audit.Session), zap.Error(err))
 }
 
 // isGatewayStatus reports whether the response code of "* OK …" is for the gateway alone.
-func (s *session) isGatewayStatus(line []byte) bool {
+func (u *upstreamSide) isGatewayStatus(line []byte) bool {
 	i := bytes.IndexByte(line, ' ')
 	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
 		return false
@@ -254,30 +258,28 @@ func (s *session) isGatewayStatus(line []byte) bool {
 	switch {
 	case imap.HasWordPrefix(code, "CAPABILITY"), imap.HasWordPrefix(code, "REFERRAL"):
 		return true
-	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(s.upstream.TagPrefix())): // about a command of the gateway (RFC 9585)
+	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(u.TagPrefix())): // about a command of the gateway (RFC 9585)
 		return true
-	case s.mailbox != nil && imap.HasWordPrefix(code, "UIDNOTSTICKY"):
-		s.pinReason = event.PinUIDNotSticky
 	}
 	return false
 }
 
 // reportStrayAnswer reports a tagged response without a command. It may belong to another
 // session.
-func (s *session) reportStrayAnswer() error {
-	return s.reportViolation(event.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
+func (u *upstreamSide) reportStrayAnswer() error {
+	return u.reportViolation(event.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
 }
 
 // reportViolation counts a protocol violation and returns it as the loss of the upstream.
-func (s *session) reportViolation(violation event.Violation, err error) error {
-	s.countViolation(violation)
-	return s.wrapUpstreamError(fmt.Errorf("%w: %w", errProtocol, err))
+func (u *upstreamSide) reportViolation(violation event.Violation, err error) error {
+	u.countViolation(violation)
+	return wrapLost(fmt.Errorf("%w: %w", errProtocol, err))
 }
 
 // countViolation counts a protocol violation for the session's user. On a tainted
 // connection the client may have caused it: the backend may have executed or repeated
 // octets of the client's.
-func (s *session) countViolation(violation event.Violation) {
-	s.backend.recordViolation(violation, s.account.User(), !s.tainted && !s.violationCounted)
-	s.violationCounted = s.violationCounted || !s.tainted
+func (u *upstreamSide) countViolation(violation event.Violation) {
+	u.backend.recordViolation(violation, u.account.User(), !u.tainted && !u.violationCounted)
+	u.violationCounted = u.violationCounted || !u.tainted
 }

@@ -42,9 +42,10 @@ func newRelayTest(t testing.TB) *relayTest {
 	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
-	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox.Mailbox{}}
+	r.session = &session{exchange: exchange{mailbox: &mailbox.Mailbox{}}}
+	r.client.clientWork, r.upstream.upstreamWork, r.upstream.Conn = new(clientWork), new(upstreamWork), new(lease.Conn)
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
-	r.upstream.Open(login, shared)
+	r.upstream.Conn.Open(login, shared)
 	r.mailbox.Reset(9)
 	go r.drain(clientEnd)
 	t.Cleanup(func() {
@@ -108,7 +109,7 @@ func TestRelayingAnAnswerAllocatesNothing(t *testing.T) {
 	spec := &command.Spec{Name: "NOOP"}
 	sent, data := []byte("a1 NOOP\r\n"), []byte("* 9 EXISTS\r\na1 OK done\r\n")
 	answer := func() {
-		r.outstanding.add(outstandingCommand{spec: spec, tagLen: len("a1")}, sent)
+		r.upstream.outstanding.add(outstandingCommand{spec: spec, tagLen: len("a1")}, sent)
 		r.relayAll(t, data)
 	}
 	answer()

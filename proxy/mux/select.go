@@ -20,13 +20,13 @@ const maxBufferedSelect = 256 << 10
 // left (RFC 9051 §6.3.2), along with its pending expunges.
 func (s *session) selectMailbox(r *request) error {
 	tries := 0
-	err := s.retryTransient(s.backend.settings.CommandHoldTimeout, func(h *holdTimer) error {
+	err := s.retryTransient(s.upstream.backend.settings.CommandHoldTimeout, func(h *holdTimer) error {
 		if tries++; tries > 1 {
 			s.hub.deps.Metrics.Mux.CountRetry(r.spec.Name)
 		}
-		err := s.selectOnce(r, s.tryDeadline())
+		err := s.selectOnce(r, s.upstream.tryDeadline())
 		lost, ok := asLost(err)
-		if ok && (s.responsePartial || s.attached) { // the answer has begun
+		if ok && (s.client.responsePartial || s.upstream.attached) { // the answer has begun
 			return s.onUpstreamLost(lost)
 		}
 		if ok {
@@ -42,12 +42,12 @@ func (s *session) selectMailbox(r *request) error {
 	}
 	s.mailbox = nil
 	s.updateStateMetric()
-	return s.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
+	return s.client.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
 }
 
 // selectOnce executes SELECT on one connection.
 func (s *session) selectOnce(r *request, deadline time.Time) error {
-	if s.upstream == nil {
+	if s.upstream.Conn == nil {
 		if err := s.acquireLease(deadline); err != nil {
 			return err
 		}
@@ -56,82 +56,81 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(imap.Qresync) || caps.Has(imap.Rev2)) {
 		closedCode = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection has none to close
 	}
-	s.avoidTagPrefix(r.tag)
+	s.upstream.avoidTagPrefix(r.tag)
 	s.enableCondstore(r)
-	s.upstream.Enabled = s.enabled
-	s.hadMailbox = s.upstream.Selected
-	s.attached = false         // to the previous mailbox, so that a loss counts as one before the answer
-	s.upstream.Selected = true // even after a NO the pool must assume a selected mailbox
-	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: true, selectsMailbox: true, upstreamDropped: r.upstreamDropped}, r.raw)
+	s.upstream.Enabled = s.client.enabled
+	s.upstream.hadMailbox = s.upstream.Selected
+	s.upstream.attached = false // to the previous mailbox, so that a loss counts as one before the answer
+	s.upstream.Selected = true  // even after a NO the pool must assume a selected mailbox
+	s.upstream.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: true, selectsMailbox: true, upstreamDropped: r.upstreamDropped}, r.raw)
 	r.unsent = nil
 	err := s.sendCommand(r.raw)
 	switch {
-	case s.outstanding.isEmpty(): // a literal was refused, and a loss may follow the answer
+	case s.upstream.outstanding.isEmpty(): // a literal was refused, and a loss may follow the answer
 		return s.recoverLoss(err)
 	case err == nil:
 		err = s.readSelectReply(r, []byte(closedCode))
 	}
 	if err != nil {
-		s.outstanding.clear()
+		s.upstream.outstanding.clear()
 	}
 	return err
 }
 
 // readSelectReply reads the answer to SELECT and relays it in one piece.
-func (s *session) readSelectReply(r *request, buffered []byte) error {
+func (x *exchange) readSelectReply(r *request, buffered []byte) error {
 	var data mailbox.SelectData
 	left := 1 << 30 // a QRESYNC client may receive large responses
-	for s.upstream.Buffered() == 0 {
-		if err := s.readReply(); err != nil {
+	for x.upstream.Buffered() == 0 {
+		if err := x.readReply(); err != nil {
 			return err
 		}
 	}
 	for {
-		response, err := s.upstream.ReadResponse(&left)
+		response, err := x.upstream.ReadResponse(&left)
 		if errors.Is(err, lease.ErrProtocol) {
-			return s.writeUnparsableSelect(append(buffered, response...), err)
+			return x.writeUnparsableSelect(append(buffered, response...), err)
 		}
 		if err != nil {
-			return s.wrapUpstreamError(err)
+			return wrapLost(err)
 		}
 		if bytes.HasPrefix(response, []byte("* ")) {
-			if err := s.readSelectUntagged(response, &data); err != nil {
+			if err := readSelectUntagged(response, &data); err != nil {
 				return err
 			}
 			if !isGatewayOnly(response[2:]) {
 				buffered = append(buffered, response...)
 			}
 			if len(buffered) > maxBufferedSelect {
-				if err := s.writePartialSelect(buffered); err != nil {
+				if err := x.client.writePartialSelect(buffered); err != nil {
 					return err
 				}
 				buffered = buffered[:0]
 			}
 			continue
 		}
-		_, matched := s.outstanding.takeAnswered(response)
-		if !matched && s.upstream.IsDoneRejection(response) {
+		_, matched := x.upstream.outstanding.takeAnswered(response)
+		if !matched && x.upstream.IsDoneRejection(response) {
 			continue
 		}
 		if !matched && isTaggedResponse(response) {
-			return s.reportStrayAnswer()
+			return x.upstream.reportStrayAnswer()
 		}
 		res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
 		if !matched || err != nil {
-			return s.writeUnparsableSelect(append(buffered, response...), errNotResponse)
+			return x.writeUnparsableSelect(append(buffered, response...), errNotResponse)
 		}
-		s.upstream.ClearDone()
-		s.finishRecord(response)
-		s.applySelect(r, &data, res)
-		if s.stripCode(response) == replace {
-			response = s.outBuf
+		x.upstream.ClearDone()
+		x.client.records.finish(response)
+		x.applySelect(r, &data, res)
+		if x.client.stripCode(response) == replace {
+			response = x.client.outBuf
 		}
-		if s.enabled.Has(imap.Qresync) && s.backend.settings.UIDPrefetch == PrefetchEager {
-			return s.flushAfterUIDs(buffered, response)
+		if x.client.enabled.Has(imap.Qresync) && x.upstream.backend.settings.UIDPrefetch == PrefetchEager {
+			return x.flushAfterUIDs(buffered, response)
 		}
-		s.responsePartial = false
-		_, err = s.client.Write(append(buffered, response...))
-		return s.wrapClientError(err)
+		x.client.responsePartial = false
+		return x.client.send(append(buffered, response...))
 	}
 }
 
@@ -148,22 +147,21 @@ func isGatewayOnly(line []byte) bool {
 
 // writePartialSelect sends the client a part of the answer. From here on SELECT cannot be
 // repeated.
-func (s *session) writePartialSelect(buffered []byte) error {
-	s.responsePartial = true
-	_, err := s.client.Write(buffered)
-	return s.wrapClientError(err)
+func (c *clientSide) writePartialSelect(buffered []byte) error {
+	c.responsePartial = true
+	return c.send(buffered)
 }
 
 // writeUnparsableSelect relays an unparsable response and everything held back before it.
-func (s *session) writeUnparsableSelect(buffered []byte, err error) error {
-	s.countUnparsable()
-	return errors.Join(s.writePartialSelect(buffered), &unparsableError{err: err}) // the selection, whatever it is, belongs to the client
+func (x *exchange) writeUnparsableSelect(buffered []byte, err error) error {
+	x.upstream.countUnparsable()
+	return errors.Join(x.client.writePartialSelect(buffered), &unparsableError{err: err}) // the selection, whatever it is, belongs to the client
 }
 
 // readSelectUntagged reads one untagged response to SELECT.
-func (s *session) readSelectUntagged(response []byte, data *mailbox.SelectData) error {
+func readSelectUntagged(response []byte, data *mailbox.SelectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
-		return s.byeError(response)
+		return byeError(response)
 	}
 	data.ReadUntagged(response)
 	data.Fetches = nil // relayed to the client directly
@@ -171,37 +169,37 @@ func (s *session) readSelectUntagged(response []byte, data *mailbox.SelectData) 
 }
 
 // applySelect updates the session after the answer to SELECT.
-func (s *session) applySelect(r *request, data *mailbox.SelectData, res imap.Response) {
-	s.retries = 0
-	s.mailbox, s.attached = nil, false
+func (x *exchange) applySelect(r *request, data *mailbox.SelectData, res imap.Response) {
+	x.upstream.retries = 0
+	x.mailbox, x.upstream.attached = nil, false
 	switch res.Name {
 	case "OK":
 		data.ReadTagged(res)
-		s.mailbox = mailbox.New(r.spec.Name, r.facts.Mailbox, data)
-		s.mailbox.SelectedAt = s.hub.uptime()
-		s.attached = true
+		x.mailbox = mailbox.New(r.spec.Name, r.facts.Mailbox, data)
+		x.mailbox.SelectedAt = x.hub.uptime()
+		x.upstream.attached = true
 		if data.UIDNotSticky {
-			s.pinReason = event.PinUIDNotSticky
+			x.upstream.pinReason = event.PinUIDNotSticky
 		}
 		if r.facts.Pins {
-			s.pinReason = event.PinAnnotate
+			x.upstream.pinReason = event.PinAnnotate
 		}
-		s.updateStateMetric()
+		x.updateStateMetric()
 	default:
-		s.applyUnselected([]byte(res.Name))
+		x.applyUnselected([]byte(res.Name))
 	}
 }
 
 // applyUnselected updates the session after an answer, without its tag, that selects no
 // mailbox.
-func (s *session) applyUnselected(answer []byte) {
-	s.mailbox, s.attached = nil, false
+func (x *exchange) applyUnselected(answer []byte) {
+	x.mailbox, x.upstream.attached = nil, false
 	if imap.HasWordPrefix(answer, "NO") {
-		s.upstream.Selected = s.hadMailbox // some backends keep the previous mailbox
+		x.upstream.Selected = x.upstream.hadMailbox // some backends keep the previous mailbox
 	} else { // the selection is unknown
-		s.pinReason = event.PinSelectBad
+		x.upstream.pinReason = event.PinSelectBad
 	}
-	s.updateStateMetric()
+	x.updateStateMetric()
 }
 
 // closeMailbox executes CLOSE and UNSELECT. If the mailbox is not attached and nothing
@@ -213,18 +211,18 @@ func (s *session) closeMailbox(r *request) error {
 	if s.mailbox == nil {
 		return s.forwardCommand(r)
 	}
-	if !s.attached && (r.spec.Name == "UNSELECT" || s.mailbox.IsReadOnly()) {
+	if !s.upstream.attached && (r.spec.Name == "UNSELECT" || s.mailbox.IsReadOnly()) {
 		s.mailbox = nil
 		s.updateStateMetric()
-		return s.replyTagged("OK " + r.spec.Name + " completed.")
+		return s.client.replyTagged("OK " + r.spec.Name + " completed.")
 	}
 	unsynced := !s.isInSync() // the view need not be synchronized: it is about to be dropped
 	if unsynced {
-		if err := s.attach(r); err != nil {
+		if err := s.attach(r.attachOptions()); err != nil {
 			return s.answerUnattached(err)
 		}
 	}
-	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: r.facts.Retryable, closesMailbox: true}, r.raw)
+	s.upstream.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: r.facts.Retryable, closesMailbox: true}, r.raw)
 	previous := s.mailbox
 	if unsynced {
 		s.mailbox = nil // responses do not apply to the client's view
@@ -234,7 +232,7 @@ func (s *session) closeMailbox(r *request) error {
 	if err == nil {
 		err = s.readReplies()
 	}
-	if unsynced && s.upstream != nil && s.upstream.Selected { // refused
+	if unsynced && s.upstream.Conn != nil && s.upstream.Selected { // refused
 		s.mailbox = previous
 		if err == nil {
 			s.returnUpstream()
@@ -244,8 +242,8 @@ func (s *session) closeMailbox(r *request) error {
 }
 
 // applyClose updates the session after an OK to CLOSE or UNSELECT.
-func (s *session) applyClose() {
-	s.mailbox, s.attached = nil, false
-	s.upstream.Selected = false
-	s.updateStateMetric()
+func (x *exchange) applyClose() {
+	x.mailbox, x.upstream.attached = nil, false
+	x.upstream.Selected = false
+	x.updateStateMetric()
 }

@@ -10,9 +10,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
-	"imapgate/proxy/mux/mailbox"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
 )
@@ -32,55 +30,13 @@ type Client struct {
 	ExpiresAt time.Time // end of the session, also after a pin; zero: none
 }
 
-// session is one client from its login to its end. It has a goroutine while it is active,
-// and none while it is parked.
+// session is one client from its login to its end: an exchange with its life. It has a
+// goroutine while it is active, and none while it is parked.
 type session struct {
-	// Set once.
-	hub            *Hub
-	backend        *backend
-	account        *pool.Account
-	canResume      bool // the mode is Resume
-	loginFromRoute bool // Client.LoginFromRoute
-	auditClient    *audit.Client
-	offeredCaps    imap.Caps // capabilities offered to the client
-	onEnd          func(Result)
-	client         wire.Conn
+	exchange
 
-	// Owned by run. nil while the session is parked with nothing outstanding.
-	*commandState
-
-	// Owned by run: the lease.
-	upstream             *lease.Conn   // nil: none
-	upstreamSince        time.Duration // hub uptime at the attach or at the loss
-	attached             bool          // the mailbox is selected on the lease, in sync with the client's view
-	awaitingContinuation bool          // a continuation request is expected
-	commandPartial       bool          // the lease has received the beginning of a command, but not its end
-	literalDeclined      bool          // the backend answered a command without taking its literal, and has sent nothing since
-	tainted              bool          // responses may be caused by the client's own octets
-	hadMailbox           bool          // the lease had a mailbox selected before the current SELECT
-	disposition          disposition   // of the current response
-	previousLost         bool          // the last upstream was lost, not released
-	violationCounted     bool          // a violation of this session has been counted
-
-	// Owned by run: the client.
-	responsePartial bool   // the client has received the beginning of a response, but not its end
-	discardingInput bool   // the rest of the current command is discarded
-	wasParked       bool   // has been parked at least once
-	badCommands     uint8  // consecutive invalid commands, at most maxBadCommands+1
-	retries         uint8  // losses since the last answer, at most maxRetries+1
-	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
-	enabled         imap.Extensions
-	mailbox         *mailbox.Mailbox // nil: none selected
-	idleState       *idleState       // nil: not in IDLE
-	throttle        *throttle        // nil: unlimited
-	pinReason       event.PinReason
-	metricState     event.State // state under which the session is counted
-
-	upstreamWire atomic.Pointer[wire.Conn]    // the lease's, for the clock
-	stopReason   atomic.Pointer[event.Reason] // nil: none requested
-	aborted      atomic.Bool                  // abort was called
-	wakeAt       atomic.Uint32                // tick of the next wake; 0: none
-	readable     atomic.Uint32                // readable sockets: bits
+	onEnd    func(Result)  // Set once.
+	readable atomic.Uint32 // readable sockets: bits
 
 	mu          sync.Mutex
 	running     bool // Guarded by mu. The goroutine exists.
@@ -88,20 +44,6 @@ type session struct {
 	isEnded     bool // Guarded by mu.
 
 	reportedIn, reportedOut int64 // Guarded by mu.
-}
-
-// commandState holds the current command, the outstanding commands and the output
-// buffers: the part of a session that is allocated only while it is active.
-type commandState struct {
-	outstanding      outstandingQueue // commands sent on the lease
-	request          request
-	expungePolicy    command.ExpungePolicy // the current command's, until it is sent
-	uidSet           string                // UIDs translated from the command's numbers
-	commandBuf       []byte                // a command with literals
-	deferred         []byte                // a delayed final response, and the output after it; nil: none
-	outBuf           []byte                // the gateway's own responses
-	commandLog       commandLog            // commands to be recorded
-	silenceCheckedAt time.Duration         // hub uptime of the last silence check
 }
 
 // The bits of session.readable.
@@ -113,19 +55,18 @@ const (
 // Start relays c's session at the backend until it ends, and then calls onEnd once. Start
 // takes ownership of the connection and the account.
 func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(Result)) {
-	s := &session{
-		hub: h, backend: h.backends[backend], account: account, canResume: c.Mode == event.ModeResume, loginFromRoute: c.LoginFromRoute,
-		auditClient: c.AuditClient, offeredCaps: c.Caps, onEnd: onEnd,
-	}
+	s := &session{exchange: exchange{hub: h, canResume: c.Mode == event.ModeResume}, onEnd: onEnd}
+	s.client.audit, s.client.offeredCaps = c.AuditClient, c.Caps
+	s.upstream.backend, s.upstream.account, s.upstream.loginFromRoute = h.backends[backend], account, c.LoginFromRoute
 	if c.Quota != nil {
-		s.throttle = &throttle{Quota: c.Quota}
+		s.client.throttle = &throttle{Quota: c.Quota}
 	}
 	s.client.Open(c.Conn, c.Buffered, imap.Commands, &h.shared)
 	s.setStateMetric(event.StateUnselected)
 	h.mu.Lock()
 	h.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
 	h.sessions[s] = struct{}{}
-	s.backend.sessionCount.Add(1)
+	s.upstream.backend.sessionCount.Add(1)
 	if !c.ExpiresAt.IsZero() {
 		h.expiries[s] = c.ExpiresAt
 	}
@@ -174,8 +115,8 @@ func (s *session) wake() {
 func (s *session) run() {
 	defer s.hub.wg.Done()
 	defer s.recoverPanic()
-	if s.commandState == nil {
-		s.commandState = new(commandState)
+	if s.client.clientWork == nil {
+		s.allocateWork()
 	}
 	err := s.handOverUnparsable(s.readReadable())
 	if err == nil {
@@ -185,6 +126,16 @@ func (s *session) run() {
 		return // the session is no longer this goroutine's
 	}
 	s.end(err)
+}
+
+// allocateWork allocates what only an active session has.
+func (s *session) allocateWork() {
+	work := new(struct {
+		client   clientWork
+		upstream upstreamWork
+	})
+	s.client.clientWork, s.upstream.upstreamWork = &work.client, &work.upstream
+	work.client.records = recorder{hub: s.hub, client: s.client.audit, user: s.upstream.account.User(), backend: s.upstream.backend.name}
 }
 
 // serve runs the session step by step and recovers from upstream losses.
@@ -199,18 +150,18 @@ func (s *session) serve() error {
 // step relays pending responses, executes buffered commands, runs housekeeping commands
 // and waits for input.
 func (s *session) step() error {
-	if s.upstream != nil {
+	if s.upstream.Conn != nil {
 		if err := s.relay(); err != nil {
 			return err
 		}
 	}
-	if reason := s.stopReason.Load(); reason != nil && (s.outstanding.isEmpty() || *reason == event.Idle) {
+	if reason := s.client.stopReason.Load(); reason != nil && (s.upstream.outstanding.isEmpty() || *reason == event.Idle) {
 		return stopError(*reason)
 	}
 	if err := s.runCommands(); err != nil {
 		return err
 	}
-	s.throttleBytes()
+	s.client.throttleBytes()
 	if err := s.runHousekeeping(); err != nil {
 		return err
 	}
@@ -221,19 +172,19 @@ func (s *session) step() error {
 // commands are outstanding, the client otherwise. After a quiet period it parks the
 // session until either is readable.
 func (s *session) waitForInput() error {
-	if s.idleState != nil {
+	if s.client.idle != nil {
 		return s.park() // neither is expected to send soon
 	}
-	if s.upstream == nil || s.outstanding.isEmpty() {
+	if s.upstream.Conn == nil || s.upstream.outstanding.isEmpty() {
 		err := s.client.AwaitInput()
 		if errors.Is(err, wire.ErrIdle) {
 			return s.park()
 		}
-		return s.wrapClientError(err)
+		return s.client.wrapError(err)
 	}
 	err := s.upstream.AwaitInput()
 	if !errors.Is(err, wire.ErrIdle) {
-		return s.wrapUpstreamError(err)
+		return wrapLost(err)
 	}
 	if err := s.checkSilence(); err != nil {
 		return err
@@ -245,15 +196,15 @@ func (s *session) waitForInput() error {
 // park gives up the goroutine and returns errParked. It returns nil if there is input to
 // process.
 func (s *session) park() error {
-	if s.upstream != nil { // the kernel does not signal bytes that TLS has buffered
+	if s.upstream.Conn != nil { // the kernel does not signal bytes that TLS has buffered
 		if buffered, err := s.upstream.ReadTLSBuffered(); buffered || err != nil {
-			return s.wrapUpstreamError(err)
+			return wrapLost(err)
 		}
 	}
-	readsClient := !s.outstanding.isFull() // with a full queue the client must wait
+	readsClient := !s.upstream.outstanding.isFull() // with a full queue the client must wait
 	if readsClient {
 		if buffered, err := s.client.ReadTLSBuffered(); buffered || err != nil {
-			return s.wrapClientError(err)
+			return s.client.wrapError(err)
 		}
 	}
 	s.releaseBuffers()
@@ -263,12 +214,12 @@ func (s *session) park() error {
 	if readsClient {
 		waitErr = poller.Arm(&s.client.ParkWaiter, s.client.NetConn(), (*clientWaker)(s))
 	}
-	if waitErr == nil && s.upstream != nil {
+	if waitErr == nil && s.upstream.Conn != nil {
 		waitErr = poller.Arm(&s.upstream.ParkWaiter, s.upstream.NetConn(), (*upstreamWaker)(s))
 	}
 	if waitErr != nil { // closed, or the epoll set has no room: wait here
 		if err := s.client.AwaitInput(); !errors.Is(err, wire.ErrIdle) {
-			return s.wrapClientError(err)
+			return s.client.wrapError(err)
 		}
 		return nil
 	}
@@ -280,8 +231,8 @@ func (s *session) park() error {
 	runAgain := s.wakePending
 	s.wakePending = false
 	s.running = runAgain
-	if !runAgain && s.outstanding.isEmpty() {
-		s.commandState = nil
+	if !runAgain && s.upstream.outstanding.isEmpty() {
+		s.client.clientWork, s.upstream.upstreamWork = nil, nil
 	}
 	s.mu.Unlock()
 	if !runAgain {
@@ -296,69 +247,69 @@ func (s *session) park() error {
 // readReadable reads from the sockets that are readable.
 func (s *session) readReadable() error {
 	bits := s.readable.Swap(0)
-	if bits&upstreamReadable != 0 && s.upstream != nil {
-		if err := s.recoverLoss(s.readUpstream()); err != nil {
+	if bits&upstreamReadable != 0 && s.upstream.Conn != nil {
+		if err := s.recoverLoss(s.upstream.read()); err != nil {
 			return err
 		}
 	}
 	if bits&clientReadable != 0 {
 		if err := s.client.AwaitInput(); err != nil && !errors.Is(err, wire.ErrIdle) {
-			return s.wrapClientError(err)
+			return s.client.wrapError(err)
 		}
 	}
 	return nil
 }
 
 // releaseBuffers releases the buffers that a parked session does not need.
-func (s *session) releaseBuffers() {
-	s.client.ReleaseBuffers()
-	if s.upstream != nil {
-		s.upstream.ReleaseBuffers()
+func (x *exchange) releaseBuffers() {
+	x.client.ReleaseBuffers()
+	if x.upstream.Conn != nil {
+		x.upstream.ReleaseBuffers()
 	}
-	s.commandBuf, s.outBuf = nil, nil
-	if !s.wasParked { // TLS and the login leave the most garbage
-		s.wasParked = true
-		s.hub.parkedConns.Add(2)
+	x.client.commandBuf, x.client.outBuf = nil, nil
+	if !x.client.wasParked { // TLS and the login leave the most garbage
+		x.client.wasParked = true
+		x.hub.parkedConns.Add(2)
 	}
-	s.outstanding.releaseBuffers()
-	if s.mailbox != nil {
-		s.mailbox.Compact()
+	x.upstream.outstanding.releaseBuffers()
+	if x.mailbox != nil {
+		x.mailbox.Compact()
 	}
 }
 
 // bindUpstream makes conn the session's lease.
-func (s *session) bindUpstream(conn *lease.Conn) {
-	s.upstream, s.upstreamSince = conn, s.hub.uptime()
-	s.upstreamWire.Store(&conn.Conn)
-	if s.aborted.Load() { // the abort happened during the acquire
+func (x *exchange) bindUpstream(conn *lease.Conn) {
+	x.upstream.Conn, x.upstream.since = conn, x.hub.uptime()
+	x.upstream.wire.Store(&conn.Conn)
+	if x.client.aborted.Load() { // the abort happened during the acquire
 		conn.Abort()
 	}
 }
 
 // unbindUpstream removes the session's lease and returns it to the caller.
-func (s *session) unbindUpstream() *lease.Conn {
-	conn := s.upstream
-	s.upstream, s.attached, s.tainted, s.literalDeclined = nil, false, false, false
-	s.upstreamSince = s.hub.uptime()
-	s.upstreamWire.Store(nil)
-	s.hub.poller.Disarm(&conn.ParkWaiter)
-	s.updateStateMetric()
+func (x *exchange) unbindUpstream() *lease.Conn {
+	conn := x.upstream.Conn
+	x.upstream.Conn, x.upstream.attached, x.upstream.tainted, x.upstream.literalDeclined = nil, false, false, false
+	x.upstream.since = x.hub.uptime()
+	x.upstream.wire.Store(nil)
+	x.hub.poller.Disarm(&conn.ParkWaiter)
+	x.updateStateMetric()
 	return conn
 }
 
 // requestStop asks the session to end once no command is outstanding.
 func (s *session) requestStop(reason event.Reason) {
-	s.stopReason.CompareAndSwap(nil, &reason)
+	s.client.stopReason.CompareAndSwap(nil, &reason)
 	s.client.InterruptWait()
 	s.wake()
 }
 
 // abort ends the session immediately.
 func (s *session) abort(reason event.Reason) {
-	s.stopReason.Store(&reason)
-	s.aborted.Store(true)
+	s.client.stopReason.Store(&reason)
+	s.client.aborted.Store(true)
 	s.client.Abort()
-	if w := s.upstreamWire.Load(); w != nil {
+	if w := s.upstream.wire.Load(); w != nil {
 		w.Abort()
 	}
 	s.wake()
@@ -367,7 +318,7 @@ func (s *session) abort(reason event.Reason) {
 // onTick updates the timers of a session with a goroutine.
 func (s *session) onTick(parkAfter, stallAfter uint32) {
 	s.client.OnTick(parkAfter, stallAfter)
-	if w := s.upstreamWire.Load(); w != nil {
+	if w := s.upstream.wire.Load(); w != nil {
 		w.OnTick(parkAfter, stallAfter)
 	}
 }
@@ -376,7 +327,7 @@ func (s *session) onTick(parkAfter, stallAfter uint32) {
 func (s *session) onSecond(now uint32) {
 	s.reportBytes()
 	lastActivity := s.client.LastByteTick()
-	if w := s.upstreamWire.Load(); w != nil {
+	if w := s.upstream.wire.Load(); w != nil {
 		lastActivity = max(lastActivity, w.LastByteTick())
 	}
 	if now-lastActivity > toTicks(s.hub.cfg.IdleTimeout) && now > lastActivity {
@@ -389,10 +340,10 @@ func (s *session) onSecond(now uint32) {
 
 // scheduleWake schedules a wake after d, with a resolution of one second, unless an
 // earlier one is scheduled.
-func (s *session) scheduleWake(d time.Duration) {
-	at := s.hub.shared.Clock.Now() + max(toTicks(d), 1)
-	if current := s.wakeAt.Load(); current == 0 || at < current {
-		s.wakeAt.Store(at)
+func (x *exchange) scheduleWake(d time.Duration) {
+	at := x.hub.shared.Clock.Now() + max(toTicks(d), 1)
+	if current := x.wakeAt.Load(); current == 0 || at < current {
+		x.wakeAt.Store(at)
 	}
 }
 
@@ -410,22 +361,22 @@ func (s *session) reportBytes() {
 }
 
 // updateStateMetric updates the metric of session states.
-func (s *session) updateStateMetric() {
+func (x *exchange) updateStateMetric() {
 	switch {
-	case s.idleState != nil:
-		s.setStateMetric(event.StateIdle)
-	case s.mailbox == nil:
-		s.setStateMetric(event.StateUnselected)
-	case s.attached:
-		s.setStateMetric(event.StateAttached)
+	case x.client.idle != nil:
+		x.setStateMetric(event.StateIdle)
+	case x.mailbox == nil:
+		x.setStateMetric(event.StateUnselected)
+	case x.upstream.attached:
+		x.setStateMetric(event.StateAttached)
 	default:
-		s.setStateMetric(event.StateDetached)
+		x.setStateMetric(event.StateDetached)
 	}
 }
 
-func (s *session) setStateMetric(state event.State) {
-	if state != s.metricState {
-		s.hub.deps.Metrics.Mux.ChangeState(s.metricState, state)
-		s.metricState = state
+func (x *exchange) setStateMetric(state event.State) {
+	if state != x.metricState {
+		x.hub.deps.Metrics.Mux.ChangeState(x.metricState, state)
+		x.metricState = state
 	}
 }

@@ -20,66 +20,66 @@ var errSilent = errors.New("backend does not answer on this connection, but on a
 //
 // A connection is never dropped over a command that changes something, because a hanging
 // process may still execute it. Over any other command it is dropped only once.
-func (s *session) checkSilence() error {
-	timeout := s.backend.settings.SilenceTimeout
-	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() || s.silenceDuration() < timeout || s.hub.uptime()-s.silenceCheckedAt < timeout {
+func (x *exchange) checkSilence() error {
+	timeout := x.upstream.backend.settings.SilenceTimeout
+	if timeout == 0 || !x.canResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) || x.upstream.silenceDuration() < timeout || x.hub.uptime()-x.upstream.silenceCheckedAt < timeout {
 		return nil
 	}
-	answered := s.auxResponds()
-	s.silenceCheckedAt = s.hub.uptime()
-	if !answered || s.silenceDuration() < timeout || s.upstream.IsReadable() {
+	answered := x.auxResponds()
+	x.upstream.silenceCheckedAt = x.hub.uptime()
+	if !answered || x.upstream.silenceDuration() < timeout || x.upstream.IsReadable() {
 		return nil
 	}
-	s.request.upstreamDropped = true // for the resend
-	for i := range s.outstanding.all() {
-		s.outstanding.all()[i].upstreamDropped = true
+	x.client.request.upstreamDropped = true // for the resend
+	for i := range x.upstream.outstanding.all() {
+		x.upstream.outstanding.all()[i].upstreamDropped = true
 	}
-	return s.wrapUpstreamError(errSilent)
+	return wrapLost(errSilent)
 }
 
 // scheduleSilenceCheck schedules a wake for a parked session while an answer is due.
-func (s *session) scheduleSilenceCheck() {
-	timeout := s.backend.settings.SilenceTimeout
-	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() {
+func (x *exchange) scheduleSilenceCheck() {
+	timeout := x.upstream.backend.settings.SilenceTimeout
+	if timeout == 0 || !x.canResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) {
 		return
 	}
-	last := max(s.hub.uptime()-s.silenceDuration(), s.silenceCheckedAt)
-	s.scheduleWake(max(last+timeout-s.hub.uptime(), 0) + rand.N(timeout/8+1)) // spread over the sessions of a backend
+	last := max(x.hub.uptime()-x.upstream.silenceDuration(), x.upstream.silenceCheckedAt)
+	x.scheduleWake(max(last+timeout-x.hub.uptime(), 0) + rand.N(timeout/8+1)) // spread over the sessions of a backend
 }
 
 // silenceDuration returns the time since the last octet on the lease in either direction.
-func (s *session) silenceDuration() time.Duration {
-	return time.Duration(s.hub.shared.Clock.Now()-s.upstream.LastByteTick()) * tick
+func (u *upstreamSide) silenceDuration() time.Duration {
+	return time.Duration(u.backend.hub.shared.Clock.Now()-u.LastByteTick()) * tick
 }
 
-// canDropUpstream reports whether all outstanding commands may be resent elsewhere, and
+// canDrop reports whether all outstanding commands may be resent elsewhere, and
 // have not been before for this reason. A command that the backend has received only in
 // part may be resent too.
-func (s *session) canDropUpstream() bool {
-	all := s.outstanding.all()
+func (u *upstreamSide) canDrop(idle *idleState) bool {
+	all := u.outstanding.all()
 	for i, e := range all {
-		partial := s.commandPartial && i == len(all)-1
+		partial := u.commandPartial && i == len(all)-1
 		if e.upstreamDropped || (!e.retryable || e.spec.Writes) && !partial {
 			return false
 		}
 	}
-	return len(all) > 0 || s.idleState != nil && s.idleState.upstreamTag != ""
+	return len(all) > 0 || idle != nil && idle.upstreamTag != ""
 }
 
 // auxResponds runs a NOOP on an auxiliary connection. The result does not depend on the
 // mailbox, so it is valid without ReadAfterWrite, too.
-func (s *session) auxResponds() bool {
-	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
+func (x *exchange) auxResponds() bool {
+	ctx, cancel := context.WithTimeout(x.hub.ctx, auxLoginTimeout)
 	defer cancel()
-	aux, err := s.acquireAux(ctx)
+	aux, err := x.upstream.acquireAux(ctx)
 	if err != nil {
 		return false
 	}
-	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", s.forwardAlert); err != nil || res.Name != "OK" {
-		s.account.Discard(aux, event.DiscardError)
+	_ = x.client.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
+	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", x.client.forwardAlert); err != nil || res.Name != "OK" {
+		x.upstream.account.Discard(aux, event.DiscardError)
 		return false
 	}
-	s.account.ReleaseAux(aux)
+	x.upstream.account.ReleaseAux(aux)
 	return true
 }

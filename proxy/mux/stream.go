@@ -16,55 +16,55 @@ import (
 // that depends on the selected mailbox is refused. Others run on a connection without the
 // mailbox, and the client receives the expunges later.
 func (s *session) streamCommand(seg imap.Segment) error {
-	r := &s.request
+	r := &s.client.request
 	r.tag = bytes.Clone(r.tag)
 	r.raw = seg.Bytes
-	if !seg.End && !r.upload.CheckFirstLine(seg.Bytes, s.account.Caps()) {
+	if !seg.End && !r.upload.CheckFirstLine(seg.Bytes, s.upstream.account.Caps()) {
 		return s.rejectCommand(refusalMalformedArguments, seg)
 	}
 	r.facts, _ = command.Parse(r.raw) // the backend reports other syntax errors
-	s.describeRecord(r)
-	s.recordLiteral(seg)
-	s.expungePolicy = r.facts.ExpungePolicy
-	defer func() { s.expungePolicy = command.FlushExpunges }()
+	s.client.records.describe(r, s.mailbox)
+	s.client.records.addLiteral(seg)
+	s.client.expungePolicy = r.facts.ExpungePolicy
+	defer func() { s.client.expungePolicy = command.FlushExpunges }()
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
 	if err := s.relayPending(); err != nil {
 		return err
 	}
-	if !s.mayUpload(seg) {
+	if !s.client.mayUpload(s.hub.ctx, seg) {
 		return s.refuseIncomplete(refusalOverQuota, seg)
 	}
 	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !usesCatenate(seg.Bytes)}
 	for {
-		if !s.isInSync() && !(opts.withoutMailbox && s.upstream != nil) {
-			if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
+		if !s.isInSync() && !(opts.withoutMailbox && s.upstream.Conn != nil) {
+			if err := s.attach(opts); err != nil {
 				return s.refuseUnattached(err, seg)
 			}
 		}
 		if err := s.relayPending(); err != nil {
 			return err
 		}
-		if s.upstream == nil {
-			if s.retries++; s.retries > maxRetries || s.stopReason.Load() != nil {
-				s.retries = 0
+		if s.upstream.Conn == nil {
+			if s.upstream.retries++; s.upstream.retries > maxRetries || s.client.stopReason.Load() != nil {
+				s.upstream.retries = 0
 				return s.refuseIncomplete(refusalNothingDone, seg)
 			}
 			continue
 		}
 		committed, err := s.streamUpload(seg)
 		lost, ok := asLost(err)
-		if !ok || committed || s.responsePartial {
+		if !ok || committed || s.client.responsePartial {
 			return err
 		}
-		s.outstanding.clear() // the backend has not requested the message, so it can be offered to another connection
+		s.upstream.outstanding.clear() // the backend has not requested the message, so it can be offered to another connection
 		r.unsent = seg.Bytes
-		s.retries++
+		s.upstream.retries++
 		if err := s.onUpstreamLost(lost); err != nil {
 			return err
 		}
-		if s.retries > maxRetries {
+		if s.upstream.retries > maxRetries {
 			return s.refuseIncomplete(refusalNothingDone, seg)
 		}
 	}
@@ -89,12 +89,12 @@ func usesCatenate(line []byte) bool { return bytes.Contains(bytes.ToUpper(line),
 func (s *session) refuseIncomplete(refusal string, seg imap.Segment) error {
 	if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
 		s.client.CancelLiteral()
-		return s.reply(string(s.request.tag), refusal)
+		return s.client.reply(string(s.client.request.tag), refusal)
 	}
-	if err := s.skipCommand(seg, s.request.maxSkip()); err != nil {
+	if err := s.skipCommand(seg, s.client.request.maxSkip()); err != nil {
 		return err
 	}
-	return s.reply(string(s.request.tag), refusal)
+	return s.client.reply(string(s.client.request.tag), refusal)
 }
 
 // maxSkip returns how many octets of the current command are skipped after a refusal.
@@ -112,43 +112,45 @@ func (r *request) maxSkip() int64 {
 // committed is true if the command cannot be offered to another connection: more than its
 // first line was read, or it is answered.
 func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
-	r := &s.request
-	s.avoidTagPrefix(r.tag)
-	nonSync := s.canSendNonSync(seg)
-	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), nonSync: nonSync, upstreamDropped: r.upstreamDropped}, append(r.tag, ' '))
-	s.commandPartial, r.unsent = true, nil
+	r := &s.client.request
+	s.upstream.avoidTagPrefix(r.tag)
+	nonSync := s.upstream.canSendNonSync(seg)
+	s.upstream.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), nonSync: nonSync, upstreamDropped: r.upstreamDropped}, append(r.tag, ' '))
+	s.upstream.commandPartial, r.unsent = true, nil
 	for {
 		accepted := true
 		if committed && r.mustBreakOff(seg) {
 			return true, s.breakOffCommand(seg)
 		}
 		if nonSync || seg.Kind != imap.LineEnd || seg.End {
-			_, err = s.upstream.Write(seg.Bytes)
-			err = s.wrapUpstreamError(err)
+			err = s.upstream.send(seg.Bytes)
 		} else {
 			accepted, err = s.offerLiteral(seg)
 		}
 		nonSync = false
 		switch {
-		case err != nil && s.outstanding.isEmpty():
-			return true, s.recoverAnsweredLoss(seg, err)
+		case err != nil && s.upstream.outstanding.isEmpty():
+			if err := s.recoverLoss(err); err != nil {
+				return true, err
+			}
+			return true, s.skipCommand(seg, r.maxSkip()) // the command is finished
 		case err != nil && !committed && !seg.End:
 			return false, err
 		case err != nil:
 			return true, s.recoverUploadLoss(seg, err)
 		case !accepted:
-			s.commandPartial = false
-			return true, s.skipAnswered(seg)
+			s.upstream.commandPartial = false
+			return true, s.skipCommand(seg, r.maxSkip())
 		case seg.End:
-			s.commandPartial = false
+			s.upstream.commandPartial = false
 			return true, s.awaitReplies()
 		}
 		committed = true
-		if seg, err = s.readClientSegment(); err != nil {
+		if seg, err = s.client.readSegment(); err != nil {
 			return true, err
 		}
-		s.countUpload(seg)
-		s.recordLiteral(seg)
+		s.client.countUpload(seg)
+		s.client.records.addLiteral(seg)
 	}
 }
 
@@ -160,46 +162,28 @@ func (r *request) mustBreakOff(seg imap.Segment) bool {
 // breakOffCommand ends a command that becomes invalid after a literal. The backend
 // refuses it and waits for nothing more.
 func (s *session) breakOffCommand(seg imap.Segment) error {
-	if _, err := s.upstream.Write([]byte(" (\r\n")); err != nil {
-		return s.recoverUploadLoss(seg, s.wrapUpstreamError(err))
+	if err := s.upstream.send([]byte(" (\r\n")); err != nil {
+		return s.recoverUploadLoss(seg, err)
 	}
-	s.commandPartial = false
+	s.upstream.commandPartial = false
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	return s.skipAnswered(seg)
+	return s.skipCommand(seg, s.client.request.maxSkip())
 }
 
 // offerLiteral sends a line that announces a literal and waits for the backend to request
 // it. It returns false if the backend has answered the command instead.
-func (s *session) offerLiteral(seg imap.Segment) (bool, error) {
-	s.awaitingContinuation = true
-	if _, err := s.upstream.Write(synchronizingLine(seg)); err != nil {
-		return false, s.wrapUpstreamError(err)
+func (x *exchange) offerLiteral(seg imap.Segment) (bool, error) {
+	x.upstream.awaitingContinuation = true
+	if err := x.upstream.send(synchronizingLine(seg)); err != nil {
+		return false, err
 	}
-	accepted, err := s.awaitContinuation()
+	accepted, err := x.awaitContinuation()
 	if err == nil && accepted && !seg.Literal.NonSync {
-		err = s.reply("+ OK")
+		err = x.client.reply("+ OK")
 	}
 	return accepted, err
-}
-
-// skipAnswered skips the rest of a command that the backend has answered.
-func (s *session) skipAnswered(seg imap.Segment) error {
-	return s.skipCommand(seg, s.request.maxSkip())
-}
-
-// recoverAnsweredLoss recovers from the loss of an upstream that answered a command
-// before it had all of it. The command is finished.
-func (s *session) recoverAnsweredLoss(seg imap.Segment, err error) error {
-	lost, ok := asLost(err)
-	if !ok {
-		return err
-	}
-	if err := s.onUpstreamLost(lost); err != nil {
-		return err
-	}
-	return s.skipAnswered(seg)
 }
 
 // recoverUploadLoss recovers from the loss of an upstream that has not received the whole
@@ -207,14 +191,14 @@ func (s *session) recoverAnsweredLoss(seg imap.Segment, err error) error {
 // the last segment is uncertain.
 func (s *session) recoverUploadLoss(seg imap.Segment, err error) error {
 	lost, ok := asLost(err)
-	if !ok || s.responsePartial {
+	if !ok || s.client.responsePartial {
 		return err
 	}
 	if seg.End {
-		s.commandPartial = false // assume that it arrived
+		s.upstream.commandPartial = false // assume that it arrived
 		return s.onUpstreamLost(lost)
 	}
-	s.outstanding.clear()
+	s.upstream.outstanding.clear()
 	if err := s.onUpstreamLost(lost); err != nil { // in mode reuse
 		return err
 	}
@@ -225,16 +209,16 @@ func (s *session) recoverUploadLoss(seg imap.Segment, err error) error {
 // unknown ways, so the session is handed over at the end of the command. seg is the first
 // line.
 func (s *session) runUnknown(seg imap.Segment) error {
-	r := &s.request
+	r := &s.client.request
 	r.tag = bytes.Clone(r.tag)
 	r.facts = command.Properties{ExpungePolicy: command.ForbidExpunges, UsesNumbers: true}
-	s.expungePolicy = command.ForbidExpunges
-	defer func() { s.expungePolicy = command.FlushExpunges }()
+	s.client.expungePolicy = command.ForbidExpunges
+	defer func() { s.client.expungePolicy = command.FlushExpunges }()
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
 	if !s.isInSync() {
-		if err := s.attach(r); err != nil {
+		if err := s.attach(r.attachOptions()); err != nil {
 			return s.refuseUnattached(err, seg)
 		}
 	}
@@ -247,35 +231,35 @@ func (s *session) runUnknown(seg imap.Segment) error {
 // sendUnknownLiterals sends an unknown command with literals, as the backend requests
 // them, and hands the session over after the last one.
 func (s *session) sendUnknownLiterals(seg imap.Segment) error {
-	r := &s.request
-	s.avoidTagPrefix(r.tag)
-	s.pinReason = event.PinUnknownCommand // a loss ends the session: the effect of the command is unknown
-	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag)}, append(r.tag, ' '))
-	s.commandPartial, r.unsent = true, nil
+	r := &s.client.request
+	s.upstream.avoidTagPrefix(r.tag)
+	s.upstream.pinReason = event.PinUnknownCommand // a loss ends the session: the effect of the command is unknown
+	s.upstream.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag)}, append(r.tag, ' '))
+	s.upstream.commandPartial, r.unsent = true, nil
 	for !seg.End {
 		if seg.Kind == imap.LineEnd {
-			s.recordLiteral(seg)
-			s.countUpload(seg)
+			s.client.records.addLiteral(seg)
+			s.client.countUpload(seg)
 			accepted, err := s.offerLiteral(seg)
 			if err != nil {
 				return err
 			}
 			if !accepted { // the backend next reads the client's next command
-				s.commandPartial = false
-				return s.skipAnswered(seg)
+				s.upstream.commandPartial = false
+				return s.skipCommand(seg, s.client.request.maxSkip())
 			}
-		} else if _, err := s.upstream.Write(seg.Bytes); err != nil {
-			return s.wrapUpstreamError(err)
+		} else if err := s.upstream.send(seg.Bytes); err != nil {
+			return err
 		}
 		var err error
-		if seg, err = s.readClientSegment(); err != nil {
+		if seg, err = s.client.readSegment(); err != nil {
 			return err
 		}
 		if hasStrayCR(seg) {
 			return s.breakOffCommand(seg)
 		}
 	}
-	s.commandPartial = false
-	s.outstanding.clear()
+	s.upstream.commandPartial = false
+	s.upstream.outstanding.clear()
 	return s.handOver(event.PinUnknownCommand, bytes.Clone(seg.Bytes))
 }

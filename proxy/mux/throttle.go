@@ -28,26 +28,26 @@ const throttleStep = 100 * time.Millisecond
 
 // throttleBytes waits as long as the quota demands for the bytes relayed since the last
 // call. Neither side is read in that time, so TCP slows both down.
-func (s *session) throttleBytes() {
-	t := s.throttle
+func (c *clientSide) throttleBytes() {
+	t := c.throttle
 	if t == nil {
 		return
 	}
-	in, out := s.client.ByteCounts()
+	in, out := c.ByteCounts()
 	wait := max(t.Read(int(in-t.read)), t.Written(int(out-t.written)))
 	t.read, t.written = in, out
-	s.sleepThrottled(wait)
+	c.sleepThrottled(wait)
 }
 
 // throttleCommand waits as long as the quota demands before one more command.
-func (s *session) throttleCommand() {
-	if s.throttle != nil {
-		s.sleepThrottled(s.throttle.Command())
+func (c *clientSide) throttleCommand() {
+	if c.throttle != nil {
+		c.sleepThrottled(c.throttle.Command())
 	}
 }
 
-func (s *session) sleepThrottled(wait time.Duration) {
-	for ; wait > 0 && s.stopReason.Load() == nil; wait -= throttleStep {
+func (c *clientSide) sleepThrottled(wait time.Duration) {
+	for ; wait > 0 && c.stopReason.Load() == nil; wait -= throttleStep {
 		time.Sleep(min(wait, throttleStep))
 	}
 }
@@ -56,21 +56,21 @@ const refusalOverQuota = " NO [OVERQUOTA] Upload limit of the day is reached."
 
 // mayUpload reports whether the quota has room for the first message of a command. Later
 // messages cannot be refused any more and are only counted.
-func (s *session) mayUpload(seg imap.Segment) bool {
-	return s.throttle == nil || seg.Literal.Size <= 0 || s.throttle.Upload(s.hub.ctx, seg.Literal.Size)
+func (c *clientSide) mayUpload(ctx context.Context, seg imap.Segment) bool {
+	return c.throttle == nil || seg.Literal.Size <= 0 || c.throttle.Upload(ctx, seg.Literal.Size)
 }
 
 // countUpload counts a later message of a command.
-func (s *session) countUpload(seg imap.Segment) {
-	if s.throttle != nil && seg.Kind == imap.LineEnd && seg.Literal.Size > 0 {
-		s.throttle.ForceUpload(seg.Literal.Size)
+func (c *clientSide) countUpload(seg imap.Segment) {
+	if c.throttle != nil && seg.Kind == imap.LineEnd && seg.Literal.Size > 0 {
+		c.throttle.ForceUpload(seg.Literal.Size)
 	}
 }
 
 // readThrottles returns the session's throttles, for the splice that takes it over.
-func (s *session) readThrottles() (client, backend func(n int) time.Duration) {
-	if s.throttle == nil {
+func (c *clientSide) readThrottles() (client, backend func(n int) time.Duration) {
+	if c.throttle == nil {
 		return nil, nil
 	}
-	return s.throttle.Read, s.throttle.Written
+	return c.throttle.Read, c.throttle.Written
 }

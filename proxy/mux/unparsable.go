@@ -49,14 +49,14 @@ func asUnparsable(err error) (*unparsableError, bool) {
 //   - while the backend has received only the beginning of a command;
 //   - while the rest of the client's command is discarded;
 //   - with a literal that the gateway has requested.
-func (s *session) canHandOver() bool {
-	return s.upstreamMatchesClient() && s.idleState == nil && !s.awaitingContinuation && !s.commandPartial && !s.discardingInput && !hasLiteral(s.request.unsent)
+func (x *exchange) canHandOver() bool {
+	return x.upstreamMatchesClient() && x.client.idle == nil && !x.upstream.awaitingContinuation && !x.upstream.commandPartial && !x.client.discardingInput && !hasLiteral(x.client.request.unsent)
 }
 
 // upstreamMatchesClient reports whether the lease has the client's mailbox selected, so
 // that it can be the client's permanently.
-func (s *session) upstreamMatchesClient() bool {
-	return s.mailbox != nil && s.attached || s.mailbox == nil && !s.upstream.Selected
+func (x *exchange) upstreamMatchesClient() bool {
+	return x.mailbox != nil && x.upstream.attached || x.mailbox == nil && !x.upstream.Selected
 }
 
 // onUnparsable handles an unparsable response. It returns an unparsableError if the
@@ -64,27 +64,27 @@ func (s *session) upstreamMatchesClient() bool {
 // client has received: it returns nil, and the session is pinned later. If the lease
 // cannot be the client's permanently, it is discarded after use instead. After any other
 // err the start of the next response is unknown, and the upstream is lost.
-func (s *session) onUnparsable(err error) error {
-	s.countUnparsable()
+func (x *exchange) onUnparsable(err error) error {
+	x.upstream.countUnparsable()
 	switch {
-	case s.canHandOver():
+	case x.canHandOver():
 		return &unparsableError{err: err}
-	case errors.Is(err, errNotResponse) && !s.upstreamMatchesClient():
-		s.tainted = true
+	case errors.Is(err, errNotResponse) && !x.upstreamMatchesClient():
+		x.upstream.tainted = true
 		return nil
 	case errors.Is(err, errNotResponse):
-		if s.pinReason == "" {
-			s.pinReason = event.PinResponse
+		if x.upstream.pinReason == "" {
+			x.upstream.pinReason = event.PinResponse
 		}
 		return nil
 	}
-	return s.wrapUpstreamError(errors.Join(errProtocol, err))
+	return wrapLost(errors.Join(errProtocol, err))
 }
 
 // countUnparsable counts an unparsable response, unless the client may be the cause.
-func (s *session) countUnparsable() {
-	if !s.tainted {
-		s.hub.deps.Metrics.Mux.CountViolation(event.ResponseSyntax)
+func (u *upstreamSide) countUnparsable() {
+	if !u.tainted {
+		u.backend.hub.deps.Metrics.Mux.CountViolation(event.ResponseSyntax)
 	}
 }
 
@@ -95,10 +95,10 @@ func (s *session) handOverUnparsable(err error) error {
 	switch {
 	case !ok:
 		return err
-	case s.stopReason.Load() != nil:
-		return stopError(*s.stopReason.Load())
+	case s.client.stopReason.Load() != nil:
+		return stopError(*s.client.stopReason.Load())
 	}
-	return s.handOver(event.PinResponse, append(unparsable.unsent, s.request.unsent...))
+	return s.handOver(event.PinResponse, append(unparsable.unsent, s.client.request.unsent...))
 }
 
 // isTaggedResponse reports whether a line is "TAG OK …", NO or BAD, with any tag.

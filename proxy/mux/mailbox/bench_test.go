@@ -175,7 +175,7 @@ func BenchmarkAppendHundredThousandExpunges(b *testing.B) {
 	}
 	b.Run("expunges", func(b *testing.B) {
 		for b.Loop() {
-			d.AppendExpunges(nil)
+			d.appendExpunges(nil)
 		}
 	})
 	b.Run("vanished", func(b *testing.B) {

@@ -77,9 +77,6 @@ func (d *Diff) NewCount() uint32 { return d.newCount }
 // Exists returns the number of messages in the snapshot.
 func (d *Diff) Exists() uint32 { return d.exists }
 
-// IsExpunged reports whether message n of the view is expunged.
-func (d *Diff) IsExpunged(n uint32) bool { return d.expungedNumbers.Contains(n) }
-
 // ContainsExpunged reports whether a message with one of these UIDs is expunged.
 func (d *Diff) ContainsExpunged(uids imap.Set) bool {
 	for _, r := range uids {
@@ -93,15 +90,6 @@ func (d *Diff) ContainsExpunged(uids imap.Set) bool {
 // ExpungedNumbers yields the message numbers of the expunged messages, last to first: in this
 // order each is correct when it is sent.
 func (d *Diff) ExpungedNumbers() iter.Seq[uint32] { return d.expungedNumbers.backward }
-
-// AppendExpunges appends the expunged messages as EXPUNGE responses, up to 22 bytes each. To
-// bound the size, use ExpungedNumbers and AppendExpunge.
-func (d *Diff) AppendExpunges(dst []byte) []byte {
-	for n := range d.ExpungedNumbers() {
-		dst = AppendExpunge(dst, n)
-	}
-	return dst
-}
 
 // AppendExpunge appends "* n EXPUNGE".
 func AppendExpunge(dst []byte, n uint32) []byte {

@@ -14,6 +14,7 @@ import (
 var (
 	ErrName          = errors.New("mailbox name can be neither quoted nor sent as a literal")
 	ErrChanged       = errors.New("mailbox is another one")
+	ErrUIDNotSticky  = errors.New("mailbox does not keep its UIDs")
 	errUIDNextShrank = errors.New(string(event.UIDNextShrank))
 	errModseqShrank  = errors.New(string(event.ModseqShrank))
 )
@@ -23,21 +24,21 @@ type Mailbox struct {
 	View
 
 	// Set once.
-	name        string // decoded
-	verb        string // SELECT or EXAMINE
-	uidValidity uint32
+	name        string        // decoded
 	mailboxID   string        // MAILBOXID (RFC 8474)
 	SelectedAt  time.Duration // set by the caller, on its clock
+	uidValidity uint32
+	isExamined  bool // selected by EXAMINE
 
-	uidNext         uint32       // as of the SELECT at the start of the view
+	hasArrivals     bool   // new messages since the SELECT
+	uidsUnavailable bool   // the backend does not return all UIDs
+	uidsDeferred    bool   // the backend has not yet announced all expunges
+	desynced        bool   // the view is unreliable
+	uidNext         uint32 // as of the SELECT at the start of the view
+	recent          uint32
 	access          string       // READ-ONLY or READ-WRITE
 	flags           responseLine // FLAGS …
 	permanentFlags  responseLine // OK [PERMANENTFLAGS …
-	recent          uint32
-	hasArrivals     bool // new messages since the SELECT
-	uidsUnavailable bool // the backend does not return all UIDs
-	uidsDeferred    bool // the backend has not yet announced all expunges
-	desynced        bool // the view is unreliable
 	flagState
 }
 
@@ -45,7 +46,7 @@ type Mailbox struct {
 // EXAMINE.
 func New(verb, name string, data *SelectData) *Mailbox {
 	m := &Mailbox{
-		name: name, verb: verb, uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
+		name: name, isExamined: verb == "EXAMINE", uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
 		flags: data.flags, permanentFlags: data.permanentFlags, recent: data.recent, flagState: flagState{modseq: data.Modseq},
 	}
 	m.Reset(data.Exists)
@@ -57,7 +58,7 @@ func New(verb, name string, data *SelectData) *Mailbox {
 func (m *Mailbox) Name() string { return m.name }
 
 // IsReadOnly reports whether closing the mailbox expunges nothing.
-func (m *Mailbox) IsReadOnly() bool { return m.verb == "EXAMINE" || m.access == "READ-ONLY" }
+func (m *Mailbox) IsReadOnly() bool { return m.isExamined || m.access == "READ-ONLY" }
 
 // isASCII reports whether every connection accepts the name, also one without UTF-8
 // enabled (RFC 6855).
@@ -71,7 +72,12 @@ func (m *Mailbox) isASCII() bool {
 }
 
 // SelectCommand returns the command that selects the mailbox again, without its tag.
-func (m *Mailbox) SelectCommand(caps imap.Caps) (string, error) { return m.Command(m.verb, caps) }
+func (m *Mailbox) SelectCommand(caps imap.Caps) (string, error) {
+	if m.isExamined {
+		return m.Command("EXAMINE", caps)
+	}
+	return m.Command("SELECT", caps)
+}
 
 // Command returns "VERB name". A name that cannot be quoted is sent as a literal, which
 // requires LITERAL+ or LITERAL- (RFC 7888).
@@ -90,7 +96,8 @@ func (m *Mailbox) Command(verb string, caps imap.Caps) (string, error) {
 // ReadUntagged applies an untagged response that the client is about to receive. seg is
 // its first segment.
 //
-// Errors: ErrChanged, or an error of ViolationOf after which the view may be wrong.
+// Errors: ErrChanged, ErrUIDNotSticky, or an error of ViolationOf after which the view may
+// be wrong.
 func (m *Mailbox) ReadUntagged(seg imap.Segment) error {
 	line := seg.Bytes[len("* "):]
 	if n, rest, ok := parseLeadingNumber(line); ok {
@@ -152,6 +159,8 @@ func (m *Mailbox) readCode(line []byte) error {
 		if n, _, ok := parseLeadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != m.uidValidity {
 			return ErrChanged
 		}
+	case imap.HasWordPrefix(code, "UIDNOTSTICKY"):
+		return ErrUIDNotSticky
 	case imap.HasWordPrefix(code, "PERMANENTFLAGS"):
 		m.permanentFlags.set(line)
 	case imap.HasWordPrefix(code, "READ-ONLY"), imap.HasWordPrefix(code, "READ-WRITE"):

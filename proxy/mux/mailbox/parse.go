@@ -50,27 +50,18 @@ func findUID(line []byte) (uint32, bool) {
 	return 0, false
 }
 
-// parseFetchUID parses a FETCH response. It returns the number and UID of the message,
-// and whether the response contains nothing else. Without a UID, uid is 0.
-func parseFetchUID(response []byte) (n, uid uint32, uidOnly bool) {
+// AddFetch adds the UID of a FETCH response for one of the messages first to last. It
+// reports whether the response contains nothing but a UID.
+func (u *UIDSet) AddFetch(response []byte, first, last uint32) (uidOnly bool) {
 	n, rest, ok := parseLeadingNumber(response[len("* "):])
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {
-		return 0, 0, false
+		return false
 	}
-	if uid, ok = findUID(rest); !ok {
-		return 0, 0, false
-	}
-	return n, uid, bytes.Count(rest, []byte(" ")) == 2 // "FETCH (UID 7)"
-}
-
-// AddFetch adds the UID of a FETCH response for one of the messages first to last. It
-// reports whether the response contains nothing else.
-func (u *UIDSet) AddFetch(response []byte, first, last uint32) (uidOnly bool) {
-	n, uid, uidOnly := parseFetchUID(response)
+	uid, ok := findUID(rest)
 	if uid > 0 && first <= n && n <= last {
 		u.Add(uid)
 	}
-	return uidOnly
+	return ok && bytes.Count(rest, []byte(" ")) == 2 // "FETCH (UID 7)"
 }
 
 // AddSearch adds the UIDs of a SEARCH or ESEARCH response, and reports whether response is
