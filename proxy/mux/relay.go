@@ -222,11 +222,12 @@ func (x *exchange) classifyUntagged(seg imap.Segment) (disposition, error) {
 		return relayAsIs, nil
 	}
 	switch err := x.mailbox.ReadUntagged(seg); {
+	case err == nil:
 	case errors.Is(err, mailbox.ErrChanged):
 		return discard, &closeError{event.MailboxChanged, byeChanged, nil}
 	case errors.Is(err, mailbox.ErrUIDNotSticky):
 		x.upstream.pinReason = event.PinUIDNotSticky
-	case err != nil:
+	default:
 		x.desyncView(err)
 	}
 	return relayAsIs, nil

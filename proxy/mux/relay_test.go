@@ -47,7 +47,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	r.client.clientWork, r.upstream.upstreamWork, r.upstream.Conn = new(clientWork), new(upstreamWork), new(lease.Conn)
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
 	r.upstream.Conn.Open(login, shared)
-	r.mailbox.Reset(9)
+	must(t, r.mailbox.ReadUntagged(imap.Segment{Bytes: []byte("* 9 EXISTS\r\n"), End: true}))
 	go r.drain(clientEnd)
 	t.Cleanup(func() {
 		_, _ = r.upstream.Close(), gatewayEnd.Close()

@@ -24,8 +24,8 @@ func newSparseSet(n uint32) *UIDSet {
 // newCompactView returns a view in which all UIDs of u are known.
 func newCompactView(tb testing.TB, u *UIDSet) *View {
 	v := new(View)
-	v.Reset(u.Len())
-	if err := v.AddUIDs(v.KnownCount()+1, u); err != nil {
+	v.reset(u.Len())
+	if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 		tb.Fatal(err)
 	}
 	v.Compact()
@@ -36,10 +36,10 @@ func newCompactView(tb testing.TB, u *UIDSet) *View {
 func newIncrementalView(tb testing.TB, u *UIDSet) *View {
 	v := new(View)
 	for n := uint32(1); n <= u.Len(); n++ {
-		if err := v.SetExists(n); err != nil {
+		if err := v.setExists(n); err != nil {
 			tb.Fatal(err)
 		}
-		v.AddUID(n, u.nth(n-1))
+		v.addUID(n, u.nth(n-1))
 	}
 	v.Compact()
 	return v
@@ -113,7 +113,7 @@ func BenchmarkExpungeMillion(b *testing.B) {
 				for b.Loop() {
 					v := newCompactView(b, u)
 					for left := v.Exists(); left > 0; left-- {
-						if err := v.Expunge(order.pick(left)); err != nil {
+						if err := v.expunge(order.pick(left)); err != nil {
 							b.Fatal(err)
 						}
 					}
@@ -180,7 +180,7 @@ func BenchmarkAppendHundredThousandExpunges(b *testing.B) {
 	})
 	b.Run("vanished", func(b *testing.B) {
 		for b.Loop() {
-			d.AppendVanished(nil)
+			d.appendVanished(nil)
 		}
 	})
 }

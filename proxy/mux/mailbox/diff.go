@@ -1,7 +1,6 @@
 package mailbox
 
 import (
-	"iter"
 	"strconv"
 
 	"imapgate/internal/imap"
@@ -87,20 +86,16 @@ func (d *Diff) ContainsExpunged(uids imap.Set) bool {
 	return false
 }
 
-// ExpungedNumbers yields the message numbers of the expunged messages, last to first: in this
-// order each is correct when it is sent.
-func (d *Diff) ExpungedNumbers() iter.Seq[uint32] { return d.expungedNumbers.backward }
-
-// AppendExpunge appends "* n EXPUNGE".
-func AppendExpunge(dst []byte, n uint32) []byte {
+// appendExpunge appends "* n EXPUNGE".
+func appendExpunge(dst []byte, n uint32) []byte {
 	dst = append(dst, "* "...)
 	dst = strconv.AppendUint(dst, uint64(n), 10)
 	return append(dst, " EXPUNGE\r\n"...)
 }
 
-// AppendVanished appends the expunged messages as one VANISHED response, or nothing if there
+// appendVanished appends the expunged messages as one VANISHED response, or nothing if there
 // are none. It omits those of the unknown tail: see ExpungedUnknownCount.
-func (d *Diff) AppendVanished(dst []byte) []byte {
+func (d *Diff) appendVanished(dst []byte) []byte {
 	if d.expungedUIDs.Len() == 0 {
 		return dst
 	}
@@ -109,17 +104,18 @@ func (d *Diff) AppendVanished(dst []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// Apply makes the snapshot the view, once the difference was sent to the client. The caller
+// apply makes the snapshot the view, once the difference was sent to the client. The caller
 // keeps the snapshot.
-func (v *View) Apply(d *Diff) {
+func (v *View) apply(d *Diff) {
 	v.knownUIDs = *d.snapshot
 	v.knownUIDs.compact() // makes it a copy
 	v.exists = d.exists
 	v.uidFloor = max(v.uidFloor, v.knownUIDs.Max())
-	v.SetUIDNext(d.uidNext)
+	v.setUIDNext(d.uidNext)
 }
 
-// backward yields the UIDs in descending order.
+// backward yields the numbers in descending order: in this order each EXPUNGE is correct when
+// it is sent.
 func (u *UIDSet) backward(yield func(uint32) bool) {
 	if u.bitmap == nil {
 		for i := u.count; i > 0; i-- {

@@ -14,8 +14,8 @@ func (d *Diff) isExpunged(n uint32) bool { return d.expungedNumbers.Contains(n) 
 
 // appendExpunges appends the expunged messages as EXPUNGE responses.
 func (d *Diff) appendExpunges(dst []byte) []byte {
-	for n := range d.ExpungedNumbers() {
-		dst = AppendExpunge(dst, n)
+	for n := range d.expungedNumbers.backward {
+		dst = appendExpunge(dst, n)
 	}
 	return dst
 }
@@ -56,14 +56,14 @@ func TestDiffHasExpungedAndNewMessages(t *testing.T) {
 			continue
 		}
 		expunges := strings.ReplaceAll(strings.ReplaceAll(string(d.appendExpunges(nil)), "* ", ""), " EXPUNGE\r\n", " ")
-		vanished := strings.TrimSuffix(strings.TrimPrefix(string(d.AppendVanished(nil)), "* VANISHED "), "\r\n")
+		vanished := strings.TrimSuffix(strings.TrimPrefix(string(d.appendVanished(nil)), "* VANISHED "), "\r\n")
 		if strings.TrimSpace(expunges) != c.expunges || vanished != c.vanished || d.ExpungedUnknownCount() != c.lost || d.NewCount() != c.arrived {
 			t.Errorf("%s: expunges %s, vanished %s, tail %d, new %d", c.name, expunges, vanished, d.ExpungedUnknownCount(), d.NewCount())
 		}
 		if d.Exists() != snapshot.Len() || v.Exists()-d.ExpungedCount()+d.NewCount() != d.Exists() {
 			t.Errorf("%s: %d expunged of %d, %d new, %d exist", c.name, d.ExpungedCount(), v.Exists(), d.NewCount(), d.Exists())
 		}
-		v.Apply(&d)
+		v.apply(&d)
 		if want := snapshot.String() + "+0"; v.String() != want {
 			t.Errorf("%s: applied %s, want %s", c.name, v, want)
 		}
@@ -79,7 +79,7 @@ func TestResponsesAreWritten(t *testing.T) {
 	if got := string(d.appendExpunges([]byte("x"))); got != "x* 4 EXPUNGE\r\n* 2 EXPUNGE\r\n* 1 EXPUNGE\r\n" {
 		t.Errorf("%q", got)
 	}
-	if got := string(d.AppendVanished([]byte("x"))); got != "x* VANISHED 1:2,7\r\n" {
+	if got := string(d.appendVanished([]byte("x"))); got != "x* VANISHED 1:2,7\r\n" {
 		t.Errorf("%q", got)
 	}
 }
@@ -99,7 +99,7 @@ func TestInconsistentSnapshotIsRejected(t *testing.T) {
 		}
 	}
 	v := newView(t, "4:6", 0)
-	if err := v.Expunge(3); err != nil {
+	if err := v.expunge(3); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := v.Diff(parseUIDSet(t, "4:6"), 7); !errors.Is(err, ErrInconsistent) {
@@ -110,17 +110,17 @@ func TestInconsistentSnapshotIsRejected(t *testing.T) {
 func TestTailAfterUnusedUIDsIsRecognized(t *testing.T) {
 	for _, order := range []string{"before", "after"} {
 		v := new(View)
-		v.Reset(3)
+		v.reset(3)
 		if order == "after" {
-			v.SetUIDNext(20) // UIDs 7 to 19 were used before
+			v.setUIDNext(20) // UIDs 7 to 19 were used before
 		}
-		if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "4:6")); err != nil {
+		if err := v.addUIDs(v.KnownCount()+1, parseUIDSet(t, "4:6")); err != nil {
 			t.Fatal(err)
 		}
 		if order == "before" {
-			v.SetUIDNext(20)
+			v.setUIDNext(20)
 		}
-		if err := v.SetExists(4); err != nil {
+		if err := v.setExists(4); err != nil {
 			t.Fatal(err)
 		}
 		d, err := v.Diff(parseUIDSet(t, "4:6,20:21"), 22)
@@ -136,14 +136,14 @@ func TestApplyMakesTheSnapshotTheView(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Apply(&d)
-	if err := v.Expunge(1); err != nil {
+	v.apply(&d)
+	if err := v.expunge(1); err != nil {
 		t.Fatal(err)
 	}
 	if snapshot.String() != "4:6,11,14" {
 		t.Errorf("the caller's snapshot changed to %s", snapshot)
 	}
-	if err := v.SetExists(5); err != nil {
+	if err := v.setExists(5); err != nil {
 		t.Fatal(err)
 	}
 	if d, err = v.Diff(parseUIDSet(t, "5:6,11,14,20"), 21); err != nil || d.ExpungedCount() != 0 || v.String() != "5:6,11,14,20+0" {
@@ -160,14 +160,14 @@ func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
 	if _, err := v.Diff(parseUIDSet(t, "4:6,9"), 8); !errors.Is(err, ErrInconsistent) {
 		t.Errorf("UIDNEXT is a UID of the tail: %v", err)
 	}
-	v.Apply(&d)
-	if err := v.Expunge(6); err != nil {
+	v.apply(&d)
+	if err := v.expunge(6); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetExists(6); err != nil {
+	if err := v.setExists(6); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "9")); !errors.Is(err, ErrUIDMismatch) {
+	if err := v.addUIDs(v.KnownCount()+1, parseUIDSet(t, "9")); !errors.Is(err, ErrUIDMismatch) {
 		t.Errorf("a UID of the snapshot was reused: %v", err)
 	}
 }
@@ -234,7 +234,7 @@ func (h *history) expungedNumbers() (numbers []uint32) {
 	return numbers
 }
 
-// FuzzDiff verifies that a view after Apply, and a client that receives the responses one by
+// FuzzDiff verifies that a view after apply, and a client that receives the responses one by
 // one, both equal the snapshot.
 func FuzzDiff(f *testing.F) {
 	f.Add([]byte("aaaabbbb\x00\x02\x04\x06\x06\xff\x06\x00"), uint16(6), uint16(3))
@@ -254,7 +254,7 @@ func FuzzDiff(f *testing.F) {
 			h.checkExact(t, v, &d)
 		}
 		h.checkReplay(t, snapshot, &d)
-		v.Apply(&d)
+		v.apply(&d)
 		if want := snapshot.String() + "+0"; v.String() != want {
 			t.Fatalf("applied %s, want %s", v, want)
 		}
@@ -268,7 +268,7 @@ func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 			t.Fatalf("message %d is %d, want %d", i+1, uid, want)
 		}
 	}
-	expunged := slices.Collect(d.ExpungedNumbers())
+	expunged := slices.Collect(d.expungedNumbers.backward)
 	slices.Reverse(expunged)
 	if !slices.Equal(expunged, h.expungedNumbers()) {
 		t.Fatalf("expunged %v, want %v", expunged, h.expungedNumbers())
@@ -282,9 +282,9 @@ func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 	}
 	other := *v
 	other.knownUIDs = v.knownUIDs.clone()
-	if line := d.AppendVanished(nil); len(line) > 0 {
+	if line := d.appendVanished(nil); len(line) > 0 {
 		set := line[len("* VANISHED ") : len(line)-len("\r\n")]
-		if n, err := other.Vanish(set); n != d.ExpungedCount() || err != nil {
+		if n, err := other.vanish(set); n != d.ExpungedCount() || err != nil {
 			t.Fatalf("%s: %d, %v", line, n, err)
 		}
 	}
@@ -298,22 +298,22 @@ func (h *history) checkReplay(t *testing.T, snapshot *UIDSet, d *Diff) {
 	v := h.newView(t)
 	if d.ExpungedUnknownCount() == 0 { // the tail that Diff recognized
 		for i, uid := range h.uids[h.known : h.known+h.tail] {
-			v.AddUID(uint32(h.known+i+1), uid)
+			v.addUID(uint32(h.known+i+1), uid)
 		}
 	}
-	for n := range d.ExpungedNumbers() {
-		if err := v.Expunge(n); err != nil {
+	for n := range d.expungedNumbers.backward {
+		if err := v.expunge(n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := v.SetExists(d.Exists()); err != nil {
+	if err := v.setExists(d.Exists()); err != nil {
 		t.Fatal(err)
 	}
 	added := snapshot.difference(&v.knownUIDs)
 	if added.Len() != d.NewCount() {
 		t.Fatalf("%d new messages, want %d", added.Len(), d.NewCount())
 	}
-	if err := v.AddUIDs(v.KnownCount()+1, &added); err != nil {
+	if err := v.addUIDs(v.KnownCount()+1, &added); err != nil {
 		t.Fatal(err)
 	}
 	if want := snapshot.String() + "+0"; v.String() != want {

@@ -49,8 +49,8 @@ func New(verb, name string, data *SelectData) *Mailbox {
 		name: name, isExamined: verb == "EXAMINE", uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
 		flags: data.flags, permanentFlags: data.permanentFlags, recent: data.recent, flagState: flagState{modseq: data.Modseq},
 	}
-	m.Reset(data.Exists)
-	m.SetUIDNext(data.uidNext)
+	m.reset(data.Exists)
+	m.setUIDNext(data.uidNext)
 	return m
 }
 
@@ -119,15 +119,15 @@ func (m *Mailbox) readNumbered(n uint32, rest []byte) error {
 	switch {
 	case imap.HasWordPrefix(rest, "EXISTS"):
 		m.hasArrivals = m.hasArrivals || n > m.Exists()
-		return m.SetExists(n)
+		return m.setExists(n)
 	case imap.HasWordPrefix(rest, "EXPUNGE"):
 		m.uidsDeferred = false
-		return m.Expunge(n)
+		return m.expunge(n)
 	case imap.HasWordPrefix(rest, "RECENT"):
 		m.recent = n
 	case imap.HasWordPrefix(rest, "FETCH") && m.UnknownCount() > 0 && n == m.KnownCount()+1:
 		if uid, ok := findUID(rest); ok {
-			m.AddUID(n, uid)
+			m.addUID(n, uid)
 		}
 	}
 	return nil
@@ -143,7 +143,7 @@ func (m *Mailbox) readVanished(seg imap.Segment) error {
 		return ErrRange // longer than the longest buffered line
 	}
 	m.uidsDeferred = false
-	_, err := m.Vanish(set)
+	_, err := m.vanish(set)
 	return err
 }
 
@@ -226,7 +226,7 @@ func (m *Mailbox) LearnUIDs(first, last uint32, uids *UIDSet, res imap.Response)
 	case uids.Len() > count:
 		return ErrUIDMismatch
 	default:
-		return m.AddUIDs(first, uids)
+		return m.addUIDs(first, uids)
 	}
 	return nil
 }

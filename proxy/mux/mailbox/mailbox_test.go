@@ -228,7 +228,7 @@ func FuzzResync(f *testing.F) {
 		}
 		if d.ExpungedUnknownCount() == 0 { // the tail that Compare recognized
 			for i, uid := range h.uids[h.known : h.known+h.tail] {
-				other.AddUID(uint32(h.known+i+1), uid)
+				other.addUID(uint32(h.known+i+1), uid)
 			}
 		}
 		if err := other.read(before.resyncText(&d, data, enabled)); err != nil {

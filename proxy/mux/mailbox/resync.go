@@ -38,14 +38,14 @@ func (m *Mailbox) HasSameUIDs(data *SelectData) bool {
 func (m *Mailbox) Compare(uids *UIDSet, data *SelectData) (Diff, error) {
 	if m.UnknownCount() > 0 && !m.hasArrivals {
 		if old := uids.Below(m.uidNext); old.Len() == m.Exists() {
-			_ = m.AddUIDs(1, old) // the same number, and none of them new: they are the same messages
+			_ = m.addUIDs(1, old) // the same number, and none of them new: they are the same messages
 		}
 	}
 	bound := data.uidNext
 	if !m.hasArrivals {
 		bound = m.uidNext // as of the SELECT before the loss
 	}
-	m.InferUIDs(bound)
+	m.inferUIDs(bound)
 	return m.Diff(uids, data.uidNext)
 }
 
@@ -91,10 +91,10 @@ func (m *Mailbox) Resync(d *Diff, data *SelectData, enabled imap.Extensions) ite
 // false if yield does.
 func appendExpunged(b []byte, d *Diff, enabled imap.Extensions, yield func([]byte) bool) ([]byte, bool) {
 	if enabled.Has(imap.Qresync) || enabled.Has(imap.UIDOnly) {
-		return d.AppendVanished(b), true
+		return d.appendVanished(b), true
 	}
-	for n := range d.ExpungedNumbers() {
-		if b = AppendExpunge(b, n); len(b) < maxPiece {
+	for n := range d.expungedNumbers.backward {
+		if b = appendExpunge(b, n); len(b) < maxPiece {
 			continue
 		}
 		if !yield(b) {
@@ -109,9 +109,9 @@ func appendExpunged(b []byte, d *Diff, enabled imap.Extensions, yield func([]byt
 // are new to the client. exists is the number of messages that the connection has
 // announced.
 func (m *Mailbox) applyDiff(b []byte, d *Diff, exists uint32) []byte {
-	m.Apply(d)
+	m.apply(d)
 	if exists > d.Exists() { // new messages since the snapshot
-		_ = m.SetExists(exists)
+		_ = m.setExists(exists)
 		m.hasArrivals = true
 	}
 	if d.NewCount() > 0 || m.hasArrivals {

@@ -72,7 +72,7 @@ func hasStar(set imap.Set) bool {
 	return slices.ContainsFunc(set, func(r imap.Range) bool { return r.Last == imap.Star })
 }
 
-// FuzzUIDSet verifies that AddText reads what imap.ParseSet reads, except *, and that Vanish
+// FuzzUIDSet verifies that AddText reads what imap.ParseSet reads, except *, and that vanish
 // removes the UIDs of a set from a view.
 func FuzzUIDSet(f *testing.F) {
 	f.Add("1:5,7,9:12", "3,12:9")
@@ -100,15 +100,15 @@ func FuzzUIDSet(f *testing.F) {
 			t.Fatalf("%q is %q, want %q", a, u, runs)
 		}
 		v := new(View)
-		v.Reset(u.Len())
-		if err := v.AddUIDs(v.KnownCount()+1, u); err != nil {
+		v.reset(u.Len())
+		if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 			t.Fatal(err)
 		}
 		out, parseErr := imap.ParseSet(b)
 		if _, ok := normalizeRanges(out, limit); !ok || parseErr != nil || hasStar(out) {
 			return
 		}
-		if _, err := v.Vanish([]byte(b)); err != nil {
+		if _, err := v.vanish([]byte(b)); err != nil {
 			t.Fatal(err)
 		}
 		left := new(UIDSet)

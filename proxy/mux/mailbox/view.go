@@ -41,12 +41,12 @@ type View struct {
 	uidNext  uint32 // lowest UID of later messages, once the tail is known
 }
 
-// Reset replaces the view by a newly selected mailbox of exists messages.
-func (v *View) Reset(exists uint32) { *v = View{exists: exists} }
+// reset replaces the view by a newly selected mailbox of exists messages.
+func (v *View) reset(exists uint32) { *v = View{exists: exists} }
 
-// SetUIDNext records the UIDNEXT that came with the current Exists: the lowest UID of later
+// setUIDNext records the UIDNEXT that came with the current Exists: the lowest UID of later
 // messages. With it a tail is recognized even if the last UIDs are unused.
-func (v *View) SetUIDNext(uidNext uint32) {
+func (v *View) setUIDNext(uidNext uint32) {
 	v.uidNext = uidNext
 	v.raiseFloor()
 }
@@ -86,8 +86,8 @@ func (v *View) Number(uid uint32) (uint32, bool) {
 	return v.knownUIDs.countRange(1, uid), true
 }
 
-// SetExists applies "* n EXISTS".
-func (v *View) SetExists(exists uint32) error {
+// setExists applies "* n EXISTS".
+func (v *View) setExists(exists uint32) error {
 	if exists < v.exists {
 		return ErrExistsDecreased
 	}
@@ -95,8 +95,8 @@ func (v *View) SetExists(exists uint32) error {
 	return nil
 }
 
-// Expunge applies "* n EXPUNGE". In the unknown tail it only shortens the tail.
-func (v *View) Expunge(n uint32) error {
+// expunge applies "* n EXPUNGE". In the unknown tail it only shortens the tail.
+func (v *View) expunge(n uint32) error {
 	if n == 0 || n > v.exists {
 		return ErrRange
 	}
@@ -107,13 +107,13 @@ func (v *View) Expunge(n uint32) error {
 	return nil
 }
 
-// Vanish applies "* VANISHED set" without EARLIER and returns the number of messages removed.
+// vanish applies "* VANISHED set" without EARLIER and returns the number of messages removed.
 //
 // UIDs not in the view are ignored, as by every client. Exceptions are UIDs above the floor
 // while there is an unknown tail: VANISHED names only messages that this connection has
 // announced (RFC 7162 §3.2.10), so they are in the tail and shorten it. If they exceed the
-// tail, Vanish returns ErrRange and changes nothing.
-func (v *View) Vanish(set []byte) (uint32, error) {
+// tail, vanish returns ErrRange and changes nothing.
+func (v *View) vanish(set []byte) (uint32, error) {
 	fromTail := uint64(0)
 	err := eachRange(set, func(first, last uint32) {
 		if last > v.uidFloor {
@@ -136,10 +136,10 @@ func (v *View) Vanish(set []byte) (uint32, error) {
 	return removed, err
 }
 
-// AddUIDs records the UIDs of messages from number first on, up to some message of the unknown
+// addUIDs records the UIDs of messages from number first on, up to some message of the unknown
 // tail. Since the UIDs were requested, the first of them may have become known, and messages
 // may have been added.
-func (v *View) AddUIDs(first uint32, u *UIDSet) error {
+func (v *View) addUIDs(first uint32, u *UIDSet) error {
 	knownCount := v.KnownCount() + 1 - first
 	if first == 0 || first > v.KnownCount()+1 || u.countRange(1, v.uidFloor) != knownCount || u.Len()-knownCount > v.UnknownCount() {
 		return ErrUIDMismatch
@@ -151,10 +151,10 @@ func (v *View) AddUIDs(first uint32, u *UIDSet) error {
 	return nil
 }
 
-// InferUIDs derives the UIDs of the unknown tail, all of which are below uidNext (0: not
+// inferUIDs derives the UIDs of the unknown tail, all of which are below uidNext (0: not
 // known). If exactly as many UIDs are possible as the tail has messages, they are the tail's,
 // even those of messages expunged since.
-func (v *View) InferUIDs(uidNext uint32) {
+func (v *View) inferUIDs(uidNext uint32) {
 	k := v.UnknownCount()
 	if k == 0 || uidNext <= v.uidFloor || uidNext-1-v.uidFloor != k {
 		return
@@ -165,9 +165,9 @@ func (v *View) InferUIDs(uidNext uint32) {
 	v.raiseFloor()
 }
 
-// AddUID records a UID from a FETCH response if it is that of the first message in the unknown
+// addUID records a UID from a FETCH response if it is that of the first message in the unknown
 // tail.
-func (v *View) AddUID(n, uid uint32) {
+func (v *View) addUID(n, uid uint32) {
 	if n != v.KnownCount()+1 || n > v.exists || uid <= v.uidFloor || uid > maxUID {
 		return
 	}

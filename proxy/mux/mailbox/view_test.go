@@ -28,11 +28,11 @@ func newView(t testing.TB, known string, tail uint32) *View {
 	t.Helper()
 	u := parseUIDSet(t, known)
 	v := new(View)
-	v.Reset(u.Len())
-	if err := v.AddUIDs(v.KnownCount()+1, u); err != nil {
+	v.reset(u.Len())
+	if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetExists(u.Len() + tail); err != nil {
+	if err := v.setExists(u.Len() + tail); err != nil {
 		t.Fatal(err)
 	}
 	return v
@@ -42,16 +42,16 @@ func newView(t testing.TB, known string, tail uint32) *View {
 func (v *View) String() string { return fmt.Sprintf("%s+%d", v.knownUIDs.String(), v.UnknownCount()) }
 
 func TestViewAppliesServerResponses(t *testing.T) {
-	expunge := func(n uint32) func(*View) error { return func(v *View) error { return v.Expunge(n) } }
-	setExists := func(n uint32) func(*View) error { return func(v *View) error { return v.SetExists(n) } }
+	expunge := func(n uint32) func(*View) error { return func(v *View) error { return v.expunge(n) } }
+	setExists := func(n uint32) func(*View) error { return func(v *View) error { return v.setExists(n) } }
 	vanish := func(set string) func(*View) error {
-		return func(v *View) error { _, err := v.Vanish([]byte(set)); return err }
+		return func(v *View) error { _, err := v.vanish([]byte(set)); return err }
 	}
 	addUIDs := func(set string) func(*View) error {
-		return func(v *View) error { return v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, set)) }
+		return func(v *View) error { return v.addUIDs(v.KnownCount()+1, parseUIDSet(t, set)) }
 	}
 	addUID := func(n, uid uint32) func(*View) error {
-		return func(v *View) error { v.AddUID(n, uid); return nil }
+		return func(v *View) error { v.addUID(n, uid); return nil }
 	}
 	for _, c := range []struct {
 		name, known string
@@ -80,8 +80,8 @@ func TestViewAppliesServerResponses(t *testing.T) {
 		{"vanished star", "3:6", 2, vanish("5:*"), "3:6+2", imap.ErrSet},
 		{"all UIDs added", "3:6", 2, addUIDs("7,9"), "3:7,9+0", nil},
 		{"some UIDs added", "3:6", 2, addUIDs("7"), "3:7+1", nil},
-		{"some already known", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "5:7")) }, "3:7+1", nil},
-		{"others already known", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "6:7")) }, "3:6+2", ErrUIDMismatch},
+		{"some already known", "3:6", 2, func(v *View) error { return v.addUIDs(3, parseUIDSet(t, "5:7")) }, "3:7+1", nil},
+		{"others already known", "3:6", 2, func(v *View) error { return v.addUIDs(3, parseUIDSet(t, "6:7")) }, "3:6+2", ErrUIDMismatch},
 		{"too many", "3:6", 2, addUIDs("7:9"), "3:6+2", ErrUIDMismatch},
 		{"UIDs below the floor", "3:6", 2, addUIDs("2,9"), "3:6+2", ErrUIDMismatch},
 		{"nothing to add", "3:6", 0, addUIDs(""), "3:6+0", nil},
@@ -101,19 +101,19 @@ func TestViewAppliesServerResponses(t *testing.T) {
 
 func TestUIDsAreNotUsedTwice(t *testing.T) {
 	v := newView(t, "3:6", 0)
-	if err := v.Expunge(4); err != nil {
+	if err := v.expunge(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetExists(4); err != nil {
+	if err := v.setExists(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "6")); !errors.Is(err, ErrUIDMismatch) {
+	if err := v.addUIDs(v.KnownCount()+1, parseUIDSet(t, "6")); !errors.Is(err, ErrUIDMismatch) {
 		t.Errorf("an expunged UID was accepted again: %v", err)
 	}
-	if removed, err := v.Vanish([]byte("6")); removed != 0 || err != nil {
+	if removed, err := v.vanish([]byte("6")); removed != 0 || err != nil {
 		t.Errorf("a message expunged earlier vanished from the tail: %d, %v", removed, err)
 	}
-	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "7")); err != nil {
+	if err := v.addUIDs(v.KnownCount()+1, parseUIDSet(t, "7")); err != nil {
 		t.Error(err)
 	}
 }
@@ -197,12 +197,12 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 		for range r.IntN(20) {
 			m.addMessage(r)
 		}
-		err = v.SetExists(uint32(len(m.uids)))
+		err = v.setExists(uint32(len(m.uids)))
 	case 2, 3:
 		if n > 0 {
 			i := r.IntN(n)
 			m.expunge(i)
-			err = v.Expunge(uint32(i + 1))
+			err = v.expunge(uint32(i + 1))
 		}
 	case 4:
 		set := new(UIDSet)
@@ -213,7 +213,7 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 			}
 		}
 		if set.Len() > 0 {
-			_, err = v.Vanish([]byte(set.String()))
+			_, err = v.vanish([]byte(set.String()))
 		}
 	case 5:
 		tail := new(UIDSet)
@@ -221,10 +221,10 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 			tail.Add(uid)
 		}
 		m.known = n
-		err = v.AddUIDs(v.KnownCount()+1, tail)
+		err = v.addUIDs(v.KnownCount()+1, tail)
 	case 6:
 		if m.known < n {
-			v.AddUID(uint32(m.known+1), m.uids[m.known])
+			v.addUID(uint32(m.known+1), m.uids[m.known])
 			m.known++
 		}
 	case 7:
@@ -261,7 +261,7 @@ func TestViewMatchesAModel(t *testing.T) {
 				m.addMessage(r)
 			}
 		}
-		v.Reset(uint32(len(m.uids)))
+		v.reset(uint32(len(m.uids)))
 		for i := range 300 {
 			m.step(t, r, v)
 			if len(m.uids) < 1000 && i%10 == 0 || i%150 == 149 {
@@ -286,7 +286,7 @@ func TestInferUIDsOfTheTail(t *testing.T) {
 		{"1:3", 0, 9, "1:3+0"},
 	} {
 		v := newView(t, c.known, c.tail)
-		if v.InferUIDs(c.next); v.String() != c.want {
+		if v.inferUIDs(c.next); v.String() != c.want {
 			t.Errorf("%s and %d below %d: %s, want %s", c.known, c.tail, c.next, v, c.want)
 		}
 	}
