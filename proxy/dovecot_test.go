@@ -30,7 +30,7 @@ func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.
 		s.limits, s.auth.Methods = limit.Config{Failures: failureLimits()}, []string{auth.Passthrough}
 		s.hooks.OnSpray = func(limit.Spray) { suspicions.Add(1) }
 		s.hooks.OnBan = func(limit.Ban) { suspicions.Add(1) }
-		s.backends["east"] = upstream.Config{Address: d.Plain, TLSMode: upstream.NoTLS}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: d.Plain, TLS: upstream.NoTLS}}
 		s.routes.Static.Default = "east"
 		s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
 		s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }

@@ -66,7 +66,7 @@ func FuzzSession(f *testing.F) {
 			s.routes.Static.Users[name] = "east"
 		}
 		east := s.backends["east"]
-		east.LoginTimeout = 700 * time.Millisecond
+		east.UpstreamLoginTimeout = 700 * time.Millisecond
 		s.backends["east"] = east
 	})
 	f.Fuzz(func(t *testing.T, listener byte, plot []byte) {

@@ -128,10 +128,9 @@ func (b *harness) defaults(backend string) *harnessConfig {
 			"alice": "east", "frank": "east", "carol": "mastered", "dave": "mastered", "erin": "gone",
 		}}},
 		backends: map[string]upstream.Config{
-			"east": {Address: backend, TLSMode: upstream.NoTLS},
-			"mastered": {Address: backend, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
-				Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}},
-			"gone": {Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second},
+			"east":     {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS}},
+			"mastered": {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}},
+			"gone":     {Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamConnectTimeout: time.Second}},
 		},
 	}
 	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
@@ -153,7 +152,7 @@ func (b *harness) start(s *harnessConfig) {
 	b.rootCAs = x509.NewCertPool()
 	b.rootCAs.AppendCertsFromPEM(cert)
 	r := Deps{Sockets: descriptors.New(descriptors.Limit()), Backends: map[string]*upstream.Backend{}, Metrics: metrics.New("test"), Log: log}
-	served := tlsconf.ServerConfig{Certificates: []tlsconf.CertFiles{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}
+	served := tlsconf.ServerSettings{Certificates: []tlsconf.CertFiles{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}
 	if s.clientCA != "" {
 		b.writeFile("clients.pem", s.clientCA)
 		served.ClientCA = b.path("clients.pem")
@@ -165,9 +164,9 @@ func (b *harness) start(s *harnessConfig) {
 	for name, c := range s.backends {
 		c.Name, c.SessionPrefix, c.Sockets = name, s.cfg.Instance, r.Sockets
 		if c.AnswerTimeout == 0 { // a short login timeout implies a short answer timeout
-			c.AnswerTimeout = c.LoginTimeout
+			c.AnswerTimeout = c.UpstreamLoginTimeout
 		}
-		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).CountConnect}, log)
+		r.Backends[name] = upstream.New(testbed.WithDefaults(c), upstream.Hooks{OnConnect: r.Metrics.Backend(name).CountConnect}, log)
 		s.routes.Backends = append(s.routes.Backends, name)
 	}
 	r.Routes, err = routing.New(s.routes, s.redis, routing.Metrics{Lookup: r.Metrics.CountRouteLookup}, log)

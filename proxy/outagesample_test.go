@@ -27,7 +27,7 @@ func parseUser(t testing.TB, name string) identity.User {
 // unreachableError returns upstream's error for an unreachable backend.
 func unreachableError(t testing.TB) error {
 	t.Helper()
-	b := upstream.New(upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}, upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}), upstream.Hooks{}, zap.NewNop())
 	_, err := b.Login(t.Context(), upstream.Request{User: parseUser(t, "x"), Password: identity.NewSecret("y")})
 	if upstream.ResultOf(err) != event.ConnectUnreachable {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 
 func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["gone"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
+		s.backends["gone"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}
 		s.limits = limit.Config{Failures: failureLimits()}
 	})
 	if got := b.tryLogin("203.0.113.7", "unknown", "wrong"); got != authFailedReply {
@@ -197,7 +197,7 @@ func TestUnknownUserIsUnavailableNoSooner(t *testing.T) {
 	const slow = 300 * time.Millisecond
 	v := openAnsweringBackend(t, func(string, string) string { return "nothing" })
 	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, LoginTimeout: slow, AnswerTimeout: slow}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamLoginTimeout: slow}, AnswerTimeout: slow}
 	})
 	for _, user := range []string{"a", "unknown"} {
 		start := time.Now()

@@ -32,7 +32,7 @@ func TestThrottledSessionIsAudited(t *testing.T) {
 func TestBackendQueueTimeIsNotConnectTime(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		east := s.backends["east"]
-		east.LoginRate = 2 // half a second between two logins
+		east.MaxUpstreamConnectsPerSecond = 2 // half a second between two logins
 		s.backends["east"] = east
 	})
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")

@@ -55,7 +55,7 @@ func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gat
 				c := connBreak{user: fmt.Sprint("user", len(all)), action: do, direction: direction, offset: byte}
 				c.proxy = faultproxy.Start(t, backend.Plain)
 				path := upstreamConfig(backend, upstream.NoTLS)
-				path.Address, path.LoginTimeout, path.AnswerTimeout = c.proxy.Address(), loginTimeout, loginTimeout
+				path.Address, path.UpstreamLoginTimeout, path.AnswerTimeout = c.proxy.Address(), loginTimeout, loginTimeout
 				paths[c.user], users[c.user] = path, c.user
 				all[fmt.Sprintf("%s %s at %d", action, name, byte)] = c
 			}

@@ -113,7 +113,7 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway
 	settings.CommandHoldTimeout = time.Second
 	g := startGateway(t, gatewayOptions{
 		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
-		backends: map[string]upstream.Config{onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS}},
+		backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: startStubWith(t, nil, b.serve).address(), TLS: upstream.NoTLS}}},
 	})
 	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 	mustExec(t, c, "LOGIN alice "+password)

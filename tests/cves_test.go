@@ -49,7 +49,7 @@ func heapInUse() uint64 {
 func startStubGateway(t *testing.T, configure ...func(*gatewayOptions)) *gateway {
 	t.Helper()
 	o := gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: startStub(t, nil).address(), TLS: upstream.NoTLS}},
 	}}
 	for _, f := range configure {
 		f(&o)
@@ -279,7 +279,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 // nginx's mail proxy and others: literal lengths that overflow, and octets after a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: startStub(t, nil).address(), TLS: upstream.NoTLS}},
 	}})
 	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",
 		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
@@ -347,7 +347,7 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 				_, _ = io.Copy(io.Discard, conn) // until the gateway closes
 			}
 		})
-		g := startGateway(t, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: b.address(), TLSMode: upstream.NoTLS}}})
+		g := startGateway(t, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: b.address(), TLS: upstream.NoTLS}}}})
 		before := totalAlloc()
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		sendExpect(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")

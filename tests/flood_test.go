@@ -83,7 +83,7 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	}
 	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
 	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: startStub(t, nil).address(), TLS: upstream.NoTLS}},
 	}, limits: limit.Config{Settings: exempt}})
 	target := g.endpoint(proxy.NoTLS)
 	session, err := dialLight(target, "")

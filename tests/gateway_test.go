@@ -105,7 +105,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 		return deps, nil, err
 	}
 	cert, key := o.ca.Issue(g.t, "localhost", "127.0.0.1")
-	deps.TLS, err = tlsconf.NewServer(tlsconf.ServerConfig{Certificates: []tlsconf.CertFiles{{Cert: cert, Key: key}}}, deps.Log)
+	deps.TLS, err = tlsconf.NewServer(tlsconf.ServerSettings{Certificates: []tlsconf.CertFiles{{Cert: cert, Key: key}}}, deps.Log)
 	if err != nil {
 		return deps, nil, err
 	}
@@ -136,7 +136,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 	for name, c := range o.backends {
 		c.Name = name
 		c.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
-		deps.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: deps.Metrics.Backend(name).CountConnect}, deps.Log)
+		deps.Backends[name] = upstream.New(testbed.WithDefaults(c), upstream.Hooks{OnConnect: deps.Metrics.Backend(name).CountConnect}, deps.Log)
 	}
 	o.limits.Prefix, o.limits.Names = "imapgate:", o.names
 	if deps.Limits, err = limit.New(o.limits, g.redis, limit.Hooks{}, deps.Log); err != nil {
@@ -260,12 +260,12 @@ func logTail(s string) string { return s[max(0, len(s)-8<<10):] }
 // upstreamConfig returns the settings of a backend with a TLS mode.
 func upstreamConfig(backend mailServer, mode upstream.TLSMode) upstream.Config {
 	endpoints := backend.Endpoints()
-	c := upstream.Config{Address: endpoints.Plain, TLSMode: mode}
+	c := upstream.Config{Settings: upstream.Settings{Address: endpoints.Plain, TLS: mode}}
 	if mode == upstream.ImplicitTLS {
 		c.Address = endpoints.TLS
 	}
 	if mode != upstream.NoTLS {
-		c.TLS = endpoints.CA.ClientTLSFunc(testbed.DovecotName)
+		c.TLSConfig = endpoints.CA.ClientTLSFunc(testbed.DovecotName)
 	}
 	return c
 }

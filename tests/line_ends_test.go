@@ -76,7 +76,7 @@ func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before stri
 func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
-		o := gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
+		o := gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: backend.Plain, TLS: upstream.NoTLS}}}}
 		var g *gateway
 		if mode == "splice" {
 			g = startGateway(t, o)
@@ -120,7 +120,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 // ends lines in LF and waits for a line that matches.
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})
+	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: backend.Plain, TLS: upstream.NoTLS}}}})
 	e := g.endpoint(proxy.StartTLS)
 	conn, err := net.DialTimeout("tcp", e.address, testbed.Timeout)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	east := startStubWith(t, nil, back.serve)
 	west := startStub(t, nil)
 	at := func(s *stubBackend) upstream.Config {
-		return upstream.Config{Address: s.address(), TLSMode: upstream.NoTLS}
+		return upstream.Config{Settings: upstream.Settings{Address: s.address(), TLS: upstream.NoTLS}}
 	}
 	settings := proxy.Mode{Mux: muxSettings()}
 	g := startGateway(t, gatewayOptions{

@@ -20,7 +20,7 @@ func TestEachClientCommandIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: line.Address(), TLS: upstream.NoTLS}},
 	}})
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	mustExec(t, c, "LOGIN zoe "+canary)

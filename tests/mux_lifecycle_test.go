@@ -21,7 +21,7 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: line.Address(), TLS: upstream.NoTLS}},
 	}})
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	welcome, err := c.Do("LOGIN amy " + password)
@@ -71,7 +71,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{
-		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: line.Address(), TLS: upstream.NoTLS}},
 	}})
 	log := func(user string, commands ...string) *RawClient {
 		t.Helper()
@@ -147,7 +147,7 @@ func (g *gateway) sessionEvents(user string) string {
 // violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 	g := startMuxGateway(t, event.ModeResume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		onlyBackend: {Address: startStubWith(t, nil, serveShrinkingMailbox).address(), TLSMode: upstream.NoTLS},
+		onlyBackend: {Settings: upstream.Settings{Address: startStubWith(t, nil, serveShrinkingMailbox).address(), TLS: upstream.NoTLS}},
 	}})
 	runSession := func(i int) {
 		t.Helper()

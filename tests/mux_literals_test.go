@@ -66,7 +66,7 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
+				onlyBackend: {Settings: upstream.Settings{Address: backend.Plain, TLS: upstream.NoTLS}},
 			}})
 			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
@@ -101,7 +101,7 @@ func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 			seed := testbed.Seed(t)
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
+				onlyBackend: {Settings: upstream.Settings{Address: backend.Plain, TLS: upstream.NoTLS}},
 			}})
 			p := &literalProber{T: t, g: g, user: "rnd." + string(mode)}
 			p.open()
@@ -157,7 +157,7 @@ func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			b := &refusingBackend{commands: map[string]bool{}}
 			g := startMuxGateway(t, mode, gatewayOptions{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{
-				onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS},
+				onlyBackend: {Settings: upstream.Settings{Address: startStubWith(t, nil, b.serve).address(), TLS: upstream.NoTLS}},
 			}})
 			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()

@@ -55,7 +55,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 		ca: ca, methods: []string{auth.File}, passwdFile: passwdFile,
 		backends: map[string]upstream.Config{
 			"real": upstreamConfig(real, upstream.NoTLS),
-			"stub": {Address: startStubWith(t, nil, serveMarkedBackend).address(), TLSMode: upstream.NoTLS},
+			"stub": {Settings: upstream.Settings{Address: startStubWith(t, nil, serveMarkedBackend).address(), TLS: upstream.NoTLS}},
 		},
 		modes:   map[string]proxy.Mode{"real": mode, "stub": mode},
 		routing: routing.Config{Static: routing.Static{Users: users}},

@@ -184,7 +184,7 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream.Config {
 	t.Helper()
 	if mode == upstream.NoTLS {
-		return upstream.Config{Address: startStub(t, nil).address(), TLSMode: mode}
+		return upstream.Config{Settings: upstream.Settings{Address: startStub(t, nil).address(), TLS: mode}}
 	}
 	cert, key := ca.Issue(t, testbed.DovecotName)
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -192,7 +192,7 @@ func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstre
 		t.Fatal(err)
 	}
 	s := startStub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.ClientTLSFunc(testbed.DovecotName)}
+	return upstream.Config{Settings: upstream.Settings{Address: s.address(), TLS: mode}, TLSConfig: ca.ClientTLSFunc(testbed.DovecotName)}
 }
 
 // runMixedSessions runs n connections, sixteen at a time, from many addresses.

@@ -66,7 +66,7 @@ func startMemory(t testing.TB, users ...string) string {
 func startPlainGateway(t testing.TB, address string, mode event.Mode) *gateway {
 	t.Helper()
 	return startGateway(t, gatewayOptions{
-		ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: address, TLSMode: upstream.NoTLS}},
+		ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: address, TLS: upstream.NoTLS}}},
 		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
 	})
 }

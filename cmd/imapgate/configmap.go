@@ -121,27 +121,11 @@ func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
 	return rdb, cfg.Locate(err)
 }
 
-// upstreamConfig returns the settings of one backend, without SessionPrefix and
-// Sockets. tlsConfig is for a backend with TLS.
-func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConfig func() *tls.Config) upstream.Config {
-	out := upstream.Config{
-		Name:    name,
-		Address: b.Address,
-		TLSMode: upstream.TLSMode(b.TLS),
-		TLS:     tlsConfig,
-		Login:   b.Login,
-		Master: upstream.Master{
-			User: b.Master.User, Password: b.Master.Password,
-			Style: b.Master.Style, Separator: b.Master.Separator,
-		},
-		Forward:        b.Forward,
-		ConnectTimeout: limits.UpstreamConnectTimeout,
-		LoginTimeout:   limits.UpstreamLoginTimeout,
-		MaxLogins:      limits.MaxUpstreamLogins,
-		LoginRate:      limits.MaxUpstreamConnectsPerSecond,
-		TTL:            limits.ProxyTTL,
-	}
-	if out.TLSMode != upstream.NoTLS {
+// upstreamConfig returns the configuration of one backend.
+func (g *gateway) upstreamConfig(b config.Backend, instance string) upstream.Config {
+	out := upstream.Config{Name: b.Name, Settings: b.Settings, LimitSettings: g.cfg.Limits.LimitSettings,
+		TLSConfig: g.files.clientTLS(backendKey(b.Name)), SessionPrefix: instance, Sockets: g.descriptors}
+	if b.TLS != upstream.NoTLS {
 		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
 	}
 	return out

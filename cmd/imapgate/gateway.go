@@ -155,10 +155,8 @@ func (g *gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 func (g *gateway) openBackends(instance string) {
 	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
 	for name, b := range g.cfg.Backends {
-		backendCfg := upstreamConfig(name, b, g.cfg.Limits, g.files.clientTLS(backendKey(name)))
-		backendCfg.SessionPrefix, backendCfg.Sockets = instance, g.descriptors
 		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).CountConnect, OnWait: g.recordLoginWait(name)}
-		g.backends[name] = upstream.New(backendCfg, hooks, g.log)
+		g.backends[name] = upstream.New(g.upstreamConfig(b, instance), hooks, g.log)
 	}
 }
 

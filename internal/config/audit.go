@@ -3,6 +3,8 @@ package config
 import (
 	"slices"
 	"strings"
+
+	"imapgate/tlsconf"
 )
 
 // Audit is the audit log.
@@ -25,7 +27,7 @@ type AuditSink struct {
 	CA         string `yaml:"ca" file:"tls" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
 
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Presented to a server that requests one."`
+	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"For tls://. Presented to a server that requests one."`
 
 	Facility   string   `yaml:"facility" default:"authpriv" oneof:"kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7" doc:"For type: syslog."`
 	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix followed by audit."`

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/proxy/upstream"
 	"imapgate/tlsconf"
 )
 
@@ -15,16 +16,16 @@ import (
 // of formats.go; file, the effect of a change to the file that the value names (schema.go);
 // doc, the text of the reference.
 type Config struct {
-	Listeners []Listener         `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
-	TLS       TLS                `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Required if a listener uses TLS."`
-	Redis     *Redis             `yaml:"redis" doc:"The Redis that holds routes (and passwords, with auth method redis). Left out: the gateway runs without Redis."`
-	Auth      Auth               `yaml:"auth" doc:"How clients are authenticated."`
-	Routing   Routing            `yaml:"routing" doc:"Which backend a user's mail is on."`
-	Backends  map[string]Backend `yaml:"backends" doc:"The mail servers, by name. A route can only name one of these. At least one is needed. A name has 1 to 63 characters of a-z, 0-9, - and _ and begins with a letter or digit."`
-	Limits    Limits             `yaml:"limits" doc:"Timeouts and bounds."`
-	Audit     Audit              `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
-	Log       Log                `yaml:"log" doc:"The ordinary log, on standard error."`
-	Admin     Admin              `yaml:"admin" doc:"The HTTP address for metrics and health."`
+	Listeners []Listener             `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
+	TLS       tlsconf.ServerSettings `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Required if a listener uses TLS."`
+	Redis     *Redis                 `yaml:"redis" doc:"The Redis that holds routes (and passwords, with auth method redis). Left out: the gateway runs without Redis."`
+	Auth      Auth                   `yaml:"auth" doc:"How clients are authenticated."`
+	Routing   Routing                `yaml:"routing" doc:"Which backend a user's mail is on."`
+	Backends  map[string]Backend     `yaml:"backends" doc:"The mail servers, by name. A route can only name one of these. At least one is needed. A name has 1 to 63 characters of a-z, 0-9, - and _ and begins with a letter or digit."`
+	Limits    Limits                 `yaml:"limits" doc:"Timeouts and bounds."`
+	Audit     Audit                  `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
+	Log       Log                    `yaml:"log" doc:"The ordinary log, on standard error."`
+	Admin     Admin                  `yaml:"admin" doc:"The HTTP address for metrics and health."`
 
 	SecretFiles []*SecretFile `yaml:"-"` // the files that secrets were read from
 
@@ -48,28 +49,6 @@ type ProxyProtocol struct {
 	Trusted []netip.Prefix `yaml:"trusted" example:"[10.0.0.0/8]" doc:"Networks of the load balancers in front. Required, not empty."`
 }
 
-// TLS configures the listeners' side of TLS.
-type TLS struct {
-	MinVersion     string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest accepted TLS version, in quotes. TLS 1.0 and 1.1 are not supported."`
-	Certificates   []Certificate `yaml:"certificates" doc:"Chosen by the name that the client requests (SNI): an exact match, then a wildcard, then the first certificate. If several match, such as an ECDSA and an RSA one, a client gets the first that it supports; the same applies to the certificates for the names of the first. The files are watched: new connections use a new version. A bad one is reported, and the last good one stays in use."`
-	CertificateDir string        `yaml:"certificate_dir" file:"tls" form:"path" example:"/etc/letsencrypt/live" doc:"A directory of more certificates, which are considered after those of certificates, in the order of their file names. Certificates that are not valid now come last; of those for one name, the newest comes first. The files *.pem, *.crt, *.cer and *.key are read, in the directory and in its subdirectories, no deeper, which suits certbot's live/. Chains and keys may be in separate files or in one. A key belongs to the certificates with its public key, whatever the file names. Of several chains for a certificate the longest is served. Files with CAs only are intermediates; a CA is never served, even if its key is present. The directory is watched: new connections see pairs that are added, renewed or removed. While a pair is being written, its last good version stays in use. Unusable files are reported by name."`
-	ClientCA       string        `yaml:"client_ca" file:"tls" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. If set, clients are asked for a certificate. A client without one is served; one with an invalid certificate is refused in the handshake. Watched: after a change, TLS sessions established under the old CAs cannot be resumed. For auth.external and auth.http."`
-}
-
-// Certificate names two PEM files.
-type Certificate struct {
-	Cert string `yaml:"cert" file:"tls" form:"required" example:"/etc/imapgate/tls/mail.pem" doc:"PEM file of the certificate, followed by its intermediates."`
-	Key  string `yaml:"key" file:"tls" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
-}
-
-// KeyPair returns the two files; of nil, none.
-func (c *Certificate) KeyPair() tlsconf.CertFiles {
-	if c == nil {
-		return tlsconf.CertFiles{}
-	}
-	return tlsconf.CertFiles{Cert: c.Cert, Key: c.Key}
-}
-
 // Redis configures the connection to Redis.
 type Redis struct {
 	Addresses      []string `yaml:"addresses" default:"127.0.0.1:6379" form:"redis" doc:"host:port of the server, or unix:///path of its socket; host:port of some nodes with cluster; of the sentinels with sentinel_master."`
@@ -86,7 +65,7 @@ type Redis struct {
 	CA         string `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have; with cluster or sentinel_master, that of every server. Default: the host of the address."`
 
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Presented to a Redis that requests one, which is the default of a Redis with TLS (tls-auth-clients)."`
+	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"Presented to a Redis that requests one, which is the default of a Redis with TLS (tls-auth-clients)."`
 
 	Prefix string `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"The prefix of every key."`
 
@@ -140,49 +119,26 @@ type Cache struct {
 
 // Backend is one mail server.
 type Backend struct {
-	Name       string `yaml:"-"` // its key
-	Address    string `yaml:"address" form:"backend" example:"mail-east.internal:993" doc:"host:port of the server. Required."`
-	TLS        string `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
-	CA         string `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
-	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
-
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Presented to a server that requests one (mTLS)."`
-
-	Login   string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"How the gateway logs in. passthrough: with the client's own user name and password or token. master: with the gateway's account, on behalf of the user. oauth: with the client's token only; password logins are refused."`
-	Master  Master `yaml:"master" doc:"For login: master."`
-	Forward string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and related parameters in the ID command. proxy: a PROXY v2 header. none: not at all. The client's own ID parameters, such as name and version, are forwarded in any case."`
-	Mode    string `yaml:"mode" default:"splice" set:"Mode" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are parsed, and after LOGOUT the backend connection is kept for the next login of the same account. The many short sessions of webmail then cost the backend very little. resume: as reuse, and a session survives a restart of its backend; its client sees at most a pause. For this the client's password is kept in memory during the session, unless the backend has login: master. Whatever a mode cannot follow is relayed as with splice."`
-	Mux     Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
-}
-
-// Master is the account that may log in on behalf of any user.
-type Master struct {
-	User         string `yaml:"user" form:"label" example:"gateway" doc:"Its user name. Required with login: master."`
-	PasswordFile string `yaml:"password_file" file:"secret" example:"/run/secrets/master" doc:"File with its password, or set IMAPGATE_MASTER_PASSWORD_ followed by the backend's name in capitals, with - as _."`
-	Style        string `yaml:"style" default:"authzid" oneof:"authzid separator" doc:"authzid: SASL PLAIN with the user as authorization identity. separator: LOGIN as user, separator, master."`
-	Separator    string `yaml:"separator" default:"*" form:"separator" doc:"For style: separator. One character that no user name can contain."`
-
-	Password identity.Secret `yaml:"-"` // from PasswordFile or the environment
+	Name string `yaml:"-"` // its key
+	upstream.Settings
+	Mode string `yaml:"mode" default:"splice" set:"Mode" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are parsed, and after LOGOUT the backend connection is kept for the next login of the same account. The many short sessions of webmail then cost the backend very little. resume: as reuse, and a session survives a restart of its backend; its client sees at most a pause. For this the client's password is kept in memory during the session, unless the backend has login: master. Whatever a mode cannot follow is relayed as with splice."`
+	Mux  Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
 }
 
 // Limits are timeouts and bounds.
 type Limits struct {
-	MaxConnections               int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Concurrent client connections. 0: as many as the process's descriptor limit allows, at two descriptors each, with 64 in reserve."`
-	PreauthTimeout               time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, in total. The auth method then has the same time to verify it, and the backend takes at most limits.upstream_login_timeout."`
-	TLSHandshakeTimeout          time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
-	TLSHandshakes                int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; established sessions and logins in progress take precedence. Handshakes that would queue for more than 80 ms (500 ms at the start of a burst) are rejected immediately, so that a flood does not starve the rest. 0: two for each core."`
-	IdleTimeout                  time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session without traffic in either direction ends after this. RFC 9051 requires at least 30 minutes."`
-	WriteTimeout                 time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session ends if its client or backend accepts no bytes for this long."`
-	MaxAuthAttempts              int           `yaml:"max_auth_attempts" was:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
-	MaxBadCommands               int           `yaml:"max_bad_commands" was:"bad_commands" default:"3" min:"1" max:"100" doc:"Invalid commands before login, before the connection is closed."`
-	MaxLineLength                int           `yaml:"max_line_length" default:"65536" min:"65536" max:"16777216" doc:"Bytes of one line of a client after login, without literals, in the modes reuse and resume; splice has no such limit. Longer lines get BAD. Set it to what the backends accept (Dovecot: imap_max_line_length): webmail sends long lists of UIDs. A client can occupy this much of the gateway's memory while it sends a line."`
-	UpstreamConnectTimeout       time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
-	UpstreamLoginTimeout         time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, including connecting. A backend has at least 20s to answer the password: a client could otherwise try passwords whose failures are not counted."`
-	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Concurrent logins at one backend; more of them wait. A login counts for at most one second, so a backend that delays its answer to a wrong password does not delay other logins."`
-	ProxyTTL                     int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies that a login may pass through, to end loops."`
-	DrainTimeout                 time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may continue after SIGTERM. Idle ones are ended one by one during this time. The service manager must wait longer before it kills the process: see docs/operating/restart-and-upgrade.md."`
-	MaxUpstreamConnectsPerSecond int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend per second, of all users; more of them wait, within the timeout of their login. 0: no bound."`
-	MaxPasswordHashes            int           `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
+	MaxConnections      int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Concurrent client connections. 0: as many as the process's descriptor limit allows, at two descriptors each, with 64 in reserve."`
+	PreauthTimeout      time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, in total. The auth method then has the same time to verify it, and the backend takes at most limits.upstream_login_timeout."`
+	TLSHandshakeTimeout time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
+	TLSHandshakes       int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; established sessions and logins in progress take precedence. Handshakes that would queue for more than 80 ms (500 ms at the start of a burst) are rejected immediately, so that a flood does not starve the rest. 0: two for each core."`
+	IdleTimeout         time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session without traffic in either direction ends after this. RFC 9051 requires at least 30 minutes."`
+	WriteTimeout        time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session ends if its client or backend accepts no bytes for this long."`
+	MaxAuthAttempts     int           `yaml:"max_auth_attempts" was:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
+	MaxBadCommands      int           `yaml:"max_bad_commands" was:"bad_commands" default:"3" min:"1" max:"100" doc:"Invalid commands before login, before the connection is closed."`
+	MaxLineLength       int           `yaml:"max_line_length" default:"65536" min:"65536" max:"16777216" doc:"Bytes of one line of a client after login, without literals, in the modes reuse and resume; splice has no such limit. Longer lines get BAD. Set it to what the backends accept (Dovecot: imap_max_line_length): webmail sends long lists of UIDs. A client can occupy this much of the gateway's memory while it sends a line."`
+	DrainTimeout        time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may continue after SIGTERM. Idle ones are ended one by one during this time. The service manager must wait longer before it kills the process: see docs/operating/restart-and-upgrade.md."`
+	upstream.LimitSettings
+	MaxPasswordHashes int `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
 
 	Connections    Connections    `yaml:"connections" doc:"Bounds on the connections of clients. When a bound is reached, clients get BYE before login, or NO [LIMIT] after a correct password. With redis, the counts cover all gateways."`
 	Failures       Failures       `yaml:"failures" doc:"Penalties for failed logins. The same wrong password repeated, such as by a phone with an outdated password, counts once. With redis, the counts, delays and bans cover all gateways."`
@@ -202,13 +158,4 @@ type Admin struct {
 	TokenFile string `yaml:"token_file" file:"secret" doc:"File with the bearer token, at least 16 characters, or set IMAPGATE_ADMIN_TOKEN. Empty: no token, on loopback only."`
 
 	Token identity.Secret `yaml:"-"` // from TokenFile or the environment
-}
-
-// ServerConfig returns the settings of package tlsconf.
-func (t TLS) ServerConfig() tlsconf.ServerConfig {
-	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, Directory: t.CertificateDir, ClientCA: t.ClientCA}
-	for _, c := range t.Certificates {
-		cfg.Certificates = append(cfg.Certificates, tlsconf.CertFiles{Cert: c.Cert, Key: c.Key})
-	}
-	return cfg
 }

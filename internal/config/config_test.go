@@ -134,7 +134,7 @@ func TestContractConfigIsRead(t *testing.T) {
 	if edge.Name != "edge" || !slices.Equal(edge.ProxyProtocol.Trusted, wantTrusted) || !slices.Equal(edge.TrustedNetworks, wantNetworks) {
 		t.Errorf("%+v", edge)
 	}
-	if s := c.TLS.ServerConfig(); len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
+	if s := c.TLS; len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
 		t.Errorf("%+v", s)
 	}
 	if printed := fmt.Sprintf("%+v %+v", c.Redis, c.Backends); strings.Contains(printed, "-pw") {

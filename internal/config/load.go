@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/descriptors"
 	"imapgate/internal/plainfile"
+	"imapgate/internal/settings"
 )
 
 const (
@@ -54,7 +55,7 @@ func Load(path string) (*Config, error) {
 func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
 	p := &problems{positions: map[string]position{"": {1, 1}}, badKeys: make(map[string]bool)}
 	cfg := &Config{file: file, positions: p.positions}
-	setDefaults(reflect.ValueOf(cfg).Elem())
+	settings.SetDefaults(reflect.ValueOf(cfg).Elem())
 	if root := p.parseTree(text); root != nil {
 		decoder{p}.decodeStruct(root, reflect.ValueOf(cfg).Elem(), "")
 	}
@@ -163,7 +164,7 @@ func isTooDeep(text []byte) bool {
 func (c *Config) setDerived() {
 	if c.Listeners == nil {
 		var listener Listener
-		setDefaults(reflect.ValueOf(&listener).Elem())
+		settings.SetDefaults(reflect.ValueOf(&listener).Elem())
 		c.Listeners = []Listener{listener}
 	}
 	for i := range c.Listeners {

@@ -6,6 +6,7 @@ import (
 
 	"imapgate/auth/oauth"
 	"imapgate/internal/identity"
+	"imapgate/tlsconf"
 )
 
 // AuthOAuth configures a provider of bearer tokens.
@@ -20,7 +21,7 @@ type AuthOAuth struct {
 	ClientSecretFile string   `yaml:"client_secret_file" file:"secret" example:"/run/secrets/oauth" doc:"File with the client's secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
 	CA               string   `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
 
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Presented to a provider that requests one (RFC 8705)."`
+	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"Presented to a provider that requests one (RFC 8705)."`
 
 	CacheTTL time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has confirmed is accepted for this long, and never beyond its own expiry. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
 

@@ -11,11 +11,23 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imapgate/internal/settings"
 )
 
 const referencePath = "../../docs/CONFIG.md"
 
 var update = flag.Bool("update", false, "write docs/CONFIG.md")
+
+// fileEffects describes the effect of a change to a file that a key names, by the word in
+// the key's tag file. Constant.
+var fileEffects = map[string]string{
+	"tls":     "it is reloaded; new connections use it",
+	"secret":  "it is reloaded and used from then on",
+	"users":   "it is reloaded; new logins are verified with it",
+	"restart": "the log reports that a restart is needed",
+	"own":     "only the gateway writes it",
+}
 
 // TestReferenceIsCurrent compares docs/CONFIG.md with the struct tags.
 func TestReferenceIsCurrent(t *testing.T) {
@@ -112,16 +124,16 @@ A sample file:
 func renderFileTable() string {
 	var b strings.Builder
 	for _, f := range fileKeys(reflect.TypeFor[Config](), "") {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", f.name, reloadEffects[f.reloadEffect])
+		fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, fileEffects[f.FileEffect])
 	}
 	return b.String()
 }
 
 // fileKeys returns the keys that have a file tag, with their full names.
-func fileKeys(block reflect.Type, key string) (list []field) {
-	for _, f := range fieldsOf(block) {
-		f.name = strings.TrimPrefix(key+"."+f.name, ".")
-		inner, suffix := block.Field(f.index).Type, ""
+func fileKeys(block reflect.Type, key string) (list []settings.Field) {
+	for _, f := range settings.Fields(block) {
+		f.Name = strings.TrimPrefix(key+"."+f.Name, ".")
+		inner, suffix := f.Type, ""
 		switch inner.Kind() {
 		case reflect.Pointer:
 			inner = inner.Elem()
@@ -130,39 +142,39 @@ func fileKeys(block reflect.Type, key string) (list []field) {
 		case reflect.Slice:
 			inner, suffix = inner.Elem(), "[]"
 		}
-		if f.reloadEffect != "" {
-			f.name += suffix
+		if f.FileEffect != "" {
+			f.Name += suffix
 			list = append(list, f)
 		}
-		if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
-			list = append(list, fileKeys(inner, f.name+suffix)...)
+		if inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0 {
+			list = append(list, fileKeys(inner, f.Name+suffix)...)
 		}
 	}
 	return list
 }
 
-// TestEveryFileKeyHasAReloadEffect finds the keys of files by their names and documentation.
-func TestEveryFileKeyHasAReloadEffect(t *testing.T) {
+// TestEveryFileKeyHasAnEffect finds the keys of files by their names and documentation.
+func TestEveryFileKeyHasAnEffect(t *testing.T) {
 	nameOfFile := regexp.MustCompile(`(^|_)(file|files|ca|cert|key|dir|path|snapshot)$`)
 	docOfFile := regexp.MustCompile(`^(For https\. )?(A file|File|PEM file|A directory)`)
 	var walk func(reflect.Type, string)
 	found := 0
 	walk = func(block reflect.Type, key string) {
-		for _, f := range fieldsOf(block) {
-			inner := block.Field(f.index).Type
+		for _, f := range settings.Fields(block) {
+			inner := f.Type
 			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
 				inner = inner.Elem()
 			}
-			if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
-				walk(inner, key+"."+f.name)
+			if inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0 {
+				walk(inner, key+"."+f.Name)
 				continue
 			}
-			isFile := inner.Kind() == reflect.String && (nameOfFile.MatchString(f.name) || docOfFile.MatchString(f.doc))
+			isFile := inner.Kind() == reflect.String && (nameOfFile.MatchString(f.Name) || docOfFile.MatchString(f.Doc))
 			switch {
-			case isFile && reloadEffects[f.reloadEffect] == "":
-				t.Errorf("%s.%s names a file and has no file tag", key, f.name)
-			case !isFile && f.reloadEffect != "":
-				t.Errorf("%s.%s has a file tag, but neither its name nor its documentation is that of a file", key, f.name)
+			case isFile && fileEffects[f.FileEffect] == "":
+				t.Errorf("%s.%s names a file and has no file tag", key, f.Name)
+			case !isFile && f.FileEffect != "":
+				t.Errorf("%s.%s has a file tag, but neither its name nor its documentation is that of a file", key, f.Name)
 			case isFile:
 				found++
 			}
@@ -182,13 +194,13 @@ func writeBlock(b *strings.Builder, t reflect.Type, key string) {
 		fmt.Fprintf(b, "\n## `%s`\n\n", key)
 	}
 	b.WriteString("| key | default | meaning |\n|---|---|---|\n")
-	for _, f := range fieldsOf(t) {
-		fmt.Fprintf(b, "| `%s` | %s | %s%s |\n", f.name, defaultColumn(f, t.Field(f.index).Type), f.doc, rangeColumn(f))
+	for _, f := range settings.Fields(t) {
+		fmt.Fprintf(b, "| `%s` | %s | %s%s |\n", f.Name, defaultColumn(f, f.Type), f.Doc, rangeColumn(f))
 	}
-	for _, f := range fieldsOf(t) {
-		inner, path := t.Field(f.index).Type, f.name
+	for _, f := range settings.Fields(t) {
+		inner, path := f.Type, f.Name
 		if key != "" {
-			path = key + "." + f.name
+			path = key + "." + f.Name
 		}
 		switch inner.Kind() {
 		case reflect.Pointer:
@@ -198,39 +210,39 @@ func writeBlock(b *strings.Builder, t reflect.Type, key string) {
 		case reflect.Slice:
 			inner, path = inner.Elem(), path+"[]"
 		}
-		if inner.Kind() == reflect.Struct && inner.PkgPath() == t.PkgPath() {
+		if inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0 {
 			writeBlock(b, inner, path)
 		}
 	}
 }
 
-func defaultColumn(f field, t reflect.Type) string {
+func defaultColumn(f settings.Field, t reflect.Type) string {
 	switch {
-	case f.format == "required" && f.defaultText == "" || f.format == "backend":
+	case f.Format == "required" && f.DefaultText == "" || f.Format == "backend":
 		return "required"
-	case t.Kind() == reflect.Slice && f.hasDefault:
-		return "`[" + strings.Join(strings.Fields(f.defaultText), ", ") + "]`"
-	case f.hasDefault:
-		return "`" + f.defaultText + "`"
+	case t.Kind() == reflect.Slice && f.HasDefault:
+		return "`[" + strings.Join(strings.Fields(f.DefaultText), ", ") + "]`"
+	case f.HasDefault:
+		return "`" + f.DefaultText + "`"
 	case t.Kind() == reflect.String:
 		return "empty"
 	}
 	return ""
 }
 
-func rangeColumn(f field) string {
+func rangeColumn(f settings.Field) string {
 	var s string
-	if len(f.oneof) > 0 {
-		s += " One of `" + strings.Join(f.oneof, "`, `") + "`."
+	if len(f.OneOf) > 0 {
+		s += " One of `" + strings.Join(f.OneOf, "`, `") + "`."
 	}
-	if len(f.unsupported) > 0 {
-		s += " Not available in this version: `" + strings.Join(f.unsupported, "`, `") + "`."
+	if len(f.Unsupported) > 0 {
+		s += " Not available in this version: `" + strings.Join(f.Unsupported, "`, `") + "`."
 	}
-	if f.max != "" {
-		s += " From " + f.min + " to " + f.max + "."
+	if f.Max != "" {
+		s += " From " + f.Min + " to " + f.Max + "."
 	}
-	if f.example != "" {
-		s += " Example: `" + f.example + "`."
+	if f.Example != "" {
+		s += " Example: `" + f.Example + "`."
 	}
 	return s
 }
@@ -240,23 +252,23 @@ func rangeColumn(f field) string {
 func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
 	var walk func(reflect.Type, string)
 	walk = func(block reflect.Type, key string) {
-		for _, f := range fieldsOf(block) {
-			at := key + "." + f.name
-			if f.name == "" || !strings.HasSuffix(f.doc, ".") {
-				t.Errorf("%s: name %q, doc %q", at, f.name, f.doc)
+		for _, f := range settings.Fields(block) {
+			at := key + "." + f.Name
+			if f.Name == "" || !strings.HasSuffix(f.Doc, ".") {
+				t.Errorf("%s: name %q, doc %q", at, f.Name, f.Doc)
 			}
-			if len(f.oneof) > 0 && f.hasDefault && !slices.Contains(f.oneof, f.defaultText) {
-				t.Errorf("%s: default %q is not allowed", at, f.defaultText)
+			if len(f.OneOf) > 0 && f.HasDefault && !slices.Contains(f.OneOf, f.DefaultText) {
+				t.Errorf("%s: default %q is not allowed", at, f.DefaultText)
 			}
-			inner := block.Field(f.index).Type
+			inner := f.Type
 			number := inner.Kind() == reflect.Int || inner == reflect.TypeFor[time.Duration]()
-			if number && (f.max == "" || f.min == "" || !f.hasDefault) {
+			if number && (f.Max == "" || f.Min == "" || !f.HasDefault) {
 				t.Errorf("%s has no bounds or no default", at)
 			}
 			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
 				inner = inner.Elem()
 			}
-			if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
+			if inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0 {
 				walk(inner, at)
 			}
 		}

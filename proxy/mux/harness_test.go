@@ -93,11 +93,11 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	s.settings.CommandHoldTimeout = cmp.Or(s.settings.CommandHoldTimeout, 5*time.Second)
 	s.settings.UIDPrefetch = cmp.Or(s.settings.UIDPrefetch, PrefetchLazy)
 	h := &harness{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
-	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: testTimeout,
+	up := upstream.Config{Name: "stub", Settings: upstream.Settings{TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamConnectTimeout: testTimeout},
 		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
 	var secure *tls.Config
 	if s.transport == "tls" {
-		secure, up.TLS, up.TLSMode = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
+		secure, up.TLSConfig, up.TLS = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
 	}
 	var err error
 	h.stub, err = newStub(secure, splitters[cmp.Or(s.split, "whole")])
@@ -108,7 +108,7 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	up.Address = h.stub.l.Addr().String()
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), h.logs, zapcore.DebugLevel))
 	h.deps = Deps{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
-		"stub": {Upstream: upstream.New(up, upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
+		"stub": {Upstream: upstream.New(testbed.WithDefaults(up), upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
 	}}
 	h.auditPath = filepath.Join(t.TempDir(), "audit")
 	h.deps.Audit, err = audit.Open(audit.Config{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}, log)

@@ -125,10 +125,10 @@ func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	if deps.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: noPassword}, log); err != nil {
 		return deps, err
 	}
-	deps.Backends = map[string]*upstream.Backend{onlyBackend: upstream.New(upstream.Config{
-		Name: onlyBackend, Address: address, TLSMode: upstream.NoTLS,
+	deps.Backends = map[string]*upstream.Backend{onlyBackend: upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: onlyBackend, Settings: upstream.Settings{Address: address, TLS: upstream.NoTLS},
 		WrapConn: func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) },
-	}, upstream.Hooks{OnConnect: deps.Metrics.Backend(onlyBackend).CountConnect}, log)}
+	}), upstream.Hooks{OnConnect: deps.Metrics.Backend(onlyBackend).CountConnect}, log)}
 	if deps.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
 		return deps, err
 	}

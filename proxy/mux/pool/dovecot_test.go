@@ -22,16 +22,15 @@ import (
 
 // newDovecotBackend returns a backend at a Dovecot, with TLS or without.
 func newDovecotBackend(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backend {
-	cfg := upstream.Config{Name: "dovecot", Address: d.Plain, TLSMode: mode, Login: login,
-		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) },
-		Master:   upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}}
+	cfg := upstream.Config{Name: "dovecot", Settings: upstream.Settings{Address: d.Plain, TLS: mode, Login: login, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}},
+		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
 	if mode != upstream.NoTLS {
-		cfg.TLS = d.CA.ClientTLSFunc(testbed.DovecotName)
+		cfg.TLSConfig = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
 	if mode == upstream.ImplicitTLS {
 		cfg.Address = d.TLS
 	}
-	return upstream.New(cfg, upstream.Hooks{}, nopLog())
+	return upstream.New(testbed.WithDefaults(cfg), upstream.Hooks{}, nopLog())
 }
 
 func loginModes() map[string][2]string {

@@ -136,10 +136,9 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 func TestExpiredTokenIsNotSent(t *testing.T) {
 	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
 	passthrough := s.newPool(Config{})
-	master := Config{IdleTimeout: time.Hour}.newTestPool(t, upstream.New(upstream.Config{
-		Name: "m", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
-		Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")},
-	}, upstream.Hooks{}, nopLog()))
+	master := Config{IdleTimeout: time.Hour}.newTestPool(t, upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: "m", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
+	}), upstream.Hooks{}, nopLog()))
 	for tp, more := range map[*testPool]int{passthrough: 0, master: 2} { // logins after the token expired
 		req := newRequest(t, "alice", "")
 		req.Password, req.Token = identity.Secret{}, identity.NewSecret("t1")
@@ -369,7 +368,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 }
 
 func TestMasterLoginNeedsVerification(t *testing.T) {
-	b := upstream.New(upstream.Config{Name: "m", Address: "127.0.0.1:1", TLSMode: upstream.NoTLS, Login: upstream.MasterLogin}, upstream.Hooks{}, nopLog())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "m", Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: upstream.NoTLS, Login: upstream.MasterLogin}}), upstream.Hooks{}, nopLog())
 	tp := Config{IdleTimeout: time.Hour, CacheCredentials: true}.newTestPool(t, b)
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "any"), BackendDecides); !errors.Is(err, errUnverifiedMaster) {
 		t.Error(err)

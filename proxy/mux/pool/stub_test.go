@@ -271,9 +271,9 @@ func (s *stub) newPool(c Config) *testPool {
 			*d = time.Hour
 		}
 	}
-	b := upstream.New(upstream.Config{
-		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Timeout, Sockets: s.sockets,
-	}, upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}, LimitSettings: upstream.LimitSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
+	}), upstream.Hooks{}, zap.NewNop())
 	return c.newTestPool(s.t, b)
 }
 
