@@ -21,7 +21,7 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 	const first, second = "* NO [ALERT] Mailbox is ? nearly full.", "* OK [ALERT] Down at noon."
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		b := newHarness(t, v.addr(), func(s *harnessConfig) {
-			s.cfg.Modes = map[string]Mode{"east": {Name: mode}, "mastered": {Name: mode}}
+			s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}, "mastered": {Mode: mode}}
 		})
 		for _, listener := range []string{"none", "starttls", "implicit"} {
 			for secret, answer := range map[string][]string{

@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/upstream"
 )
 
@@ -123,7 +124,7 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			u := openIDRequiringBackend(t)
 			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
-				s.cfg.Modes = map[string]Mode{"east": {Name: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, PoolIdleTimeout: time.Hour}}}
+				s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, Settings: pool.Settings{PoolIdleTimeout: time.Hour}}}}
 				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.l.Addr().String(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
 			})
 			before := b.dialGreeted("none")

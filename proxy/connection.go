@@ -314,10 +314,10 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 // tokenDeadline returns when the session must end because of the token that opened it. Zero
 // means never.
 func (s *Server) tokenDeadline(a *attempt) time.Time {
-	if s.cfg.TokenGrace == 0 || a.tokenExpiry.IsZero() {
+	if s.cfg.SessionGrace == 0 || a.tokenExpiry.IsZero() {
 		return time.Time{}
 	}
-	return a.tokenExpiry.Add(s.cfg.TokenGrace)
+	return a.tokenExpiry.Add(s.cfg.SessionGrace)
 }
 
 // releasePreauthSlot frees the connection's pre-login slot. It is idempotent.

@@ -32,7 +32,7 @@ func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.
 		s.hooks.OnBan = func(limit.Ban) { suspicions.Add(1) }
 		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: d.Plain, TLS: upstream.NoTLS}}
 		s.routes.Static.Default = "east"
-		s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
+		s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 		s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
 	}), suspicions
 }

@@ -110,7 +110,7 @@ func TestDenialsAreUniformAndDelayed(t *testing.T) {
 		store.CLI("HSET", "imapgate:user:"+name+"@example.org", "backend", "east")
 	}
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "state", "blocked")
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })

@@ -41,7 +41,7 @@ func (c *connection) limitAddr() netip.Addr {
 	if c.preauth.peerIsClient {
 		return c.client.Peer.Addr()
 	}
-	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) || containsPeer(c.listener.Trusted, c.client.Peer) {
+	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Peer) || containsPeer(c.listener.TrustedNetworks, c.client.Peer) {
 		return netip.Addr{}
 	}
 	return c.client.Peer.Addr()

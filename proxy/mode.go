@@ -39,7 +39,7 @@ func (s *Server) newHub() (*mux.Hub, error) {
 		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
 	}
 	return mux.NewHub(mux.Config{
-		ParkAfter: parkAfter, IdleTimeout: s.cfg.IdleTimeout, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLine, OnBytes: s.deps.countBytes,
+		ParkAfter: parkAfter, IdleTimeout: s.cfg.IdleTimeout, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLineLength, OnBytes: s.deps.countBytes,
 		Locate: s.lookupLocation, Splice: s.splicePinned,
 	}, mux.Deps{Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
 }
@@ -72,7 +72,7 @@ func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, o
 func (s *Server) selectMode(user identity.User, r *routing.Route) event.Mode {
 	name := r.Mode
 	if name == "" {
-		name = s.cfg.Modes[r.Backend].Name
+		name = s.cfg.Modes[r.Backend].Mode
 	}
 	switch {
 	case s.hub.ShouldSplice(r.Backend, user):

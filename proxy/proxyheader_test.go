@@ -212,8 +212,8 @@ func TestSecondProxyHeaderIsClientInput(t *testing.T) {
 func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		for i := range s.cfg.Listeners {
-			if s.cfg.Listeners[i].ProxyTrusted != nil {
-				s.cfg.Listeners[i].ProxyTrusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			if s.cfg.Listeners[i].ProxyProtocol != nil {
+				s.cfg.Listeners[i].ProxyProtocol.Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 			}
 		}
 	})
@@ -242,7 +242,7 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 // include proxies in 192.0.2.0/24.
 func withTrustedBalancer(s *harnessConfig) {
 	trusted := append([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, loopback...)
-	s.cfg.Listeners = append(s.cfg.Listeners, Listener{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyTrusted: loopback, Trusted: trusted})
+	s.cfg.Listeners = append(s.cfg.Listeners, ListenerSettings{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyProtocol: &ProxyProtocol{Trusted: loopback}, TrustedNetworks: trusted})
 }
 
 func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {

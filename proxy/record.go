@@ -116,7 +116,7 @@ func (c *connection) recordEnd(e *closeError) {
 	took, addr := time.Since(c.acceptedAt), c.clientAddr().Addr()
 	if probe := c.probeType(e); probe != "" {
 		c.listener.probeCounters[probe].Inc()
-		if containsPeer(c.listener.ProxyTrusted, c.clientAddr()) || containsPeer(c.listener.Trusted, c.clientAddr()) {
+		if containsPeer(c.listener.ProxyProtocol.networks(), c.clientAddr()) || containsPeer(c.listener.TrustedNetworks, c.clientAddr()) {
 			c.server.deps.Audit.ProbeEnded(&c.client, probe, e.reason, took)
 			return
 		}

@@ -110,7 +110,7 @@ func (s *Server) Backends() []BackendState {
 	sessions := s.sessions.countByBackend()
 	all := make([]BackendState, 0, len(s.deps.Backends))
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
-		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, event.ModeSplice), Sessions: sessions[name], ViolationStatus: s.hub.ViolationStatus(name)}
+		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Mode, event.ModeSplice), Sessions: sessions[name], ViolationStatus: s.hub.ViolationStatus(name)}
 		if b.Sessions == nil {
 			b.Sessions = map[event.Mode]int{}
 		}

@@ -31,7 +31,7 @@ func withSharedLimits(t testing.TB, store *testbed.Redis, l limit.Config) func(*
 
 func dialRedis(t testing.TB, store *testbed.Redis) redis.UniversalClient {
 	t.Helper()
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return rdb

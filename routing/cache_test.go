@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 var errUnreachable = errors.New("connection refused")
@@ -139,7 +140,7 @@ func runWithCache(t *testing.T, f func(t *testing.T, c *cache, o *fakeStore)) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newFakeStore()
 		cfg := Config{Backends: []string{"east", "west"}}
-		cfg.setDefaults()
+		cfg = testbed.WithDefaults(cfg)
 		f(t, newCache(cfg, o.reader(), testLogger(t)), o)
 		synctest.Wait()
 	})
@@ -582,8 +583,8 @@ func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
 // On the login path: a cached user costs less than a system call.
 func BenchmarkCachedLookup(b *testing.B) {
 	o := newFakeStore()
-	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}
-	cfg.setDefaults()
+	cfg := Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east"}}
+	cfg = testbed.WithDefaults(cfg)
 	r := &Router{cfg: cfg, cache: newCache(cfg, o.reader(), testLogger(b))}
 	users := make([]identity.User, 1000)
 	for i := range users {

@@ -62,7 +62,7 @@ func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gat
 		}
 	}
 	return startGateway(t, gatewayOptions{
-		ca: backend.CA, backends: paths, routing: routing.Config{Static: routing.Static{Users: users}},
+		ca: backend.CA, backends: paths, routing: routing.Config{Settings: routing.Settings{Static: routing.Static{Users: users}}},
 	}), all
 }
 

@@ -112,7 +112,7 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway
 	settings := muxSettings()
 	settings.CommandHoldTimeout = time.Second
 	g := startGateway(t, gatewayOptions{
-		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
+		ca: testbed.NewCA(t), modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: mode, Mux: settings}},
 		backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: startStubWith(t, nil, b.serve).address(), TLS: upstream.NoTLS}}},
 	})
 	c := mustDial(t, g.endpoint(proxy.NoTLS), "")

@@ -23,7 +23,7 @@ func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 	settings.UIDPrefetch = mux.PrefetchAuto // fetches UIDs two seconds after SELECT, or when IDLE begins
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: event.ModeResume, Mux: settings}},
 	})
 	var clients []*RawClient
 	for _, user := range users {

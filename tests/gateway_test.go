@@ -27,6 +27,7 @@ import (
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -45,7 +46,7 @@ type gatewayOptions struct {
 	drain      time.Duration        // default 0: stopping the gateway aborts sessions
 	idle       time.Duration        // default 32 minutes
 	write      time.Duration        // default 5 minutes
-	modes      map[string]proxy.Mode
+	modes      map[string]proxy.BackendSettings
 	limits     limit.Config        // default none
 	commands   audit.CommandFilter // commands in the audit log; default none
 }
@@ -116,7 +117,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 	}
 	g.metrics = metrics.New("test")
 	deps.Metrics = g.metrics
-	deps.Routes, err = routing.New(o.routingConfig(), g.redis, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, deps.Log)
+	deps.Routes, err = routing.New(testbed.WithDefaults(o.routingConfig()), g.redis, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, deps.Log)
 	if err != nil {
 		return deps, nil, err
 	}
@@ -125,10 +126,9 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	deps.Auth, err = auth.New(auth.Config{
-		Methods: methods, PasswdFile: o.passwdFile, Names: o.names,
-		Mechanisms: o.sasl, SCRAMSecret: identity.NewSecret("a secret of all gateways"),
-	}, auth.Sources{Redis: passwordLookup(deps.Routes)}, deps.Log)
+	deps.Auth, err = auth.New(testbed.WithDefaults(auth.Config{
+		Settings: auth.Settings{Methods: methods, NameRules: o.names, Mechanisms: o.sasl, SCRAMSecret: identity.NewSecret("a secret of all gateways"), File: auth.FileSettings{Path: o.passwdFile}},
+	}), auth.Sources{Redis: passwordLookup(deps.Routes)}, deps.Log)
 	if err != nil {
 		return deps, nil, err
 	}
@@ -143,7 +143,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 		return deps, nil, err
 	}
 	g.limits = deps.Limits
-	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: o.commands}, deps.Log)
+	g.audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: filepath.Join(g.dir, "audit"), Commands: o.commands}}, "path", "first_per_minute"), deps.Log)
 	deps.Audit = g.audit
 	return deps, []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, deps.Limits.Run}, err
 }
@@ -164,10 +164,12 @@ func (g *gateway) openLog() (*zap.Logger, error) {
 // the machine is busy.
 func (o gatewayOptions) proxyConfig() proxy.Config {
 	c := proxy.Config{
-		PreauthTimeout: time.Minute, HandshakeTimeout: Timeout, MaxHandshakes: 1000, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-		DrainTimeout: o.drain, MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),
+		LimitSettings: proxy.LimitSettings{PreauthTimeout: time.Minute, TLSHandshakeTimeout: Timeout, TLSHandshakes: 1000, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute, DrainTimeout: o.drain, MaxAuthAttempts: 3, MaxBadCommands: 3}, Instance: proxy.NewInstance(),
 	}
-	c.Modes = o.modes
+	c.Modes = make(map[string]proxy.BackendSettings)
+	for name := range o.backends {
+		c.Modes[name] = testbed.WithDefaults(o.modes[name], "pool_idle_timeout", "max_per_user", "silence_timeout", "read_after_write")
+	}
 	if o.idle != 0 {
 		c.IdleTimeout = o.idle
 	}
@@ -175,7 +177,7 @@ func (o gatewayOptions) proxyConfig() proxy.Config {
 		c.WriteTimeout = o.write
 	}
 	for _, kind := range listeners {
-		c.Listeners = append(c.Listeners, proxy.Listener{Name: string(kind), Address: "127.0.0.1:0", TLS: kind})
+		c.Listeners = append(c.Listeners, proxy.ListenerSettings{Name: string(kind), Address: "127.0.0.1:0", TLS: kind})
 	}
 	return c
 }
@@ -301,7 +303,7 @@ func muxGatewayEndpoint(t testing.TB, backend mailServer, mode event.Mode) endpo
 	settings.UIDPrefetch = mux.PrefetchAuto // fetching UIDs and mod-sequences changes the backend's responses
 	g := startGateway(t, gatewayOptions{
 		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: settings}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: mode, Mux: settings}},
 	})
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
@@ -309,14 +311,14 @@ func muxGatewayEndpoint(t testing.TB, backend mailServer, mode event.Mode) endpo
 // startMuxGateway starts a gateway with one mode for all backends.
 func startMuxGateway(t testing.TB, mode event.Mode, o gatewayOptions) *gateway {
 	t.Helper()
-	o.modes = map[string]proxy.Mode{}
+	o.modes = map[string]proxy.BackendSettings{}
 	for name := range o.backends {
-		o.modes[name] = proxy.Mode{Name: mode, Mux: muxSettings()}
+		o.modes[name] = proxy.BackendSettings{Mode: mode, Mux: muxSettings()}
 	}
 	return startGateway(t, o)
 }
 
 // muxSettings returns the default settings, but with eager UID prefetch.
 func muxSettings() mux.Settings {
-	return mux.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, ReadAfterWrite: true, CredentialCache: true, UIDPrefetch: mux.PrefetchEager}
+	return mux.Settings{Settings: pool.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, CredentialCache: true}, ReadAfterWrite: true, UIDPrefetch: mux.PrefetchEager}
 }

@@ -40,8 +40,8 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			g := startGateway(t, gatewayOptions{
 				ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
-				modes:  map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
+				redis:  &routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}},
+				modes:  map[string]proxy.BackendSettings{onlyBackend: {Mode: mode, Mux: muxSettings()}},
 				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
 			})
 			user := "user-" + string(mode) + "@example.org"

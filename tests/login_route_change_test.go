@@ -71,10 +71,10 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	at := func(s *stubBackend) upstream.Config {
 		return upstream.Config{Settings: upstream.Settings{Address: s.address(), TLS: upstream.NoTLS}}
 	}
-	settings := proxy.Mode{Mux: muxSettings()}
+	settings := proxy.BackendSettings{Mux: muxSettings()}
 	g := startGateway(t, gatewayOptions{
 		ca: ca, redis: &s.config, backends: map[string]upstream.Config{"east": at(east), "west": at(west)},
-		modes: map[string]proxy.Mode{"east": settings, "west": settings},
+		modes: map[string]proxy.BackendSettings{"east": settings, "west": settings},
 	})
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		for name, change := range changes {

@@ -21,7 +21,7 @@ func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	settings.AlwaysDetach = true // every NOOP attaches
 	g := startGateway(b, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: event.ModeResume, Mux: settings}},
 	})
 	own, through := openLarge(b, directEndpoint(backend)(b, "")), openLarge(b, g.endpoint(proxy.ImplicitTLS))
 	storeMessages(b, own, 10_000)

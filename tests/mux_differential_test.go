@@ -23,11 +23,11 @@ var testedModes = []string{"splice", "reuse", "resume", "detached"}
 func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	t.Helper()
 	o := gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}}
-	m := proxy.Mode{Name: event.Mode(mode), Mux: muxSettings()}
+	m := proxy.BackendSettings{Mode: event.Mode(mode), Mux: muxSettings()}
 	if mode == "detached" {
-		m.Name, m.Mux.AlwaysDetach = event.ModeResume, true
+		m.Mode, m.Mux.AlwaysDetach = event.ModeResume, true
 	}
-	o.modes = map[string]proxy.Mode{onlyBackend: m}
+	o.modes = map[string]proxy.BackendSettings{onlyBackend: m}
 	g := startGateway(t, o)
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }

@@ -50,15 +50,15 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	// At full size some upstreams are reused and some expire. Otherwise the time is long
 	// enough for reuse even on a slow machine.
 	settings.PoolIdleTimeout = time.Duration(testSize(60, 2)) * time.Second
-	mode := proxy.Mode{Name: event.ModeReuse, Mux: settings}
+	mode := proxy.BackendSettings{Mode: event.ModeReuse, Mux: settings}
 	g := startGateway(t, gatewayOptions{
 		ca: ca, methods: []string{auth.File}, passwdFile: passwdFile,
 		backends: map[string]upstream.Config{
 			"real": upstreamConfig(real, upstream.NoTLS),
 			"stub": {Settings: upstream.Settings{Address: startStubWith(t, nil, serveMarkedBackend).address(), TLS: upstream.NoTLS}},
 		},
-		modes:   map[string]proxy.Mode{"real": mode, "stub": mode},
-		routing: routing.Config{Static: routing.Static{Users: users}},
+		modes:   map[string]proxy.BackendSettings{"real": mode, "stub": mode},
+		routing: routing.Config{Settings: routing.Settings{Static: routing.Static{Users: users}}},
 	})
 	storeMarkedMail(t, real)
 

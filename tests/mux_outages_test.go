@@ -130,7 +130,7 @@ func startOutageTest(t *testing.T, sessions int) *outageTest {
 	settings.CommandHoldTimeout = o.holdTimeout
 	o.g = startGateway(t, gatewayOptions{
 		ca: o.backend.CA, backends: map[string]upstream.Config{onlyBackend: path},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: event.ModeResume, Mux: settings}},
 	})
 	return o
 }
@@ -424,7 +424,7 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	settings.ReadAfterWrite = false // the last login then is the session's
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: event.ModeResume, Mux: settings}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: event.ModeResume, Mux: settings}},
 	})
 	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
@@ -471,7 +471,7 @@ func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 	o := startOutageTest(t, 6)
 	first := mustDial(t, o.g.endpoint(proxy.ImplicitTLS), "")
 	mustExec(t, first, "LOGIN six "+password)
-	messages := muxSettings().WithDefaults().FlagResyncMaxMessages + 500
+	messages := testbed.WithDefaults(muxSettings()).FlagResyncMaxMessages + 500
 	var literals [][]byte
 	for i := range messages {
 		literals = append(literals, messageOfSize(100, fmt.Sprint("number ", i)))

@@ -76,11 +76,11 @@ func startRestartTest(t *testing.T) *restartTest {
 	}
 	settings := muxSettings()
 	settings.CommandHoldTimeout = 4 * testbed.Timeout // all sessions reattach at once, and each starts a process
-	mode := proxy.Mode{Name: event.ModeResume, Mux: settings}
+	mode := proxy.BackendSettings{Mode: event.ModeResume, Mux: settings}
 	h.g = startGateway(t, gatewayOptions{
 		ca: h.backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: open, "muted": muted},
-		modes:   map[string]proxy.Mode{onlyBackend: mode, "muted": mode},
-		routing: routing.Config{Static: routing.Static{Users: users}},
+		modes:   map[string]proxy.BackendSettings{onlyBackend: mode, "muted": mode},
+		routing: routing.Config{Settings: routing.Settings{Static: routing.Static{Users: users}}},
 	})
 	h.forEachUser(func(user string) error {
 		return h.runDirectSession(user, func(c *RawClient) error {

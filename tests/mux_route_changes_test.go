@@ -21,7 +21,7 @@ type moveTest struct {
 	g *gateway
 }
 
-func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
+func startMoveTest(t *testing.T, m proxy.BackendSettings) moveTest {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	c := &cluster{
@@ -30,7 +30,7 @@ func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
 		west: testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 	}
 	return moveTest{c, startGateway(t, gatewayOptions{
-		ca: ca, redis: &c.store.config, modes: map[string]proxy.Mode{"east": m, "west": m},
+		ca: ca, redis: &c.store.config, modes: map[string]proxy.BackendSettings{"east": m, "west": m},
 		backends: map[string]upstream.Config{"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS)},
 	})}
 }
@@ -60,7 +60,7 @@ func sessionEnded(d *testbed.Dovecot, user string) bool {
 func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 	for _, there := range []event.Mode{event.ModeReuse, "splice"} {
 		t.Run(string(there), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: event.ModeReuse, Mux: muxSettings()})
+			r := startMoveTest(t, proxy.BackendSettings{Mode: event.ModeReuse, Mux: muxSettings()})
 			for _, user := range []string{"mover", "other"} {
 				r.store.setRoute(t, user, "east")
 				r.runSession(user)
@@ -85,7 +85,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 	settings := muxSettings()
 	settings.AlwaysDetach = true // every command acquires and releases an upstream
-	r := startMoveTest(t, proxy.Mode{Name: event.ModeResume, Mux: settings})
+	r := startMoveTest(t, proxy.BackendSettings{Mode: event.ModeResume, Mux: settings})
 	for _, c := range []struct {
 		user, home string
 		more       []string
@@ -121,7 +121,7 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeResume, event.ModeReuse} {
 		t.Run(string(mode), func(t *testing.T) {
-			r := startMoveTest(t, proxy.Mode{Name: mode, Mux: muxSettings()})
+			r := startMoveTest(t, proxy.BackendSettings{Mode: mode, Mux: muxSettings()})
 			r.store.setRoute(t, "boxer", "east", "login", "box.a")
 			r.runSession("boxer") // leaves an idle upstream of box.a
 			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")

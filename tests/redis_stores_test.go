@@ -20,7 +20,7 @@ var redisStores = map[string]func(testing.TB) redisStore{
 	"single": func(t testing.TB) redisStore {
 		r := testbed.StartRedis(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: []string{r.Address}},
+			config: routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{r.Address}}},
 			cli:    func(args ...string) error { return outcomeOf(r.TryCLI(args...)) },
 			nodes:  []*testbed.Redis{r},
 		}
@@ -28,7 +28,7 @@ var redisStores = map[string]func(testing.TB) redisStore{
 	"sentinel": func(t testing.TB) redisStore {
 		r := testbed.StartRedisSentinel(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: r.Addresses, SentinelMaster: testbed.SentinelName},
+			config: routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: r.Addresses, SentinelMaster: testbed.SentinelName}},
 			cli:    func(args ...string) error { return outcomeOf(r.Primary().TryCLI(args...)) },
 			nodes:  r.Servers(), others: r.Sentinels(),
 		}
@@ -36,7 +36,7 @@ var redisStores = map[string]func(testing.TB) redisStore{
 	"cluster": func(t testing.TB) redisStore {
 		r := testbed.StartRedisCluster(t)
 		return redisStore{
-			config: routing.RedisConfig{Addresses: r.Addresses, Cluster: true},
+			config: routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: r.Addresses, Cluster: true}},
 			cli:    func(args ...string) error { return outcomeOf(r.Nodes[1].TryCLI(append([]string{"-c"}, args...)...)) },
 			nodes:  r.Nodes,
 		}

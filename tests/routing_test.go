@@ -61,7 +61,7 @@ var routingTests = []struct {
 func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 	c.t.Helper()
 	return startGateway(c.t, gatewayOptions{
-		ca: c.east.CA, redis: &c.store.config, routing: routing.Config{TTL: ttl, Snapshot: snapshot},
+		ca: c.east.CA, redis: &c.store.config, routing: routing.Config{Settings: routing.Settings{Snapshot: snapshot, Cache: routing.CacheSettings{TTL: ttl}}},
 		backends: map[string]upstream.Config{
 			"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS),
 		},

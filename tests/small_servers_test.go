@@ -67,7 +67,7 @@ func startPlainGateway(t testing.TB, address string, mode event.Mode) *gateway {
 	t.Helper()
 	return startGateway(t, gatewayOptions{
 		ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Settings: upstream.Settings{Address: address, TLS: upstream.NoTLS}}},
-		modes: map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
+		modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: mode, Mux: muxSettings()}},
 	})
 }
 

@@ -39,7 +39,7 @@ func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 		users[user] = []string{"secured", "plain"}[i%2]
 		deliverDirect(t, backends[i%2], user, markedMail(user))
 	}
-	g := startGateway(t, gatewayOptions{ca: ca, backends: upstreams, routing: routing.Config{Static: routing.Static{Users: users}}})
+	g := startGateway(t, gatewayOptions{ca: ca, backends: upstreams, routing: routing.Config{Settings: routing.Settings{Static: routing.Static{Users: users}}}})
 
 	seed := testbed.Seed(t)
 	w := stormTest{g: g, sessions: int64(testSize(1_000, 20_000))}

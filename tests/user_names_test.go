@@ -84,13 +84,13 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			o := gatewayOptions{
 				ca: backend.CA, names: permissiveSpelling(t), methods: []string{auth.File}, passwdFile: passwd,
-				redis:    &routing.RedisConfig{Addresses: []string{store.Address}},
+				redis:    &routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}},
 				backends: map[string]upstream.Config{"passes": passes, "masters": masters, "separates": separates},
 				limits:   limit.Config{Settings: limit.Settings{PerUser: 50, PerUserAddress: 50}, Failures: limit.Failures{PerMinute: 10, BanAfter: 10}},
-				modes:    map[string]proxy.Mode{},
+				modes:    map[string]proxy.BackendSettings{},
 			}
 			for name := range o.backends {
-				o.modes[name] = proxy.Mode{Name: mode, Mux: muxSettings()}
+				o.modes[name] = proxy.BackendSettings{Mode: mode, Mux: muxSettings()}
 			}
 			g := startGateway(t, o)
 			for _, backendName := range slices.Sorted(maps.Keys(o.backends)) {

@@ -68,7 +68,7 @@ var allowedImports = map[string]string{
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/parking",
 	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/parking",
 	"internal/admin":          "internal/duration internal/listen",
-	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf proxy proxy/mux proxy/upstream internal/admin internal/audit internal/descriptors internal/duration internal/limit internal/plainfile internal/settings",
+	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf proxy proxy/mux proxy/mux/pool proxy/upstream internal/admin internal/audit internal/descriptors internal/duration internal/limit internal/plainfile internal/settings",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"imapgate/internal/config"
+	"imapgate/internal/admin"
 )
 
 const (
@@ -37,7 +37,7 @@ type adminRequest struct {
 }
 
 // do sends the request and stores the decoded response in into.
-func (a adminRequest) do(ctx context.Context, admin config.Admin, into any) error {
+func (a adminRequest) do(ctx context.Context, admin admin.Settings, into any) error {
 	if admin.Address == "" {
 		return errNoAdmin
 	}
@@ -64,7 +64,7 @@ func (a adminRequest) do(ctx context.Context, admin config.Admin, into any) erro
 	return nil
 }
 
-func (a adminRequest) newHTTPRequest(ctx context.Context, admin config.Admin) (*http.Request, error) {
+func (a adminRequest) newHTTPRequest(ctx context.Context, admin admin.Settings) (*http.Request, error) {
 	var body io.Reader = http.NoBody
 	if a.body != nil {
 		text, err := json.Marshal(a.body)

@@ -33,7 +33,7 @@ type limitAdmin interface {
 }
 
 // remoteAdmin is the limitAdmin of a running gateway, through its admin address.
-type remoteAdmin struct{ cfg config.Admin }
+type remoteAdmin struct{ cfg admin.Settings }
 
 const (
 	bansPath   = "/v1/bans"

@@ -69,9 +69,7 @@ func openGateway(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 		g.close()
 		return nil, err
 	}
-	proxyCfg := proxyConfig(cfg, instance)
-	proxyCfg.TokenRefusal, proxyCfg.TokenGrace = g.authSources.tokenRefusal(), cfg.Auth.OAuth.SessionGrace
-	g.proxy, err = proxy.New(proxyCfg, proxy.Deps{
+	g.proxy, err = proxy.New(g.proxyConfig(instance), proxy.Deps{
 		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Sockets: g.descriptors, Audit: g.audit, Metrics: g.metrics, Log: log,
 	})
@@ -80,7 +78,7 @@ func openGateway(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 		return nil, err
 	}
 	if cfg.Admin.Address != "" {
-		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Deps{
+		g.admin = admin.New(cfg.Admin, admin.Deps{
 			Metrics: g.metrics.Handler(), Ready: g.checkReady, ExplainRoute: g.explainRoute, ListSessions: g.listSessions, ListBackends: g.listBackends,
 			Limits: g.newAdminLimits(),
 		}, log)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"imapgate/internal/config"
+	"imapgate/internal/admin"
 	"imapgate/routing"
 )
 
@@ -53,14 +53,14 @@ there, until they end.`,
 				} else {
 					fmt.Fprintf(t.out, "Answer of the running gateway at %s.\n\n", t.cfg.Admin.Address)
 				}
-				return errors.Join(printExplanation(t.out, x, cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown")), p.print(t.out))
+				return errors.Join(printExplanation(t.out, x, string(cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown"))), p.print(t.out))
 			})
 		},
 	}
 }
 
 // fetchExplanation requests the explanation of a running gateway on this machine.
-func fetchExplanation(ctx context.Context, admin config.Admin, user string) (x routing.Explanation, err error) {
+func fetchExplanation(ctx context.Context, admin admin.Settings, user string) (x routing.Explanation, err error) {
 	q := adminRequest{http.MethodGet, "/v1/routes/explain", url.Values{"user": {user}}, nil}
 	if err := q.do(ctx, admin, &x); err != nil {
 		return x, err

@@ -8,7 +8,7 @@ import (
 	"net/url"
 	"strings"
 
-	"imapgate/internal/config"
+	"imapgate/internal/admin"
 	"imapgate/internal/event"
 	"imapgate/proxy"
 	"imapgate/routing"
@@ -57,7 +57,7 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 	return p
 }
 
-func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]proxy.SessionCount, error) {
+func fetchSessions(ctx context.Context, admin admin.Settings, user string) ([]proxy.SessionCount, error) {
 	var list sessionList
 	q := adminRequest{http.MethodGet, "/v1/sessions", url.Values{"user": {user}}, nil}
 	if err := q.do(ctx, admin, &list); err != nil {

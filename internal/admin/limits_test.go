@@ -60,7 +60,7 @@ const banBody = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
 func TestABanIsAddedListedAndRemoved(t *testing.T) {
 	l := fakeBans{}
 	shows := Deps{Limits: l.limits()}
-	g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).filter
+	g := New(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).filter
 	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != time.Hour {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
 	}
@@ -80,7 +80,7 @@ func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
 	} {
 		l := fakeBans{}
-		g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+		g := New(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
 		w := sendChange(g, "POST", `{"who":"192.0.2.7","why":"by hand","for":`+text+`}`, func(*http.Request) {})
 		if want == 0 {
 			if w.Code != 400 || len(l) != 0 || !strings.Contains(w.Body.String(), "is not a duration") {
@@ -126,7 +126,7 @@ func TestForgedChangesAreRefused(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			l := fakeBans{}
-			g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+			g := New(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
 			if w := sendChange(g, test.method, test.body, test.change); w.Code != test.want {
 				t.Errorf("status %d, want %d: %s", w.Code, test.want, w.Body)
 			}
@@ -139,7 +139,7 @@ func TestForgedChangesAreRefused(t *testing.T) {
 
 func TestChangesNeedAToken(t *testing.T) {
 	l := fakeBans{}
-	g := New(Config{Address: "127.0.0.1:9143"}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+	g := New(Settings{Address: "127.0.0.1:9143"}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
 	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 403 || len(l) != 0 {
 		t.Errorf("status %d, %v", w.Code, l)
 	}

@@ -19,7 +19,7 @@ import (
 // openChained opens a log with a chain at path.
 func openChained(t testing.TB, path string) *Log {
 	t.Helper()
-	l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+	l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: true}}, "path", "first_per_minute"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

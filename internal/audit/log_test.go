@@ -26,7 +26,7 @@ import (
 func open(t *testing.T, path, onFailure string) (*Log, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
-	l, err := Open(Config{Path: path, OnFailure: onFailure}, zap.New(core))
+	l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, OnFailure: onFailure}}, "path", "first_per_minute"), zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			dir, free := mountSmallDisk(t)
 			path := filepath.Join(dir, "audit.log")
 			core, logs := observer.New(zap.InfoLevel)
-			l, err := Open(Config{Path: path, Chain: chain}, zap.New(core))
+			l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: chain}}, "path", "first_per_minute"), zap.New(core))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -291,7 +291,7 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 // TestMain lets a test start a process that it can kill.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
-		l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+		l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: true}}, "path", "first_per_minute"), zap.NewNop())
 		for err == nil {
 			recordRefusal(l, "again and again")
 			for l.Ready() != nil { // the file is slower than the loop
@@ -341,7 +341,7 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	var l *Log
 	eventually(t, "the reader has the FIFO open", func() bool {
 		var err error
-		l, err = Open(Config{Path: fifo}, zap.NewNop())
+		l, err = Open(testbed.WithDefaults(Config{Settings: Settings{Path: fifo}}, "path", "first_per_minute"), zap.NewNop())
 		return err == nil
 	})
 	recordRefusal(l, "first")
@@ -386,7 +386,7 @@ func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(Config{Path: fifo}, zap.NewNop()); err == nil {
+	if _, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: fifo}}, "path", "first_per_minute"), zap.NewNop()); err == nil {
 		t.Fatal("a FIFO without a reader was opened")
 	}
 	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -507,7 +507,7 @@ func TestEmptyPathDisablesTheLog(t *testing.T) {
 
 func TestOpenNamesWhatIsWrong(t *testing.T) {
 	for path, mode := range map[string]string{t.TempDir(): "", "/nonexistent/audit.log": "", "-": "perhaps"} {
-		if l, err := Open(Config{Path: path, OnFailure: mode}, zap.NewNop()); err == nil {
+		if l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, OnFailure: mode}}, "path", "first_per_minute"), zap.NewNop()); err == nil {
 			t.Errorf("%s, %s was opened", path, mode)
 			_ = l.Close()
 		}

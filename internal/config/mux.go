@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"imapgate/proxy/mux"
+	"imapgate/proxy/mux/pool"
 )
 
 // Mux configures sessions that may outlive their backend connection.
@@ -30,8 +31,7 @@ type Mux struct {
 // Settings returns the settings of package mux.
 func (m Mux) Settings() mux.Settings {
 	s := mux.Settings{
-		PoolIdleTimeout: m.PoolIdleTimeout, MaxAge: m.MaxAge, MaxPerUser: m.MaxPerUser, MaxTotal: m.MaxTotal,
-		CredentialCache: m.CredentialCache, CredentialCacheTTL: m.CredentialCacheTTL,
+		Settings:           pool.Settings{PoolIdleTimeout: m.PoolIdleTimeout, MaxAge: m.MaxAge, MaxPerUser: m.MaxPerUser, MaxTotal: m.MaxTotal, CredentialCache: m.CredentialCache, CredentialCacheTTL: m.CredentialCacheTTL},
 		CommandHoldTimeout: m.CommandHoldTimeout, IdleReattachTimeout: m.IdleReattachTimeout, SilenceTimeout: m.SilenceTimeout, MaxConcurrentReattaches: m.MaxConcurrentReattaches,
 		UIDPrefetch: m.UIDPrefetch, UIDPrefetchMaxMessages: m.UIDPrefetchMaxMessages, FlagResyncMaxMessages: m.FlagResyncMaxMessages, ConsistencyCheck: m.ConsistencyCheck,
 		ReadAfterWrite: m.ReadAfterWrite,

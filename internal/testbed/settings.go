@@ -10,22 +10,25 @@ import (
 // WithDefaults returns s, a settings struct or a Config that embeds one, with the defaults of
 // all keys that are zero, but for those in keep: their zero is meant.
 func WithDefaults[T any](s T, keep ...string) T {
-	var defaults T
-	v := reflect.ValueOf(&s).Elem()
-	settings.SetDefaults(reflect.ValueOf(&defaults).Elem())
-	fillZero(v, reflect.ValueOf(defaults), keep)
+	fillZero(reflect.ValueOf(&s).Elem(), keep)
 	return s
 }
 
-func fillZero(v, defaults reflect.Value, keep []string) {
+func fillZero(v reflect.Value, keep []string) {
+	defaults := reflect.New(v.Type()).Elem()
+	settings.SetDefaults(defaults)
 	for _, f := range settings.Fields(v.Type()) {
-		part, byDefault := v.FieldByIndex(f.Index), defaults.FieldByIndex(f.Index)
+		part := v.FieldByIndex(f.Index)
 		switch {
 		case slices.Contains(keep, f.Name):
 		case part.Kind() == reflect.Struct:
-			fillZero(part, byDefault, keep)
+			fillZero(part, keep)
 		case part.IsZero():
-			part.Set(byDefault)
+			part.Set(defaults.FieldByIndex(f.Index))
+		case part.Kind() == reflect.Slice && part.Type().Elem().Kind() == reflect.Struct:
+			for i := range part.Len() {
+				fillZero(part.Index(i), keep)
+			}
 		}
 	}
 }

@@ -36,15 +36,11 @@ type cachedOffer struct {
 }
 
 func newBackend(h *Hub, name string, b Backend) *backend {
-	s := b.Settings.WithDefaults()
-	m := h.deps.Metrics
+	s, m := b.Settings, h.deps.Metrics
 	return &backend{
 		name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.deps.Log.With(zap.String("backend", name)),
 		attachQueue: newAttachQueue(s.MaxConcurrentReattaches),
-		pool: pool.New(b.Upstream, pool.Config{
-			IdleTimeout: s.PoolIdleTimeout, MaxAge: s.MaxAge, CacheCredentials: s.CredentialCache, CredentialTTL: s.CredentialCacheTTL,
-			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
-		}, &h.shared, pool.Hooks{
+		pool: pool.New(b.Upstream, pool.Config{Settings: s.Settings}, &h.shared, pool.Hooks{
 			OnReuse: m.Mux.CountPoolReuse, OnDiscard: m.Mux.CountPoolDiscard, OnWait: m.Mux.ObserveLeaseWait, OnIdleChange: m.Mux.AddPoolConnections,
 		}, h.deps.Log),
 	}

@@ -53,7 +53,7 @@ const answerTimeout = 20 * time.Second
 type Config struct {
 	Name string // as in routes and logs
 	Settings
-	LimitSettings
+	LoginSettings
 
 	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
 	// WrapConn returns the connection to run TLS over; nil: the TCP connection.

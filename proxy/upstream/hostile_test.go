@@ -294,7 +294,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 			p := &scriptedBackend{steps: append(append([]string{}, full[:i]...), end), tls: server}
 			// A reset may arrive while the connect is in progress. With less than a second for
 			// it there is no second attempt.
-			a := logInTLS(t, Config{Settings: Settings{TLS: StartTLS}, LimitSettings: LimitSettings{UpstreamConnectTimeout: time.Second}}, testRequest(t), p, pool)
+			a := logInTLS(t, Config{Settings: Settings{TLS: StartTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Second}}, testRequest(t), p, pool)
 			a.finish()
 			early := i < 2 && a.result == "unreachable"
 			if !errors.Is(a.err, ErrUnavailable) || a.conn != nil || a.result != "closed" && a.result != "tls" && !early {

@@ -230,4 +230,4 @@ func (a loginAttempt) finish() {
 }
 
 // testLimits has the defaults of all keys.
-var testLimits = testbed.WithDefaults(LimitSettings{})
+var testLimits = testbed.WithDefaults(LoginSettings{})

@@ -31,8 +31,8 @@ type Master struct {
 	Password identity.Secret `yaml:"-"` // from PasswordFile or the environment
 }
 
-// LimitSettings are the settings of logins at all backends.
-type LimitSettings struct {
+// LoginSettings are the settings of logins at all backends.
+type LoginSettings struct {
 	UpstreamConnectTimeout       time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
 	UpstreamLoginTimeout         time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, including connecting. A backend has at least 20s to answer the password: a client could otherwise try passwords whose failures are not counted."`
 	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Concurrent logins at one backend; more of them wait. A login counts for at most one second, so a backend that delays its answer to a wrong password does not delay other logins."`

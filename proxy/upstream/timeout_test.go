@@ -234,7 +234,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 }
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}, LimitSettings: LimitSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
 	if err := b.awaitSlot(context.Background(), time.Now()); err != nil {
 		t.Fatal(err)
 	}

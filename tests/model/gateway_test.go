@@ -26,6 +26,7 @@ import (
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -84,12 +85,11 @@ func startGateway(c Config, address, dir string) (*gateway, error) {
 		return nil, err
 	}
 	g.server, err = proxy.New(proxy.Config{
-		PreauthTimeout: time.Minute, HandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-		Modes: map[string]proxy.Mode{onlyBackend: {Name: event.Mode(c.Mode), Mux: mux.Settings{
-			PoolIdleTimeout: time.Minute, MaxPerUser: 50, ReadAfterWrite: true, UIDPrefetch: cmp.Or(c.UIDPrefetch, mux.PrefetchEager), ConsistencyCheck: c.Verify, AlwaysDetach: c.Detach,
-		}.WithDefaults()}},
-		MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),
-		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
+		LimitSettings: proxy.LimitSettings{PreauthTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute, MaxAuthAttempts: 3, MaxBadCommands: 3},
+		Modes: map[string]proxy.BackendSettings{onlyBackend: {Mode: event.Mode(c.Mode), Mux: testbed.WithDefaults(mux.Settings{
+			Settings: pool.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 50}, ReadAfterWrite: true, UIDPrefetch: cmp.Or(c.UIDPrefetch, mux.PrefetchEager), ConsistencyCheck: c.Verify, AlwaysDetach: c.Detach,
+		}, "silence_timeout")}}, Instance: proxy.NewInstance(),
+		Listeners: []proxy.ListenerSettings{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
 	}, deps)
 	if err == nil {
 		err = g.server.Listen()
@@ -113,16 +113,16 @@ func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.Lock(file), zapcore.InfoLevel))
 	deps := proxy.Deps{Log: log, Metrics: metrics.New("test")}
-	deps.Routes, err = routing.New(routing.Config{
-		Source: routing.SourceStatic, Backends: []string{onlyBackend}, Static: routing.Static{Default: onlyBackend},
-	}, nil, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, log)
+	deps.Routes, err = routing.New(testbed.WithDefaults(routing.Config{
+		Settings: routing.Settings{Source: routing.SourceStatic, Static: routing.Static{Default: onlyBackend}}, Backends: []string{onlyBackend},
+	}), nil, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, log)
 	if err != nil {
 		return deps, err
 	}
 	noPassword := func(context.Context, identity.User) (identity.Secret, error) {
 		return identity.Secret{}, auth.ErrUnknown
 	}
-	if deps.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: noPassword}, log); err != nil {
+	if deps.Auth, err = auth.New(testbed.WithDefaults(auth.Config{Settings: auth.Settings{Methods: []string{auth.Passthrough}}}), auth.Sources{Redis: noPassword}, log); err != nil {
 		return deps, err
 	}
 	deps.Backends = map[string]*upstream.Backend{onlyBackend: upstream.New(testbed.WithDefaults(upstream.Config{
@@ -132,7 +132,7 @@ func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	if deps.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
 		return deps, err
 	}
-	deps.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}, log)
+	deps.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}}, "path", "first_per_minute"), log)
 	if err == nil {
 		g.closers = []func() error{deps.Audit.Close, file.Close}
 	}
