@@ -174,7 +174,7 @@ func (b *harness) start(s *harnessConfig) {
 	r.Routes, err = routing.New(testbed.WithDefaults(s.routes), s.redis, routing.Metrics{Lookup: r.Metrics.CountRouteLookup}, log)
 	must(b.t, err)
 	s.limits.Prefix = "imapgate:"
-	r.Limits, err = limit.New(s.limits, s.redis, s.hooks, log)
+	r.Limits, err = limit.New(testbed.WithDefaults(s.limits, testbed.NoLimit...), s.redis, s.hooks, log)
 	must(b.t, err)
 	r.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: b.path("audit"), FirstPerMinute: s.auditFirst}}, "path", "first_per_minute"), log)
 	must(b.t, err)

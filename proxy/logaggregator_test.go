@@ -88,7 +88,7 @@ func (b *harness) expectRefusalLine(c *client, login, answer string, want auditR
 func TestLogContainsLimitHits(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failures}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failures}}))
 	must(t, b.deps.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""))
 	for range 40 {
 		c := b.dialFrom("192.0.2.66")

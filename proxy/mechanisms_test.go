@@ -194,7 +194,7 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 }
 
 func TestLimitedClientCausesNoLookup(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	waiting := map[string]*client{"carol": b.dialGreetedFrom("203.0.113.7"), "unknown": b.dialGreetedFrom("203.0.113.7")}
 	for i := range 10 {
 		if got := b.tryLogin("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != authFailedReply {
@@ -445,7 +445,7 @@ func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
 func TestStalledExchangesDoNotLockOutUser(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
-	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failures}))
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Settings: limit.Settings{Failures: failures}}))
 	home := b.dialGreetedFrom("198.51.100.1")
 	home.startScram("SCRAM-SHA-256", "carol", password, "")
 	home.readChallenge()

@@ -174,7 +174,7 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withCountedUsers, func(s *harnessConfig) {
 		s.backends["gone"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}
-		s.limits = limit.Config{Failures: failureLimits()}
+		s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	})
 	if got := b.tryLogin("203.0.113.7", "unknown", "wrong"); got != authFailedReply {
 		t.Errorf("where nothing is down: %s", got)

@@ -95,7 +95,7 @@ const loginOK = "OK [CAPABILITY IMAP4rev1] In."
 // withCountedUsers uses the default limits with users a to z on the backend, and short
 // denials.
 func withCountedUsers(s *harnessConfig) {
-	s.limits = limit.Config{Failures: failureLimits()}
+	s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
 	s.cfg.MaxAuthAttempts = 100
 	for user := 'a'; user <= 'z'; user++ {

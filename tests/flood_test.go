@@ -81,7 +81,7 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	if err := os.WriteFile(passwdFile, []byte("alice:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
+	exempt := limit.Settings{ExemptNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
 	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
 		onlyBackend: {Settings: upstream.Settings{Address: startStub(t, nil).address(), TLS: upstream.NoTLS}},
 	}, limits: limit.Config{Settings: exempt}})

@@ -139,7 +139,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 		deps.Backends[name] = upstream.New(testbed.WithDefaults(c), upstream.Hooks{OnConnect: deps.Metrics.Backend(name).CountConnect}, deps.Log)
 	}
 	o.limits.Prefix, o.limits.Names = "imapgate:", o.names
-	if deps.Limits, err = limit.New(o.limits, g.redis, limit.Hooks{}, deps.Log); err != nil {
+	if deps.Limits, err = limit.New(testbed.WithDefaults(o.limits, testbed.NoLimit...), g.redis, limit.Hooks{}, deps.Log); err != nil {
 		return deps, nil, err
 	}
 	g.limits = deps.Limits

@@ -1,13 +1,13 @@
 package config
 
 import (
-	"net/netip"
-
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
 	"imapgate/auth/oauth"
 	"imapgate/internal/admin"
 	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+	"imapgate/internal/settings"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -38,7 +38,7 @@ type Config struct {
 type Listener struct {
 	proxy.ListenerSettings
 	Mechanisms []string        `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, EXTERNAL]" doc:"The subset of auth.mechanisms that clients of this listener may use. Left out: all. The LOGIN command is allowed with PLAIN or LOGIN."`
-	Limits     *ListenerLimits `yaml:"limits" doc:"Overrides of limits for this listener."`
+	Limits     *limit.Settings `yaml:"limits" override:"true" doc:"Overrides of limits for this listener."`
 }
 
 // Auth configures how clients are authenticated.
@@ -60,11 +60,15 @@ type Limits struct {
 	proxy.LimitSettings
 	upstream.LoginSettings
 	auth.HashSettings
+	limit.Settings
+}
 
-	Connections    Connections    `yaml:"connections" doc:"Bounds on the connections of clients. When a bound is reached, clients get BYE before login, or NO [LIMIT] after a correct password. With redis, the counts cover all gateways."`
-	Failures       Failures       `yaml:"failures" doc:"Penalties for failed logins. The same wrong password repeated, such as by a phone with an outdated password, counts once. With redis, the counts, delays and bans cover all gateways."`
-	UserQuota      Quota          `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use together. A user who exceeds it is slowed down, not disconnected."`
-	ExemptNetworks []netip.Prefix `yaml:"exempt_networks" was:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks whose addresses are not counted, delayed or banned, such as a webmail's, which stands for many users. The bounds on a user's sessions and quota apply there too, but failed logins from there are not counted. The client's own address is compared: that of a PROXY header or a trusted ID if there is one."`
+// LimitsOf returns the limits of a listener.
+func (c *Config) LimitsOf(l Listener) limit.Settings {
+	if l.Limits == nil {
+		return c.Limits.Settings
+	}
+	return settings.Override(c.Limits.Settings, *l.Limits)
 }
 
 // Log is the ordinary log.

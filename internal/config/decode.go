@@ -16,7 +16,10 @@ import (
 
 // decoder fills a Config from the syntax tree. It continues after a problem, so that
 // one run finds all of them.
-type decoder struct{ *problems }
+type decoder struct {
+	*problems
+	keys func(reflect.Type) []settings.Field // settings.Fields, or settings.OverrideFields in a listener's limits
+}
 
 // decodeValue decodes n into v. f describes the key, or the key of the list or map
 // that contains n.
@@ -36,8 +39,11 @@ func (d decoder) decodeValue(n ast.Node, v reflect.Value, f settings.Field, key 
 	case reflect.Struct:
 		d.decodeStruct(n, v, key)
 	case reflect.Pointer:
+		if f.IsOverride {
+			d.keys = settings.OverrideFields
+		}
 		v.Set(reflect.New(v.Type().Elem()))
-		settings.SetDefaults(v.Elem())
+		settings.SetDefaults(v.Elem(), d.keys)
 		d.decodeStruct(n, v.Elem(), key)
 	case reflect.Map:
 		d.decodeMap(n, v, f, key)
@@ -91,7 +97,7 @@ func (d decoder) mappingPairs(n ast.Node, key string) []*ast.MappingValueNode {
 
 // decodeStruct decodes a mapping with fixed keys.
 func (d decoder) decodeStruct(n ast.Node, v reflect.Value, key string) {
-	known := settings.Fields(v.Type())
+	known := d.keys(v.Type())
 	for _, pair := range d.mappingPairs(n, key) {
 		name, _ := parseKey(pair.Key)
 		i := slices.IndexFunc(known, func(f settings.Field) bool { return f.Name == name })
@@ -110,7 +116,7 @@ func (d decoder) decodeMap(n ast.Node, v reflect.Value, f settings.Field, key st
 		name, _ := parseKey(pair.Key)
 		value := reflect.New(v.Type().Elem()).Elem()
 		if value.Kind() == reflect.Struct {
-			settings.SetDefaults(value)
+			settings.SetDefaults(value, d.keys)
 		}
 		d.decodeValue(pair.Value, value, f, MemberKey(key, name))
 		v.SetMapIndex(reflect.ValueOf(name), value)
@@ -127,7 +133,7 @@ func (d decoder) decodeList(n ast.Node, v reflect.Value, f settings.Field, key s
 	for i, item := range seq.Values {
 		value := v.Index(i)
 		if value.Kind() == reflect.Struct && value.Type() != reflect.TypeFor[netip.Prefix]() {
-			settings.SetDefaults(value)
+			settings.SetDefaults(value, d.keys)
 		}
 		d.decodeValue(item, value, f, ItemKey(key, i))
 	}

@@ -15,8 +15,9 @@
 //	file     the effect of a change to the file that the value names
 //	global   "true": a listener cannot override the limit
 //	listener the text of the reference for a listener's override
+//	override "true": the block has the limits that a listener overrides
 //
-// An embedded struct adds its keys to those of the struct around it. internal/config composes the
+// An embedded struct without tags adds its keys to those of the struct around it. internal/config composes the
 // structs of all packages to one file.
 package settings
 
@@ -50,6 +51,7 @@ type Field struct {
 	Example     string
 	Global      bool   // a listener cannot override it
 	ListenerDoc string // Doc of a listener's override
+	IsOverride  bool   // the block has a listener's overrides
 }
 
 // Fields returns the keys of a struct type, in the order of the reference.
@@ -58,20 +60,20 @@ func Fields(t reflect.Type) []Field {
 	for i := range t.NumField() {
 		part := t.Field(i)
 		tag := part.Tag
-		if part.Anonymous && part.Type.Kind() == reflect.Struct {
+		name, tagged := tag.Lookup("yaml")
+		if part.Anonymous && part.Type.Kind() == reflect.Struct && !tagged {
 			for _, f := range Fields(part.Type) {
 				f.Index = append([]int{i}, f.Index...)
 				list = append(list, f)
 			}
 			continue
 		}
-		name, tagged := tag.Lookup("yaml")
 		if !tagged || name == "-" {
 			continue
 		}
 		f := Field{Index: part.Index, Type: part.Type, Name: name, FormerName: tag.Get("was"), Format: tag.Get("form"), FileEffect: tag.Get("file"),
 			OneOf: allowedWords(tag), Unsupported: strings.Fields(tag.Get("later")), Min: tag.Get("min"), Max: tag.Get("max"),
-			Doc: tag.Get("doc"), Example: tag.Get("example"), Global: tag.Get("global") == "true", ListenerDoc: tag.Get("listener")}
+			Doc: tag.Get("doc"), Example: tag.Get("example"), Global: tag.Get("global") == "true", ListenerDoc: tag.Get("listener"), IsOverride: tag.Get("override") == "true"}
 		f.DefaultText, f.HasDefault = tag.Lookup("default")
 		list = append(list, f)
 	}
@@ -91,18 +93,18 @@ func allowedWords(tag reflect.StructTag) []string {
 // Default returns a T whose keys all have their defaults.
 func Default[T any]() T {
 	var t T
-	SetDefaults(reflect.ValueOf(&t).Elem())
+	SetDefaults(reflect.ValueOf(&t).Elem(), Fields)
 	return t
 }
 
 // SetDefaults sets every key of v to its default. Pointers, maps and lists without a
-// default stay nil.
-func SetDefaults(v reflect.Value) {
-	for _, f := range Fields(v.Type()) {
+// default stay nil. keys is Fields or OverrideFields.
+func SetDefaults(v reflect.Value, keys func(reflect.Type) []Field) {
+	for _, f := range keys(v.Type()) {
 		part := v.FieldByIndex(f.Index)
 		switch {
 		case part.Kind() == reflect.Struct:
-			SetDefaults(part)
+			SetDefaults(part, keys)
 		case f.HasDefault:
 			if err := setText(part, f.DefaultText); err != nil {
 				panic(fmt.Sprintf("settings: default of %s: %v", f.Name, err))

@@ -7,6 +7,10 @@ import (
 	"imapgate/internal/settings"
 )
 
+// NoLimit are the keys of limits whose zero means that there is no limit. Constant.
+var NoLimit = []string{"connections", "user_quota", "exempt_networks",
+	"per_minute", "per_day", "delay", "max_delay", "per_user_hour", "per_user_day", "ban_after"}
+
 // WithDefaults returns s, a settings struct or a Config that embeds one, with the defaults of
 // all keys that are zero, but for those in keep: their zero is meant.
 func WithDefaults[T any](s T, keep ...string) T {
@@ -16,7 +20,7 @@ func WithDefaults[T any](s T, keep ...string) T {
 
 func fillZero(v reflect.Value, keep []string) {
 	defaults := reflect.New(v.Type()).Elem()
-	settings.SetDefaults(defaults)
+	settings.SetDefaults(defaults, settings.Fields)
 	for _, f := range settings.Fields(v.Type()) {
 		part := v.FieldByIndex(f.Index)
 		switch {

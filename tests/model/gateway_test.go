@@ -129,7 +129,7 @@ func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 		Name: onlyBackend, Settings: upstream.Settings{Address: address, TLS: upstream.NoTLS},
 		WrapConn: func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) },
 	}), upstream.Hooks{OnConnect: deps.Metrics.Backend(onlyBackend).CountConnect}, log)}
-	if deps.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
+	if deps.Limits, err = limit.New(testbed.WithDefaults(limit.Config{}, testbed.NoLimit...), nil, limit.Hooks{}, log); err != nil {
 		return deps, err
 	}
 	deps.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}}, "path", "first_per_minute"), log)
