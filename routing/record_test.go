@@ -11,7 +11,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-var testConfig = Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east", "west"}}
+var testConfig = Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east", "west"}, Prefix: DefaultPrefix}
 
 type fields = map[string]string
 

@@ -172,7 +172,7 @@ func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
 		"nothing":            {nil, auth.ErrUnavailable, 0},
 	} {
 		page := startFakeAuthServer(t, c.answer)
-		cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: authhttp.Settings{URLs: []string{page.URL}}}}
+		cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: testbed.WithDefaults(authhttp.Settings{URLs: []string{page.URL}})}}
 		s, err := openAuthHTTPServers(cfg, &watchedFiles{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
@@ -204,7 +204,7 @@ func TestARenewedCertificateIsPresentedToTheAuthServer(t *testing.T) {
 	page.StartTLS()
 	t.Cleanup(page.Close)
 	cert, key := ca.Issue(t, "old")
-	cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: authhttp.Settings{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key}}}
+	cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: testbed.WithDefaults(authhttp.Settings{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key})}}
 	f, err := openFiles(cfg, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

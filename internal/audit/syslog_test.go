@@ -128,7 +128,7 @@ func (s *shortConn) Write(b []byte) (int, error) {
 func (s *shortConn) SetWriteDeadline(time.Time) error { return nil }
 
 func TestOversizedMessageDoesNotBlockOthers(t *testing.T) {
-	s, err := newSyslog(SinkSettings{Type: Syslog, Address: "unix:///dev/log"})
+	s, err := newSyslog(testbed.WithDefaults(SinkSettings{Type: Syslog, Address: "unix:///dev/log"}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ type Config struct {
 // Listener is one address clients connect to.
 type Listener struct {
 	proxy.ListenerSettings
-	Mechanisms []string        `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, EXTERNAL]" doc:"The subset of auth.mechanisms that clients of this listener may use. Left out: all. The LOGIN command is allowed with PLAIN or LOGIN."`
+	Mechanisms []string        `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, EXTERNAL]" reload:"new" doc:"The subset of auth.mechanisms that clients of this listener may use. Left out: all. The LOGIN command is allowed with PLAIN or LOGIN."`
 	Limits     *limit.Settings `yaml:"limits" override:"true" doc:"Overrides of limits for this listener."`
 }
 
@@ -73,6 +73,6 @@ func (c *Config) LimitsOf(l Listener) limit.Settings {
 
 // Log is the ordinary log.
 type Log struct {
-	Level  string `yaml:"level" default:"info" oneof:"debug info warn error" doc:"The lowest level that is written."`
-	Format string `yaml:"format" default:"json" oneof:"json console" doc:"json for machines, console for people."`
+	Level  string `yaml:"level" default:"info" oneof:"debug info warn error" reload:"live" doc:"The lowest level that is written."`
+	Format string `yaml:"format" default:"json" oneof:"json console" reload:"restart" doc:"json for machines, console for people."`
 }

@@ -274,13 +274,17 @@ func rangeColumn(f settings.Field) string {
 	return s
 }
 
-// TestEveryKeyIsDocumentedAndDecodable walks the types: a key of a type that the
-// decoder does not support would panic only when an operator writes it.
+// TestEveryKeyIsDocumentedAndDecodable walks the types. A key of a type that the
+// decoder does not support would panic only when an operator
+// writes it. A field has the name of its key.
 func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
 	var walk func(reflect.Type, string)
 	walk = func(block reflect.Type, key string) {
 		for _, f := range settings.Fields(block) {
 			at := key + "." + f.Name
+			if name := block.FieldByIndex(f.Index).Name; !strings.EqualFold(name, strings.ReplaceAll(f.Name, "_", "")) {
+				t.Errorf("%s: the field has another name, %s", at, name)
+			}
 			if f.Name == "" || !strings.HasSuffix(f.Doc, ".") {
 				t.Errorf("%s: name %q, doc %q", at, f.Name, f.Doc)
 			}
@@ -295,8 +299,12 @@ func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
 			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
 				inner = inner.Elem()
 			}
-			if inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0 {
+			isBlock := inner.Kind() == reflect.Struct && len(settings.Fields(inner)) > 0
+			if isBlock {
 				walk(inner, at)
+			}
+			if slices.Contains([]string{"live", "new", "restart"}, f.Reload) == isBlock {
+				t.Errorf("%s: reload is %q", at, f.Reload)
 			}
 		}
 	}

@@ -21,10 +21,10 @@ const OptionalCharacters = "+'&="
 type NameRules struct {
 	Domain string `yaml:"-"` // appended to a name without an @; "": none
 
-	Characters string            `yaml:"characters" example:"+'" doc:"Characters of + ' & = that names may have before the @, besides a-z, 0-9 and . - _. No other can be allowed: each has a meaning in a key, a path, a pattern, a quotation or a master login. The backend must allow them too: auth_username_chars of Dovecot."`
-	UTF8       bool              `yaml:"utf8" default:"false" doc:"Names may have letters and digits of all scripts (RFC 6531). They are compared and sent in the form of RFC 8265 (lower case, NFC); the part after the @ in its ASCII form, as in the DNS (xn--…)."`
-	Detail     string            `yaml:"detail" default:"keep" oneof:"keep strip" doc:"keep: + is an ordinary character, which characters may allow. strip: alice+lists@example.org becomes alice@example.org."`
-	Prefixes   map[string]string `yaml:"prefixes" example:"{CORP: corp.example.org}" doc:"For names such as CORP\\alice: the part before the backslash, in any case, and the domain it stands for. An empty domain removes the prefix, and the rest is read as a name without one. Names with another prefix are refused."`
+	Characters string            `yaml:"characters" example:"+'" reload:"restart" doc:"Characters of + ' & = that names may have before the @, besides a-z, 0-9 and . - _. No other can be allowed: each has a meaning in a key, a path, a pattern, a quotation or a master login. The backend must allow them too: auth_username_chars of Dovecot."`
+	UTF8       bool              `yaml:"utf8" default:"false" reload:"restart" doc:"Names may have letters and digits of all scripts (RFC 6531). They are compared and sent in the form of RFC 8265 (lower case, NFC); the part after the @ in its ASCII form, as in the DNS (xn--…)."`
+	Detail     string            `yaml:"detail" default:"keep" oneof:"keep strip" reload:"restart" doc:"keep: + is an ordinary character, which characters may allow. strip: alice+lists@example.org becomes alice@example.org."`
+	Prefixes   map[string]string `yaml:"prefixes" example:"{CORP: corp.example.org}" reload:"restart" doc:"For names such as CORP\\alice: the part before the backslash, in any case, and the domain it stands for. An empty domain removes the prefix, and the rest is read as a name without one. Names with another prefix are refused."`
 }
 
 // StripDetail is the Detail with which user+detail is user.

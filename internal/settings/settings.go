@@ -13,6 +13,8 @@
 //	example  a value for the reference
 //	was      the key's name in earlier versions
 //	file     the effect of a change to the file that the value names
+//	reload   what a change of the value can reach: "live", sessions that exist; "new", connections
+//	         and logins after it; "restart", the next process
 //	global   "true": a listener cannot override the limit
 //	listener the text of the reference for a listener's override
 //	override "true": the block has the limits that a listener overrides
@@ -47,6 +49,7 @@ type Field struct {
 	Min, Max    string   // bounds; "": none
 	Format      string   // a check of internal/config
 	FileEffect  string   // effect of a change to the file that the value names; "": no file
+	Reload      string   // live, new or restart; "" for a block
 	Doc         string
 	Example     string
 	Global      bool   // a listener cannot override it
@@ -71,7 +74,7 @@ func Fields(t reflect.Type) []Field {
 		if !tagged || name == "-" {
 			continue
 		}
-		f := Field{Index: part.Index, Type: part.Type, Name: name, FormerName: tag.Get("was"), Format: tag.Get("form"), FileEffect: tag.Get("file"),
+		f := Field{Index: part.Index, Type: part.Type, Name: name, FormerName: tag.Get("was"), Format: tag.Get("form"), FileEffect: tag.Get("file"), Reload: tag.Get("reload"),
 			OneOf: allowedWords(tag), Unsupported: strings.Fields(tag.Get("later")), Min: tag.Get("min"), Max: tag.Get("max"),
 			Doc: tag.Get("doc"), Example: tag.Get("example"), Global: tag.Get("global") == "true", ListenerDoc: tag.Get("listener"), IsOverride: tag.Get("override") == "true"}
 		f.DefaultText, f.HasDefault = tag.Lookup("default")
