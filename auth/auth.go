@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,19 +40,12 @@ const (
 	defaultMaxQueued = 64
 )
 
-// Config holds the operator's settings.
+// Config is the configuration of an Authenticator.
 type Config struct {
-	Methods    []string       // tried in this order
-	Names      identity.Names // rules for user names
-	PasswdFile string         // path of the passwd-file, if Methods has File
-	Verifiers  int            // passwords hashed at once; 0 means one for each core
-	MaxQueued  int            // verifications that may wait for a verifier; 0 means 64
-
-	Mechanisms         []string            // SASL mechanisms to enable; empty means those of defaultMechanisms
-	ListenerMechanisms map[string][]string // subset for a listener; a listener without an entry has all
-	SCRAMSecret        identity.Secret     // derives the salts of unknown users; the same at all gateways
-	SCRAMIterations    int                 // iterations shown for unknown users; the same at all gateways; 0 means what Hash uses
-	CertificateName    string              // type of the certificate name that is the user: email, dns or uri
+	Settings
+	HashSettings
+	ListenerMechanisms map[string][]string // subset of Mechanisms for a listener; a listener without an entry has all
+	MaxQueued          int                 // verifications that may wait for a verifier; 0 means 64
 }
 
 // Authenticator verifies a Login and returns an Identity.
@@ -86,18 +78,18 @@ func (e *SettingError) Unwrap() error { return e.Err }
 // New returns an Authenticator. It reads the passwd-file, so that a gateway does not start with
 // a file that a reload would refuse.
 func New(cfg Config, sources Sources, log *zap.Logger) (*Authenticator, error) {
-	if _, err := cfg.Names.Canonicalize("a"); err != nil {
+	if _, err := cfg.NameRules.Canonicalize("a"); err != nil {
 		return nil, errors.New("auth: the default domain is not a valid domain")
 	}
 	if len(cfg.Methods) == 0 {
 		return nil, errors.New("auth: no method")
 	}
-	if cfg.Verifiers < 0 || cfg.MaxQueued < 0 {
+	if cfg.MaxPasswordHashes < 0 || cfg.MaxQueued < 0 {
 		return nil, errors.New("auth: verifiers and queue cannot be negative")
 	}
-	a := &Authenticator{names: cfg.Names, verifier: newVerifier(cfg.Verifiers, cfg.MaxQueued),
-		listenerMechanisms: cfg.ListenerMechanisms, scramSecret: cfg.SCRAMSecret, scramIterations: cmp.Or(cfg.SCRAMIterations, defaultScramIterations), minChallengeTime: defaultMinChallengeTime,
-		certificateName: cfg.CertificateName, log: log, iterationsWarning: rate.Sometimes{Interval: time.Minute}}
+	a := &Authenticator{names: cfg.NameRules, verifier: newVerifier(cfg.MaxPasswordHashes, cfg.MaxQueued),
+		listenerMechanisms: cfg.ListenerMechanisms, scramSecret: cfg.SCRAMSecret, scramIterations: cfg.SCRAMIterations, minChallengeTime: defaultMinChallengeTime,
+		certificateName: cfg.External.SAN, log: log, iterationsWarning: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
 		if err := a.addMethod(name, cfg, sources, log); err != nil {
 			return nil, err

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // writeFile writes a passwd-file into a new directory.
@@ -28,7 +29,7 @@ func writeFile(t *testing.T, content string) string {
 // newAuth returns an Authenticator and the list of the hashes that it verifies.
 func newAuth(t *testing.T, cfg Config, redis PasswordLookup) (*Authenticator, *[]hashParams) {
 	t.Helper()
-	a, err := New(cfg, Sources{Redis: redis}, zap.NewNop())
+	a, err := New(testbed.WithDefaults(cfg, "methods"), Sources{Redis: redis}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,8 +69,8 @@ const (
 func TestFirstMethodThatKnowsUserDecides(t *testing.T) {
 	file := writeFile(t, "alice:{PLAIN}in-file\n")
 	redis := mapLookup(map[string]string{"alice@example.org": "{PLAIN}in-redis", "bob@example.org": "{PLAIN}bobs"})
-	all := Config{Methods: []string{File, Redis, Passthrough}, Names: identity.NamesInDomain("example.org"), PasswdFile: file}
-	two := Config{Methods: []string{Redis, File}, Names: identity.NamesInDomain("example.org"), PasswdFile: file}
+	all := Config{Settings: Settings{Methods: []string{File, Redis, Passthrough}, NameRules: identity.NamesInDomain("example.org"), File: FileSettings{Path: file}}}
+	two := Config{Settings: Settings{Methods: []string{Redis, File}, NameRules: identity.NamesInDomain("example.org"), File: FileSettings{Path: file}}}
 	for _, c := range []struct {
 		cfg            Config
 		user, password string
@@ -111,7 +112,7 @@ func TestFailedSourceIsUnavailable(t *testing.T) {
 		"malformed": mapLookup(map[string]string{"alice": "hunter2"}),
 		"absurd":    mapLookup(map[string]string{"alice": "$argon2id$v=19$m=4294967295,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey}),
 	} {
-		a, verified := newAuth(t, Config{Methods: []string{Redis, Passthrough}}, find)
+		a, verified := newAuth(t, Config{Settings: Settings{Methods: []string{Redis, Passthrough}}}, find)
 		id, err := logIn(t, a, "alice", "hunter2")
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) || id != (Identity{}) {
 			t.Errorf("%s: %v, %v", what, id, err)
@@ -127,7 +128,7 @@ func TestFailedSourceIsUnavailable(t *testing.T) {
 
 func TestPasswordsWithControlsAreRefusedBeforeLookup(t *testing.T) {
 	lookups := 0
-	a, verified := newAuth(t, Config{Methods: []string{Redis, Passthrough}}, func(context.Context, identity.User) (identity.Secret, error) {
+	a, verified := newAuth(t, Config{Settings: Settings{Methods: []string{Redis, Passthrough}}}, func(context.Context, identity.User) (identity.Secret, error) {
 		lookups++
 		return identity.Secret{}, ErrUnknown
 	})
@@ -170,7 +171,7 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 	}
 	sha, blowfish := parsed(cheapSHA), parsed(cheapBcrypt)
 
-	a, verified := newAuth(t, Config{Methods: []string{File}, PasswdFile: file}, nil)
+	a, verified := newAuth(t, Config{Settings: Settings{Methods: []string{File}, File: FileSettings{Path: file}}}, nil)
 	for _, user := range []string{"b", "unknown", "c", "other.user"} {
 		*verified = nil
 		if _, err := logIn(t, a, user, "wrong"); !errors.Is(err, ErrDenied) {
@@ -183,7 +184,7 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 
 	// Redis comes last, so an unknown name has to look like one of its users.
 	// Before its first user has logged in, it has to look like one of the file's.
-	a, verified = newAuth(t, Config{Methods: []string{File, Redis}, PasswdFile: file}, redis)
+	a, verified = newAuth(t, Config{Settings: Settings{Methods: []string{File, Redis}, File: FileSettings{Path: file}}}, redis)
 	for _, step := range []struct {
 		user string
 		want hashParams
@@ -198,13 +199,13 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 	}
 
 	// No source has shown a hash yet.
-	a, verified = newAuth(t, Config{Methods: []string{Redis}}, mapLookup(nil))
+	a, verified = newAuth(t, Config{Settings: Settings{Methods: []string{Redis}}}, mapLookup(nil))
 	if _, err := logIn(t, a, "unknown", "wrong"); !errors.Is(err, ErrDenied) || len(*verified) != 1 || (*verified)[0] != defaultHashParams() {
 		t.Errorf("%d verifications, %v", len(*verified), err)
 	}
 
 	// Passthrough never verifies.
-	a, verified = newAuth(t, Config{Methods: []string{File, Passthrough}, PasswdFile: file}, nil)
+	a, verified = newAuth(t, Config{Settings: Settings{Methods: []string{File, Passthrough}, File: FileSettings{Path: file}}}, nil)
 	if _, err := logIn(t, a, "unknown", "wrong"); err != nil || len(*verified) != 0 {
 		t.Errorf("%d verifications, %v", len(*verified), err)
 	}
@@ -218,18 +219,18 @@ func TestNewRefusesInvalidConfiguration(t *testing.T) {
 		redis PasswordLookup
 	}{
 		"no method":              {Config{}, none},
-		"an unknown method":      {Config{Methods: []string{"ldap"}}, none},
-		"a method twice":         {Config{Methods: []string{Redis, Redis}}, none},
-		"passthrough not last":   {Config{Methods: []string{Passthrough, Redis}}, none},
-		"redis without Redis":    {Config{Methods: []string{Redis}}, nil},
-		"file without a path":    {Config{Methods: []string{File}}, none},
-		"a file that is missing": {Config{Methods: []string{File}, PasswdFile: file + "x"}, none},
-		"a directory":            {Config{Methods: []string{File}, PasswdFile: filepath.Dir(file)}, none},
-		"a bad domain":           {Config{Methods: []string{File}, PasswdFile: file, Names: identity.NamesInDomain("ex ample")}, none},
-		"two ats":                {Config{Methods: []string{File}, PasswdFile: file, Names: identity.NamesInDomain("a@b")}, none},
-		"negative verifiers":     {Config{Methods: []string{Passthrough}, Verifiers: -1}, none},
+		"an unknown method":      {Config{Settings: Settings{Methods: []string{"ldap"}}}, none},
+		"a method twice":         {Config{Settings: Settings{Methods: []string{Redis, Redis}}}, none},
+		"passthrough not last":   {Config{Settings: Settings{Methods: []string{Passthrough, Redis}}}, none},
+		"redis without Redis":    {Config{Settings: Settings{Methods: []string{Redis}}}, nil},
+		"file without a path":    {Config{Settings: Settings{Methods: []string{File}}}, none},
+		"a file that is missing": {Config{Settings: Settings{Methods: []string{File}, File: FileSettings{Path: file + "x"}}}, none},
+		"a directory":            {Config{Settings: Settings{Methods: []string{File}, File: FileSettings{Path: filepath.Dir(file)}}}, none},
+		"a bad domain":           {Config{Settings: Settings{Methods: []string{File}, NameRules: identity.NamesInDomain("ex ample"), File: FileSettings{Path: file}}}, none},
+		"two ats":                {Config{Settings: Settings{Methods: []string{File}, NameRules: identity.NamesInDomain("a@b"), File: FileSettings{Path: file}}}, none},
+		"negative verifiers":     {Config{Settings: Settings{Methods: []string{Passthrough}}, HashSettings: HashSettings{MaxPasswordHashes: -1}}, none},
 	} {
-		if _, err := New(c.cfg, Sources{Redis: c.redis}, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth: ") {
+		if _, err := New(testbed.WithDefaults(c.cfg, "methods"), Sources{Redis: c.redis}, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth: ") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -238,7 +239,7 @@ func TestNewRefusesInvalidConfiguration(t *testing.T) {
 func TestPasswordsAreNeverPrinted(t *testing.T) {
 	const canary = "c4nary-9f31"
 	file := writeFile(t, "alice:{PLAIN}"+canary+"\n")
-	a, _ := newAuth(t, Config{Methods: []string{File}, PasswdFile: file}, nil)
+	a, _ := newAuth(t, Config{Settings: Settings{Methods: []string{File}, File: FileSettings{Path: file}}}, nil)
 	id, err := logIn(t, a, "alice", canary)
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 func newHTTPAuth(t *testing.T, answer ServerResponse, err error) (*Authenticator, *[]Login) {
 	t.Helper()
 	requests := new([]Login)
-	a, newErr := New(Config{Methods: []string{HTTP}}, Sources{HTTP: func(_ context.Context, l Login) (ServerResponse, error) {
+	a, newErr := New(Config{Settings: Settings{Methods: []string{HTTP}}}, Sources{HTTP: func(_ context.Context, l Login) (ServerResponse, error) {
 		*requests = append(*requests, l)
 		return answer, err
 	}}, zap.NewNop())

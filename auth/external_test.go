@@ -21,7 +21,7 @@ func verifiedClient(leaf *x509.Certificate) *Client {
 func mappingNames(t testing.TB) identity.Names {
 	t.Helper()
 	names, err := identity.NewNames(identity.NameRules{
-		Domain: "example.org", StripDetail: true, Prefixes: map[string]string{"corp": "example.org"},
+		Domain: "example.org", Detail: identity.StripDetail, Prefixes: map[string]string{"corp": "example.org"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +31,7 @@ func mappingNames(t testing.TB) identity.Names {
 
 func newExternalAuth(t testing.TB, san string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, Names: mappingNames(t), CertificateName: san}, Sources{}, zap.NewNop())
+	a, err := New(Config{Settings: Settings{Methods: []string{Passthrough}, NameRules: mappingNames(t), External: ExternalSettings{SAN: san}}}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,16 +152,16 @@ func TestAListenerHasItsOwnMechanisms(t *testing.T) {
 
 func TestUnservableMechanismIsRefused(t *testing.T) {
 	for what, cfg := range map[string]Config{
-		"SCRAM with passthrough":    {Methods: []string{Passthrough}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
-		"SCRAM without a secret":    {Methods: []string{Redis}, Mechanisms: []string{scramSHA256}},
-		"tokens with passwords":     {Methods: []string{Redis}, Mechanisms: []string{OAuthBearer}},
-		"passwords with tokens":     {Methods: []string{OAuth}, Mechanisms: []string{"PLAIN"}},
-		"EXTERNAL without a name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}},
-		"an unknown type of name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, CertificateName: "cn"},
-		"an unknown mechanism":      {Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}},
-		"a listener's own, not all": {Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}, ListenerMechanisms: map[string][]string{"x": {"LOGIN"}}},
-		"what http hides":           {Methods: []string{HTTP, Redis}},
-		"what passthrough hides":    {Methods: []string{Passthrough, OAuth}},
+		"SCRAM with passthrough":    {Settings: Settings{Methods: []string{Passthrough}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)}},
+		"SCRAM without a secret":    {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}}},
+		"tokens with passwords":     {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{OAuthBearer}}},
+		"passwords with tokens":     {Settings: Settings{Methods: []string{OAuth}, Mechanisms: []string{"PLAIN"}}},
+		"EXTERNAL without a name":   {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}}},
+		"an unknown type of name":   {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, External: ExternalSettings{SAN: "cn"}}},
+		"an unknown mechanism":      {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}}},
+		"a listener's own, not all": {Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}}, ListenerMechanisms: map[string][]string{"x": {"LOGIN"}}},
+		"what http hides":           {Settings: Settings{Methods: []string{HTTP, Redis}}},
+		"what passthrough hides":    {Settings: Settings{Methods: []string{Passthrough, OAuth}}},
 	} {
 		from := Sources{Redis: mapLookup(nil), HTTP: failLogin, OAuth: failToken}
 		if _, err := New(cfg, from, zap.NewNop()); err == nil {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // parseReference reads the messages of a whole exchange without the code of this package. It
@@ -83,10 +84,9 @@ func addDomain(user string) string {
 // newAuthWithAllMechanisms offers all mechanisms that need one or two messages.
 func newAuthWithAllMechanisms(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{
-		Methods: []string{OAuth, Passthrough}, Names: identity.NamesInDomain("example.org"), CertificateName: "email",
-		Mechanisms: []string{"PLAIN", "LOGIN", "EXTERNAL", OAuthBearer, XOAuth2},
-	}, Sources{OAuth: failToken}, zap.NewNop())
+	a, err := New(testbed.WithDefaults(Config{
+		Settings: Settings{Methods: []string{OAuth, Passthrough}, NameRules: identity.NamesInDomain("example.org"), Mechanisms: []string{"PLAIN", "LOGIN", "EXTERNAL", OAuthBearer, XOAuth2}, External: ExternalSettings{SAN: "email"}},
+	}, "methods"), Sources{OAuth: failToken}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

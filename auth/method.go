@@ -197,7 +197,7 @@ func (a *Authenticator) newMethod(name string, cfg Config, sources Sources, log 
 	case Passthrough:
 		return passthroughMethod{}, nil
 	case File:
-		f, err := openPasswdFile(cfg.PasswdFile, cfg.Names, log)
+		f, err := openPasswdFile(cfg.File.Path, cfg.NameRules, log)
 		if err != nil {
 			return nil, err
 		}
@@ -217,7 +217,7 @@ func (a *Authenticator) newMethod(name string, cfg Config, sources Sources, log 
 		if sources.OAuth == nil {
 			return nil, errors.New("method oauth needs a provider of tokens")
 		}
-		return oauthMethod{sources.OAuth, cfg.Names.Strict()}, nil
+		return oauthMethod{sources.OAuth, cfg.NameRules.Strict()}, nil
 	}
 	return nil, fmt.Errorf("method %q is not one of passthrough, file, redis, http, oauth", name)
 }

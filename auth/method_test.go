@@ -33,7 +33,7 @@ func mapTokens(names map[string]string, until time.Time) VerifyToken {
 
 func newMethodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: methods, Names: mappingNames(t)}, from, zap.NewNop())
+	a, err := New(Config{Settings: Settings{Methods: methods, NameRules: mappingNames(t)}}, from, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

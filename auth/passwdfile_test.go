@@ -169,7 +169,7 @@ type watchedAuth struct {
 
 func watchFile(t *testing.T, path string) *watchedAuth {
 	log, entries := newChannelLog()
-	a, err := New(Config{Methods: []string{File}, PasswdFile: path, Names: identity.NamesInDomain("example.org")}, Sources{}, log)
+	a, err := New(Config{Settings: Settings{Methods: []string{File}, NameRules: identity.NamesInDomain("example.org"), File: FileSettings{Path: path}}}, Sources{}, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // newPassthroughAuth returns an Authenticator for exchanges.
 func newPassthroughAuth(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.NamesInDomain("example.org")}, Sources{}, zap.NewNop())
+	a, err := New(Config{Settings: Settings{Methods: []string{Passthrough}, NameRules: identity.NamesInDomain("example.org")}}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // The password is pencil; few iterations keep the tests fast. The form is that of
@@ -31,13 +32,12 @@ func newScramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
 func newScramAuthFrom(t testing.TB, lookUp PasswordLookup, change ...func(*Config)) *Authenticator {
 	t.Helper()
 	cfg := Config{
-		Methods: []string{Redis}, Names: identity.NamesInDomain("example.org"), SCRAMSecret: secret(scramSecret), SCRAMIterations: 4096,
-		Mechanisms: []string{"PLAIN", scramSHA256, scramSHA256Plus},
+		Settings: Settings{Methods: []string{Redis}, NameRules: identity.NamesInDomain("example.org"), SCRAMSecret: secret(scramSecret), SCRAMIterations: 4096, Mechanisms: []string{"PLAIN", scramSHA256, scramSHA256Plus}},
 	}
 	for _, c := range change {
 		c(&cfg)
 	}
-	a, err := New(cfg, Sources{Redis: lookUp}, zap.NewNop())
+	a, err := New(testbed.WithDefaults(cfg, "methods"), Sources{Redis: lookUp}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestUnknownUserGetsStableMockChallenge(t *testing.T) {
 
 func TestFailedSourceIsUnavailableWithScram(t *testing.T) {
 	refused := errors.New("connection refused")
-	a, err := New(Config{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
+	a, err := New(testbed.WithDefaults(Config{Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)}}, "methods"),
 		Sources{Redis: func(context.Context, identity.User) (identity.Secret, error) { return identity.Secret{}, refused }}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +204,7 @@ func TestFailedSourceIsUnavailableWithScram(t *testing.T) {
 }
 
 func TestLookupIsCancelledWithClient(t *testing.T) {
-	a, err := New(Config{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
+	a, err := New(testbed.WithDefaults(Config{Settings: Settings{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)}}, "methods"),
 		Sources{Redis: func(ctx context.Context, _ identity.User) (identity.Secret, error) {
 			<-ctx.Done()
 			return identity.Secret{}, ctx.Err()

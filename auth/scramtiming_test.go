@@ -25,8 +25,7 @@ func TestChallengeTimeDoesNotRevealUsers(t *testing.T) {
 		return known(ctx, u)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		a, err := New(Config{Methods: []string{Redis}, Names: identity.NamesInDomain("example.org"), SCRAMSecret: secret(scramSecret),
-			Mechanisms: []string{scramSHA256}}, Sources{Redis: find}, zap.NewNop())
+		a, err := New(testbed.WithDefaults(Config{Settings: Settings{Methods: []string{Redis}, NameRules: identity.NamesInDomain("example.org"), SCRAMSecret: secret(scramSecret), Mechanisms: []string{scramSHA256}}}, "methods"), Sources{Redis: find}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,7 +33,7 @@ func (c *connection) acceptClient() error {
 	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
 		return &closeError{event.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
 	}
-	if containsPeer(c.listener.ProxyTrusted, c.client.Record.Peer) {
+	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Record.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {
 			return &closeError{event.BadProxyHeader, "", err}
 		}
@@ -89,7 +89,7 @@ func (c *connection) acceptProxyHeader() error {
 func (c *connection) upgradeTLS() error {
 	cfg := c.server.deps.TLS.Config()
 	start := time.Now()
-	deadline := start.Add(c.server.cfg.HandshakeTimeout)
+	deadline := start.Add(c.server.cfg.TLSHandshakeTimeout)
 	if deadline.After(c.client.Deadline) {
 		deadline = c.client.Deadline
 	}

@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/upstream"
 )
 
@@ -123,8 +124,8 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			u := openIDRequiringBackend(t)
 			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
-				s.cfg.Modes = map[string]Mode{"east": {Name: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, PoolIdleTimeout: time.Hour}}}
-				s.backends["east"] = upstream.Config{Address: u.l.Addr().String(), TLSMode: upstream.NoTLS, Forward: upstream.ForwardNone}
+				s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, Settings: pool.Settings{PoolIdleTimeout: time.Hour}}}}
+				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.l.Addr().String(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
 			})
 			before := b.dialGreeted("none")
 			before.write("i ID (\"name\" \"Early\" \"version\" \"1.0\" \"x-session-id\" \"s\")\r\n")

@@ -198,10 +198,10 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 // tokenDeadline returns when the session must end because of the token that opened it. Zero
 // means never.
 func (s *Server) tokenDeadline(a *login.Attempt) time.Time {
-	if s.cfg.TokenGrace == 0 || a.TokenExpiry.IsZero() {
+	if s.cfg.SessionGrace == 0 || a.TokenExpiry.IsZero() {
 		return time.Time{}
 	}
-	return a.TokenExpiry.Add(s.cfg.TokenGrace)
+	return a.TokenExpiry.Add(s.cfg.SessionGrace)
 }
 
 // releasePreauthSlot frees the connection's pre-login slot. It is idempotent.

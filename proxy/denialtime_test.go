@@ -10,12 +10,12 @@ import (
 
 // withGuesses sets passwords that a backend refuses with unusual answers.
 func withGuesses(s *harnessConfig) {
-	s.limits = limit.Config{Failures: failureLimits()}
+	s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	s.routes.Static.Users["refuse"], s.routes.Static.Users["echo"], s.routes.Static.Users["slow"] = "east", "east", "east"
 }
 
 func TestConnectionHasMaximumFailedLogins(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	c := b.dialGreetedFrom("203.0.113.7")
 	start := time.Now()
 	for range 6 {

@@ -27,12 +27,12 @@ func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.
 	})
 	suspicions = new(atomic.Int64)
 	return openHarness(t, d.Plain, func(s *harnessConfig) {
-		s.limits, s.auth.Methods = limit.Config{Failures: failureLimits()}, []string{auth.Passthrough}
+		s.limits, s.auth.Methods = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}, []string{auth.Passthrough}
 		s.hooks.OnSpray = func(limit.Spray) { suspicions.Add(1) }
 		s.hooks.OnBan = func(limit.Ban) { suspicions.Add(1) }
-		s.backends["east"] = upstream.Config{Address: d.Plain, TLSMode: upstream.NoTLS}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: d.Plain, TLS: upstream.NoTLS}}
 		s.routes.Static.Default = "east"
-		s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
+		s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 		s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }
 	}), suspicions
 }

@@ -33,12 +33,12 @@ func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 	for _, d := range []faultproxy.Direction{faultproxy.ToTarget, faultproxy.ToClient} {
 		far.SetRules(d, faultproxy.Rules{Latency: time.Millisecond / 2})
 	}
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{far.Address()}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{far.Address()}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return func(s *harnessConfig) {
 		var routes *routing.Router // created after auth
-		s.redis, s.routes.Negative, s.routes.Static.Default = rdb, negative, "east"
+		s.redis, s.routes.Cache.Negative, s.routes.Static.Default = rdb, negative, "east"
 		s.changeDeps = func(r *Deps) { routes = r.Routes }
 		s.auth.Methods, s.auth.Mechanisms = []string{auth.Redis}, []string{"PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}
 		s.auth.SCRAMSecret = identity.NewSecret("the secret of the salts of unknown users")

@@ -57,7 +57,7 @@ func FuzzSession(f *testing.F) {
 	}
 	m := openTestBackend(f)
 	b := openHarness(f, m.addr(), func(s *harnessConfig) {
-		s.cfg.PreauthTimeout, s.cfg.HandshakeTimeout, s.cfg.MaxAuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
+		s.cfg.PreauthTimeout, s.cfg.TLSHandshakeTimeout, s.cfg.MaxAuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
 		s.cfg.WriteTimeout = time.Second
 		s.changeServer = func(s *Server) { s.logins.MinDenialTime, s.logins.DenialJitter = 0, 1 } // otherwise most of the time would be spent waiting
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"}
@@ -66,7 +66,7 @@ func FuzzSession(f *testing.F) {
 			s.routes.Static.Users[name] = "east"
 		}
 		east := s.backends["east"]
-		east.LoginTimeout = 700 * time.Millisecond
+		east.UpstreamLoginTimeout = 700 * time.Millisecond
 		s.backends["east"] = east
 	})
 	f.Fuzz(func(t *testing.T, listener byte, plot []byte) {

@@ -44,7 +44,7 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 				s.routes.Static.Users[name] = "east"
 			}
 			east, mastered := s.backends["east"], s.backends["mastered"]
-			east.LoginTimeout = time.Second
+			east.UpstreamLoginTimeout = time.Second
 			mastered.Master.Password = identity.NewSecret(master)
 			s.backends["east"], s.backends["mastered"] = east, mastered
 			s.changeDeps = breakDeps
@@ -110,7 +110,7 @@ func TestDenialsAreUniformAndDelayed(t *testing.T) {
 		store.CLI("HSET", "imapgate:user:"+name+"@example.org", "backend", "east")
 	}
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "state", "blocked")
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
@@ -141,7 +141,7 @@ func TestHangingBackendLoginEndsAtDeadline(t *testing.T) {
 	b := newHarness(t, m.addr(), withExpiredDeadline, func(s *harnessConfig) { // the client's own deadline has passed before
 		s.routes.Static.Users["hang"] = "east"
 		east := s.backends["east"]
-		east.LoginTimeout = 500 * time.Millisecond
+		east.UpstreamLoginTimeout = 500 * time.Millisecond
 		s.backends["east"] = east
 	})
 	for _, listener := range []string{"none", "starttls", "implicit"} {
@@ -165,7 +165,7 @@ func TestDisconnectedClientReleasesResources(t *testing.T) {
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		s.routes.Static.Users["hang"] = "east"
 		east := s.backends["east"]
-		east.LoginTimeout = 500 * time.Millisecond
+		east.UpstreamLoginTimeout = 500 * time.Millisecond
 		s.backends["east"] = east
 	})
 	for _, listener := range []string{"none", "implicit"} {

@@ -149,7 +149,7 @@ func TestQueuedHandshakesAreBounded(t *testing.T) {
 }
 
 // withOneHandshake allows one handshake at a time.
-func withOneHandshake(s *harnessConfig) { s.cfg.MaxHandshakes = 1 }
+func withOneHandshake(s *harnessConfig) { s.cfg.TLSHandshakes = 1 }
 
 func TestSlowClientsHoldNoHandshakeSlot(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withOneHandshake)

@@ -128,25 +128,23 @@ func (b *harness) defaults(backend string) *harnessConfig {
 	s := &harnessConfig{
 		users: "carol@example.org:{PLAIN}" + password + "\nfrank@example.org:{PLAIN}" + password + "\n",
 		cfg: Config{
-			PreauthTimeout: 60 * time.Second, HandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
-			MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: NewInstance(),
+			LimitSettings: LimitSettings{PreauthTimeout: 60 * time.Second, TLSHandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute, MaxAuthAttempts: 3, MaxBadCommands: 3}, Instance: NewInstance(),
 		},
-		auth: auth.Config{Methods: []string{auth.File, auth.Passthrough}, Names: identity.NamesInDomain("example.org"), PasswdFile: b.path("users")},
-		routes: routing.Config{Source: routing.SourceStatic, Names: identity.NamesInDomain("example.org"), Static: routing.Static{Users: map[string]string{
+		auth: auth.Config{Settings: auth.Settings{Methods: []string{auth.File, auth.Passthrough}, NameRules: identity.NamesInDomain("example.org"), File: auth.FileSettings{Path: b.path("users")}}},
+		routes: routing.Config{Settings: routing.Settings{Source: routing.SourceStatic, Static: routing.Static{Users: map[string]string{
 			"alice": "east", "frank": "east", "carol": "mastered", "dave": "mastered", "erin": "gone",
-		}}},
+		}}}, Names: identity.NamesInDomain("example.org")},
 		backends: map[string]upstream.Config{
-			"east": {Address: backend, TLSMode: upstream.NoTLS},
-			"mastered": {Address: backend, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
-				Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}},
-			"gone": {Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second},
+			"east":     {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS}},
+			"mastered": {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}},
+			"gone":     {Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}},
 		},
 	}
 	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
 		s.cfg.Listeners = append(s.cfg.Listeners,
-			Listener{Name: string(mode), Address: "127.0.0.1:0", TLS: mode},
-			Listener{Name: "trusting-" + string(mode), Address: "127.0.0.1:0", TLS: mode, Trusted: loopback},
-			Listener{Name: "balanced-" + string(mode), Address: "127.0.0.1:0", TLS: mode, ProxyTrusted: loopback})
+			ListenerSettings{Name: string(mode), Address: "127.0.0.1:0", TLS: mode},
+			ListenerSettings{Name: "trusting-" + string(mode), Address: "127.0.0.1:0", TLS: mode, TrustedNetworks: loopback},
+			ListenerSettings{Name: "balanced-" + string(mode), Address: "127.0.0.1:0", TLS: mode, ProxyProtocol: &ProxyProtocol{Trusted: loopback}})
 	}
 	return s
 }
@@ -161,29 +159,32 @@ func (b *harness) start(s *harnessConfig) {
 	b.rootCAs = x509.NewCertPool()
 	b.rootCAs.AppendCertsFromPEM(cert)
 	r := Deps{Sockets: descriptors.New(descriptors.Limit()), Backends: map[string]*upstream.Backend{}, Metrics: metrics.New("test"), Log: log}
-	served := tlsconf.ServerConfig{Certificates: []tlsconf.CertFiles{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}
+	served := tlsconf.ServerSettings{Certificates: []tlsconf.CertFiles{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}
 	if s.clientCA != "" {
 		b.writeFile("clients.pem", s.clientCA)
 		served.ClientCA = b.path("clients.pem")
 	}
 	r.TLS, err = tlsconf.NewServer(served, log)
 	must(b.t, err)
-	r.Auth, err = auth.New(s.auth, s.authSources, log)
+	r.Auth, err = auth.New(testbed.WithDefaults(s.auth), s.authSources, log)
 	must(b.t, err)
+	modes := make(map[string]BackendSettings)
 	for name, c := range s.backends {
 		c.Name, c.SessionPrefix, c.Sockets = name, s.cfg.Instance, r.Sockets
 		if c.AnswerTimeout == 0 { // a short login timeout implies a short answer timeout
-			c.AnswerTimeout = c.LoginTimeout
+			c.AnswerTimeout = c.UpstreamLoginTimeout
 		}
-		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).CountConnect}, log)
+		r.Backends[name] = upstream.New(testbed.WithDefaults(c), upstream.Hooks{OnConnect: r.Metrics.Backend(name).CountConnect}, log)
 		s.routes.Backends = append(s.routes.Backends, name)
+		modes[name] = testbed.WithDefaults(s.cfg.Modes[name], "pool_idle_timeout", "max_per_user", "silence_timeout", "read_after_write")
 	}
-	r.Routes, err = routing.New(s.routes, s.redis, routing.Metrics{Lookup: r.Metrics.CountRouteLookup}, log)
+	s.cfg.Modes = modes
+	r.Routes, err = routing.New(testbed.WithDefaults(s.routes), s.redis, routing.Metrics{Lookup: r.Metrics.CountRouteLookup}, log)
 	must(b.t, err)
 	s.limits.Prefix = "imapgate:"
-	r.Limits, err = limit.New(s.limits, s.redis, s.hooks, log)
+	r.Limits, err = limit.New(testbed.WithDefaults(s.limits, testbed.NoLimit...), s.redis, s.hooks, log)
 	must(b.t, err)
-	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit"), FirstPerMinute: s.auditFirst}, log)
+	r.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: b.path("audit"), FirstPerMinute: s.auditFirst}}, "path", "first_per_minute"), log)
 	must(b.t, err)
 	if s.changeDeps != nil {
 		s.changeDeps(&r)

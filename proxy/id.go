@@ -58,10 +58,10 @@ func (c *connection) setClientID(pairs [][2]string) {
 // source address decides, because any client may connect through the balancer. A header
 // without an address grants no trust.
 func (c *connection) isTrustedProxy() bool {
-	if containsPeer(c.listener.ProxyTrusted, c.client.Record.Peer) {
-		return c.proxiedAddr.IsValid() && containsPeer(c.listener.Trusted, c.proxiedAddr)
+	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Record.Peer) {
+		return c.proxiedAddr.IsValid() && containsPeer(c.listener.TrustedNetworks, c.proxiedAddr)
 	}
-	return containsPeer(c.listener.Trusted, c.client.Record.Peer)
+	return containsPeer(c.listener.TrustedNetworks, c.client.Record.Peer)
 }
 
 // setClientAddr sets the client's address as a trusted proxy reports it. Loopback is the

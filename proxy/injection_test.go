@@ -154,7 +154,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	store.CLI("HSET", "imapgate:user:paused@example.org", "backend", "east", "state", "paused")
 	store.CLI("HSET", "imapgate:user:mallory@example.org", "backend", "east", "user", "bob@example.org")
 	store.CLI("HSET", "imapgate:user:ssrf@example.org", "backend", "127.0.0.1:6379")
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	m := openTestBackend(t)

@@ -17,7 +17,7 @@ func (c *connection) limitAddr() netip.Addr {
 	if c.preauth.peerIsClient {
 		return c.client.Record.Peer.Addr()
 	}
-	if containsPeer(c.listener.ProxyTrusted, c.client.Record.Peer) || containsPeer(c.listener.Trusted, c.client.Record.Peer) {
+	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Record.Peer) || containsPeer(c.listener.TrustedNetworks, c.client.Record.Peer) {
 		return netip.Addr{}
 	}
 	return c.client.Record.Peer.Addr()

@@ -65,7 +65,7 @@ func (b *harness) waitSlots(n int) {
 }
 
 func TestAddressPreauthConnectionLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 2}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 2}}}))
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
 	b.expectRefusedFrom("192.0.2.1")
 	b.wantHit(event.LimitPreauthAddress, "192.0.2.1/32")
@@ -79,7 +79,7 @@ func TestAddressPreauthConnectionLimit(t *testing.T) {
 }
 
 func TestAddressConnectionLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PerAddress: 2}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{PerAddress: 2}}}))
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
 	first.write("a LOGIN frank right\r\n")
 	first.expectLine("a OK …")
@@ -97,7 +97,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 }
 
 func TestAddressConnectionRateLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{NewPerMinute: 1, NewBurst: 3}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{NewPerMinute: 1, NewBurst: 3}}}))
 	for range 3 {
 		b.dialGreetedFrom("192.0.2.1").close()
 	}
@@ -107,7 +107,7 @@ func TestAddressConnectionRateLimit(t *testing.T) {
 }
 
 func TestNoByeIsSentBeforeTLS(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 1}}}))
 	first := b.dial("implicit")
 	b.waitSlots(2) // of an address, and of its preauth connections
 	second := b.dial("implicit")
@@ -117,7 +117,7 @@ func TestNoByeIsSentBeforeTLS(t *testing.T) {
 }
 
 func TestFailedTLSHandshakeReleasesSlot(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 1}}}))
 	for range 3 {
 		c := b.dial("implicit")
 		c.write("not TLS at all\r\n")
@@ -128,17 +128,17 @@ func TestFailedTLSHandshakeReleasesSlot(t *testing.T) {
 
 func TestUserSessionLimit(t *testing.T) {
 	for name, test := range map[string]struct {
-		limits limit.Settings
+		limits limit.Connections
 		other  string // address from which one more is too many
 		reason event.Limit
 	}{
-		"from everywhere":  {limit.Settings{PerUser: 2}, "198.51.100.1", event.LimitUser},
-		"from one address": {limit.Settings{PerUserAddress: 2}, "192.0.2.1", event.LimitUserAddress},
-		"in total":         {limit.Settings{Total: 2}, "198.51.100.1", event.LimitTotal},
+		"from everywhere":  {limit.Connections{PerUser: 2}, "198.51.100.1", event.LimitUser},
+		"from one address": {limit.Connections{PerUserAddress: 2}, "192.0.2.1", event.LimitUserAddress},
+		"in total":         {limit.Connections{Total: 2}, "198.51.100.1", event.LimitTotal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := openTestBackend(t)
-			b := newHarness(t, m.addr(), withLimits(limit.Config{Settings: test.limits}))
+			b := newHarness(t, m.addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: test.limits}}))
 			var in []*client
 			for range 2 {
 				c := b.dialGreetedFrom("192.0.2.1")
@@ -175,7 +175,7 @@ func TestUserSessionLimit(t *testing.T) {
 }
 
 func TestListenerOverridesLimits(t *testing.T) {
-	own := map[string]limit.Listener{"balanced-starttls": {Settings: limit.Settings{PreauthPerAddress: 1}}}
+	own := map[string]limit.Settings{"balanced-starttls": {Connections: limit.Connections{PreauthPerAddress: 1}}}
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Listeners: own}))
 	first := b.dialGreetedFrom("192.0.2.1")
 	second := b.dial("balanced-starttls")
@@ -224,7 +224,7 @@ func (b *harness) tryWrongPasswords(address string, users ...string) {
 }
 
 func TestRepeatedGuessesAreBanned(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	waiting := b.dialGreetedFrom("203.0.113.7")
 	// Wrong, unknown, denied by the backend and impossible: all count alike.
 	b.tryWrongPasswords("203.0.113.7", "frank", "unknown", "alice", `"a|b"`)
@@ -243,7 +243,7 @@ func TestRepeatedGuessesAreBanned(t *testing.T) {
 }
 
 func TestRepeatedWrongPasswordCountsOnce(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	for i := range 30 {
 		if got := b.tryLogin("203.0.113.7", "frank", "the-old-one"); got != authFailedReply {
 			t.Fatalf("try %d: %s", i, got)
@@ -255,14 +255,14 @@ func TestRepeatedWrongPasswordCountsOnce(t *testing.T) {
 }
 
 func TestBackendDenialCountsWithPassthrough(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	b.tryWrongPasswords("203.0.113.7", "alice")
 	b.expectRefusedFrom("203.0.113.7")
 }
 
 func TestBackendOutageIsNoFailure(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}), func(s *harnessConfig) {
-		s.backends["refusing"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second}
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}), func(s *harnessConfig) {
+		s.backends["refusing"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
 		s.routes.Static.Users["frank"] = "refusing"
 	})
 	for i := range 12 {
@@ -277,7 +277,7 @@ func TestBackendOutageIsNoFailure(t *testing.T) {
 
 func TestTrustedPeerAddressIsNotCounted(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{
-		Settings: limit.Settings{PreauthPerAddress: 1, NewPerMinute: 1, NewBurst: 1}, Failures: failureLimits(),
+		Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 1, NewPerMinute: 1, NewBurst: 1}, Failures: failureLimits()},
 	}))
 	var all []*client
 	for range 3 {
@@ -311,7 +311,7 @@ func TestTrustedPeerAddressIsNotCounted(t *testing.T) {
 func TestDelayEndsAtPreauthDeadline(t *testing.T) {
 	f := failureLimits()
 	f.Delay, f.MaxDelay = 10*time.Minute, 10*time.Minute
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: f}), func(s *harnessConfig) { s.cfg.PreauthTimeout = 700 * time.Millisecond })
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: f}}), func(s *harnessConfig) { s.cfg.PreauthTimeout = 700 * time.Millisecond })
 	c := b.dialGreetedFrom("203.0.113.7")
 	c.write("a LOGIN frank wrong\r\n")
 	c.expectLine("* BYE Login took too long.") // no denial after the delay
@@ -378,7 +378,7 @@ func TestIPv6NetworkCannotTakeAllSlots(t *testing.T) {
 	const most = 60
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.cfg.MaxConnections = most
-		s.limits = limit.Config{Preauth: PreauthLimit(most), Settings: limit.Settings{PreauthPerAddress: 4, PreauthNetworkPercent: 25}}
+		s.limits = limit.Config{Preauth: PreauthLimit(most), Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 4, PreauthNetworkPercent: 25}}}
 	})
 	in := 0
 	for net := range 32 {

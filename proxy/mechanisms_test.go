@@ -178,8 +178,7 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), func(s *harnessConfig) {
 		hash := strings.TrimPrefix(strings.Split(s.users, "\n")[0], "carol@example.org")
 		s.users += "henry@example.org" + hash + "\nerin@example.org" + hash + "\n"
-		s.backends["down"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
-			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}, ConnectTimeout: time.Second}
+		s.backends["down"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
 		s.routes.Static.Users["erin"] = "down"
 	})
 	for _, x := range []struct{ user, password, want string }{
@@ -195,7 +194,7 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 }
 
 func TestLimitedClientCausesNoLookup(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failureLimits()}))
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	waiting := map[string]*client{"carol": b.dialGreetedFrom("203.0.113.7"), "unknown": b.dialGreetedFrom("203.0.113.7")}
 	for i := range 10 {
 		if got := b.tryLogin("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != authFailedReply {
@@ -261,7 +260,7 @@ func TestCertificateLogsInItsOwnUser(t *testing.T) {
 	ca, other := newTestCA(t), newTestCA(t)
 	carol := []string{"carol@example.org"}
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
-		s.clientCA, s.auth.CertificateName = ca.pem(), "email"
+		s.clientCA, s.auth.External.SAN = ca.pem(), "email"
 	})
 	const notOffered = "a NO Unsupported mechanism."
 	for what, c := range map[string]struct {
@@ -405,7 +404,7 @@ func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		delete(s.backends, "mastered") // it has the address of east
 		s.auth.Methods, s.cfg.RouteByAuth = []string{auth.HTTP}, true
-		s.routes = routing.Config{Source: routing.SourceHTTP}
+		s.routes = routing.Config{Settings: routing.Settings{Source: routing.SourceHTTP}}
 		s.authSources.HTTP = func(_ context.Context, l auth.Login) (auth.ServerResponse, error) {
 			switch l.User.String() {
 			case "alice@example.org":
@@ -446,7 +445,7 @@ func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
 func TestStalledExchangesDoNotLockOutUser(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
-	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failures}))
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Settings: limit.Settings{Failures: failures}}))
 	home := b.dialGreetedFrom("198.51.100.1")
 	home.startScram("SCRAM-SHA-256", "carol", password, "")
 	home.readChallenge()

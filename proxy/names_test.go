@@ -23,7 +23,7 @@ func withNames(t testing.TB, ca *testCA, users ...string) func(*harnessConfig) {
 	stored := cheapSCRAMHash()
 	return func(s *harnessConfig) {
 		withAllMechanisms(t, ca)(s)
-		s.auth.Names, s.routes.Names, s.limits.Names, s.auth.SCRAMIterations = names, names, names, 4096
+		s.auth.NameRules, s.routes.Names, s.limits.Names, s.auth.SCRAMIterations = names, names, names, 4096
 		s.users = ""
 		for _, u := range users {
 			s.users += u + ":" + stored + "\n"

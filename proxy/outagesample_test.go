@@ -22,7 +22,7 @@ func withPausedUsers(t testing.TB) func(*harnessConfig) {
 		store.CLI("HSET", fmt.Sprintf("imapgate:user:user%d@example.org", i), "backend", "east", "state", []string{"active", "paused"}[i%2])
 	}
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return func(s *harnessConfig) {
@@ -65,8 +65,8 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 
 func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["gone"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
-		s.limits = limit.Config{Failures: failureLimits()}
+		s.backends["gone"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}
+		s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	})
 	if got := b.tryLogin("203.0.113.7", "unknown", "wrong"); got != authFailedReply {
 		t.Errorf("where nothing is down: %s", got)
@@ -89,7 +89,7 @@ func TestUnknownUserIsUnavailableNoSooner(t *testing.T) {
 	const slow = 300 * time.Millisecond
 	v := openAnsweringBackend(t, func(string, string) string { return "nothing" })
 	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, LoginTimeout: slow, AnswerTimeout: slow}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: slow, AnswerTimeout: slow}}
 	})
 	for _, user := range []string{"a", "unknown"} {
 		start := time.Now()

@@ -27,7 +27,7 @@ func TestPasswordIsComparedByOctets(t *testing.T) {
 			s.auth.Mechanisms = []string{"PLAIN", "LOGIN"}
 			s.users = "frank@example.org:{PLAIN}" + latin1 + "\ngina@example.org:" + hashed + "\n"
 			s.routes.Static.Users["gina"] = "east"
-			s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
+			s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 			s.cfg.MaxAuthAttempts = 100
 		})
 		for _, listener := range []string{"none", "starttls", "implicit"} {

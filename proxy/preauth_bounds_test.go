@@ -301,7 +301,7 @@ func TestExcessConnectionsGetBye(t *testing.T) {
 // slot and two queue slots.
 func TestGuessFloodDoesNotBlockOthers(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
-		s.auth.Verifiers, s.auth.MaxQueued = 1, 2
+		s.auth.MaxPasswordHashes, s.auth.MaxQueued = 1, 2
 		s.users += "slow@example.org:{BLF-CRYPT}$2a$10$I0Lua5QogXQkVPvcQ4iEy.z.wRPP.Ai/RAyLh7p6LbtS04FULDwmy\n"
 	})
 	var guesses []*client

@@ -212,8 +212,8 @@ func TestSecondProxyHeaderIsClientInput(t *testing.T) {
 func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		for i := range s.cfg.Listeners {
-			if s.cfg.Listeners[i].ProxyTrusted != nil {
-				s.cfg.Listeners[i].ProxyTrusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			if s.cfg.Listeners[i].ProxyProtocol != nil {
+				s.cfg.Listeners[i].ProxyProtocol.Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 			}
 		}
 	})
@@ -242,7 +242,7 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 // include proxies in 192.0.2.0/24.
 func withTrustedBalancer(s *harnessConfig) {
 	trusted := append([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, loopback...)
-	s.cfg.Listeners = append(s.cfg.Listeners, Listener{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyTrusted: loopback, Trusted: trusted})
+	s.cfg.Listeners = append(s.cfg.Listeners, ListenerSettings{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyProtocol: &ProxyProtocol{Trusted: loopback}, TrustedNetworks: trusted})
 }
 
 func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {
@@ -269,7 +269,7 @@ func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {
 
 func TestClaimedAddressGrantsNoExemption(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withTrustedBalancer, withLimits(limit.Config{
-		Settings: limit.Settings{PreauthPerAddress: 1, Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 1}, ExemptNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 	}))
 	claiming := func(address string) *client {
 		c := b.dial("both")
@@ -288,7 +288,7 @@ func TestClaimedAddressGrantsNoExemption(t *testing.T) {
 }
 
 func TestTrustedProxyAsClientIsCounted(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Connections: limit.Connections{PreauthPerAddress: 1}}}))
 	first, second := b.dialGreeted("trusting-none"), b.dialGreeted("trusting-none")
 	for _, c := range []*client{first, second} {
 		c.write("a ID (\"x-originating-ip\" \"::1\")\r\n")

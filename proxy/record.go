@@ -60,7 +60,7 @@ func (c *connection) recordEnd(e *closeError) {
 	took, addr := time.Since(c.acceptedAt), c.client.Addr().Addr()
 	if probe := c.probeType(e); probe != "" {
 		c.listener.probeCounters[probe].Inc()
-		if containsPeer(c.listener.ProxyTrusted, c.client.Addr()) || containsPeer(c.listener.Trusted, c.client.Addr()) {
+		if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Addr()) || containsPeer(c.listener.TrustedNetworks, c.client.Addr()) {
 			c.server.deps.Audit.ProbeEnded(&c.client.Record, probe, e.reason, took)
 			return
 		}

@@ -80,7 +80,7 @@ func (b *harness) expectRefusalLine(c *client, login, answer string, want auditR
 func TestLogContainsLimitHits(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failures}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failures}}))
 	must(t, b.deps.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""))
 	for range 40 {
 		c := b.dialFrom("192.0.2.66")
@@ -113,12 +113,12 @@ func TestLogDistinguishesMissingRouteFromWrongPassword(t *testing.T) {
 	store.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
 	store.CLI("HSET", "imapgate:user:paused@example.org", "backend", "east", "state", "paused")
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.redis, s.auth.Methods = rdb, []string{auth.Passthrough}
-		s.routes = routing.Config{Source: routing.SourceRedis, Names: s.routes.Names, Prefix: "imapgate:"}
+		s.routes = routing.Config{Settings: routing.Settings{Source: routing.SourceRedis}, Names: s.routes.Names, Prefix: "imapgate:"}
 	})
 	for _, x := range []struct{ user, answer, reason, backend string }{
 		{"alice", authFailedReply, "bad_credentials", "east"},

@@ -123,7 +123,7 @@ func withBlockedUser(s *harnessConfig) {
 		}
 		return identity.Secret{}, auth.ErrUnknown
 	}
-	s.limits = limit.Config{Failures: failureLimits()}
+	s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	s.limits.Failures.Delay, s.limits.Failures.MaxDelay, s.limits.Failures.PerUserNetworkHour = time.Millisecond, 4*time.Millisecond, 0
 	s.cfg.MaxAuthAttempts, s.cfg.MaxBadCommands = 1000, 1000
 	s.auth.SCRAMIterations = 4096
@@ -191,7 +191,7 @@ func (c *client) readResult() (string, error) {
 }
 
 func TestManyInvalidNamesAreBanned(t *testing.T) {
-	b := openHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	b := openHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}))
 	for i := range 10 {
 		if got := b.tryLogin("203.0.113.7", fmt.Sprintf(`"a|%d"`, i), "Summer2026"); got != authFailedReply {
 			t.Fatalf("guess %d: %s", i, got)

@@ -28,7 +28,7 @@ func withAllMechanisms(t testing.TB, ca *testCA) func(*harnessConfig) {
 	scrams := withSCRAM(t)
 	return func(s *harnessConfig) {
 		scrams(s)
-		s.clientCA, s.auth.CertificateName = ca.pem(), "email"
+		s.clientCA, s.auth.External.SAN = ca.pem(), "email"
 		s.limits.Failures.PerUserNetworkHour = 1 << 30 // otherwise carol would be refused before verification
 		s.auth.Methods = []string{auth.File, auth.OAuth}
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN", "LOGIN"}

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -53,42 +52,18 @@ const (
 	NoTLS       TLSMode = "none"
 )
 
-// Listener is one address that clients connect to.
-type Listener struct {
-	Name         string
-	Address      string // host:port
-	TLS          TLSMode
-	ProxyTrusted []netip.Prefix // peers that must send a PROXY header
-	Trusted      []netip.Prefix // peers whose ID may name another client
-}
-
-// Config holds the settings of a Server.
+// Config is the configuration of a Server.
 type Config struct {
-	Listeners        []Listener
-	MaxConnections   int             // at a time, within the descriptor limit; 0: as many as descriptors allow
-	PreauthTimeout   time.Duration   // from accept to the end of the login
-	HandshakeTimeout time.Duration   // of a TLS handshake
-	MaxHandshakes    int             // concurrent TLS handshakes; 0: twice the number of cores
-	IdleTimeout      time.Duration   // of a session
-	WriteTimeout     time.Duration   // of one write in a session
-	DrainTimeout     time.Duration   // limit for sessions to end after the gateway stops
-	MaxAuthAttempts  int             // failed logins of one connection
-	MaxBadCommands   int             // bad commands of one connection before its login
-	MaxLine          int             // bytes of a client's command line in mux sessions; at least 64 KB
-	Instance         string          // prefix of every session id; see NewInstance
-	FleetSecret      identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random secret
-	TokenRefusal     auth.TokenRefusal
-	TokenGrace       time.Duration // how long a session outlives the token that opened it; 0: without limit
-	RouteByAuth      bool          // the auth method http chooses the backend, not routing
-	ResolveTTL       time.Duration // lifetime of resolved backend addresses, with RouteByAuth
-	// Modes holds the mode of each backend by name; a missing one means splice.
-	Modes map[string]Mode
-}
-
-// Mode is how a backend's sessions are relayed unless a user's route names another mode.
-type Mode struct {
-	Name event.Mode // splice, reuse or resume
-	Mux  mux.Settings
+	LimitSettings
+	Listeners    []ListenerSettings
+	Instance     string          // prefix of every session id; see NewInstance
+	FleetSecret  identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random secret
+	TokenRefusal auth.TokenRefusal
+	SessionGrace time.Duration // how long a session outlives the token that opened it; 0: without limit
+	RouteByAuth  bool          // the auth method http chooses the backend, not routing
+	ResolveTTL   time.Duration // lifetime of resolved backend addresses, with RouteByAuth
+	// Modes holds the settings of each backend by name; a missing one means splice.
+	Modes map[string]BackendSettings
 }
 
 // halfClosedTimeout is how long a half-closed session may be silent.
@@ -143,7 +118,7 @@ func NewInstance() string { return rand.Text()[:8] }
 // New returns a Server that does not listen yet.
 func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
-		cfg: cfg, deps: deps, maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
+		cfg: cfg, deps: deps, maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.TLSHandshakes),
 		refusalSlots: make(chan struct{}, maxRefusals), endedLog: logaggregator.New(deps.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
@@ -151,7 +126,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
 		}
 		s.listeners = append(s.listeners, &listener{
-			Listener: l, server: s, acceptCounter: deps.Metrics.Connections(l.Name), probeCounters: deps.Metrics.Probes(l.Name),
+			ListenerSettings: l, server: s, acceptCounter: deps.Metrics.Connections(l.Name), probeCounters: deps.Metrics.Probes(l.Name),
 		})
 	}
 	if err := s.openRelays(); err != nil {
@@ -168,10 +143,10 @@ func New(cfg Config, deps Deps) (*Server, error) {
 }
 
 // modeNames returns the mode of each backend.
-func modeNames(modes map[string]Mode) map[string]event.Mode {
-	names := make(map[string]event.Mode, len(modes))
-	for backend, m := range modes {
-		names[backend] = m.Name
+func modeNames(backends map[string]BackendSettings) map[string]event.Mode {
+	names := make(map[string]event.Mode, len(backends))
+	for name, b := range backends {
+		names[name] = b.Mode
 	}
 	return names
 }
@@ -326,7 +301,7 @@ func (s *Server) newSessionID() string {
 
 // listener accepts clients on one address.
 type listener struct {
-	Listener
+	ListenerSettings
 
 	// Set once.
 	server        *Server

@@ -55,7 +55,7 @@ type BackendState struct {
 func (s *Server) Backends() []BackendState {
 	all := make([]BackendState, 0, len(s.deps.Backends))
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
-		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
+		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Mode, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
 		for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.Backend == name }) {
 			b.Sessions[live.Mode]++
 		}

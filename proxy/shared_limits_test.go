@@ -31,7 +31,7 @@ func withSharedLimits(t testing.TB, store *testbed.Redis, l limit.Config) func(*
 
 func dialRedis(t testing.TB, store *testbed.Redis) redis.UniversalClient {
 	t.Helper()
-	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return rdb
@@ -56,9 +56,9 @@ func runParallel(n, atATime int, do func(i int)) {
 func defaultLimits() limit.Config {
 	f := failureLimits()
 	f.Delay, f.MaxDelay = 200*time.Millisecond, 1500*time.Millisecond
-	return limit.Config{Failures: f, Settings: limit.Settings{
+	return limit.Config{Settings: limit.Settings{Failures: f, Connections: limit.Connections{
 		PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
-	}}
+	}}}
 }
 
 func TestKnownNetworkStaysUsableUnderPasswordAttack(t *testing.T) {
@@ -184,9 +184,9 @@ func TestSprayFromManyNetworksIsDetected(t *testing.T) {
 }
 
 func TestGatewaysShareSessionCounts(t *testing.T) {
-	store, shared := startSharedLimits(t, limit.Config{Settings: limit.Settings{PerUser: 40}})
+	store, shared := startSharedLimits(t, limit.Config{Settings: limit.Settings{Connections: limit.Connections{PerUser: 40}}})
 	m := openTestBackend(t)
-	gateways := []*harness{openHarness(t, m.addr(), shared), openHarness(t, m.addr(), withSharedLimits(t, store, limit.Config{Settings: limit.Settings{PerUser: 40}}))}
+	gateways := []*harness{openHarness(t, m.addr(), shared), openHarness(t, m.addr(), withSharedLimits(t, store, limit.Config{Settings: limit.Settings{Connections: limit.Connections{PerUser: 40}}}))}
 	var in, limited atomic.Int64
 	var mu sync.Mutex
 	var all []*client
@@ -221,7 +221,7 @@ func TestGatewaysShareSessionCounts(t *testing.T) {
 }
 
 func TestBanAppliesAtOtherGateways(t *testing.T) {
-	l := limit.Config{Failures: failureLimits()}
+	l := limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	store, shared := startSharedLimits(t, l)
 	m := openTestBackend(t)
 	one, two := openHarness(t, m.addr(), shared), openHarness(t, m.addr(), withSharedLimits(t, store, l))
@@ -234,9 +234,9 @@ func TestBanAppliesAtOtherGateways(t *testing.T) {
 }
 
 func TestLoginCostsOneRedisRoundTrip(t *testing.T) {
-	l := limit.Config{Failures: failureLimits(), Settings: limit.Settings{
+	l := limit.Config{Settings: limit.Settings{Failures: failureLimits(), Connections: limit.Connections{
 		PerUserAddress: 1000, PerUser: 1000, PerAddress: 1000, PreauthPerAddress: 1000, Total: 1000, NewPerMinute: 100_000, NewBurst: 10_000,
-	}}
+	}}}
 	_, shared := startSharedLimits(t, l)
 	trips := &roundTrips{}
 	b := openHarness(t, openTestBackend(t).addr(), shared, func(s *harnessConfig) { s.redis.AddHook(trips) })

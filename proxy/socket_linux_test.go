@@ -10,7 +10,7 @@ import (
 // A dead peer is detected by keepalive probes while nothing is sent, and by missing
 // acknowledgements otherwise.
 func TestKeepaliveIsSetOnClientSockets(t *testing.T) {
-	l := &listener{Listener: Listener{Address: "127.0.0.1:0"}}
+	l := &listener{ListenerSettings: ListenerSettings{Address: "127.0.0.1:0"}}
 	must(t, l.listen())
 	defer l.tcp.Close()
 	client, err := net.Dial("tcp", l.tcp.Addr().String())

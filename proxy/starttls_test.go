@@ -210,7 +210,7 @@ func TestHTTPInsideTLSGetsNoAnswer(t *testing.T) {
 }
 
 func TestHandshakeHasOneDeadline(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.HandshakeTimeout = 300 * time.Millisecond })
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.TLSHandshakeTimeout = 300 * time.Millisecond })
 	silent, slow := b.dial("implicit"), b.dial("implicit")
 	later := b.dial("starttls")
 	later.expectLine("* OK …")

@@ -96,7 +96,7 @@ const loginOK = "OK [CAPABILITY IMAP4rev1] In."
 // withCountedUsers uses the default limits with users a to z on the backend, and short
 // denials.
 func withCountedUsers(s *harnessConfig) {
-	s.limits = limit.Config{Failures: failureLimits()}
+	s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }
 	s.cfg.MaxAuthAttempts = 100
 	for user := 'a'; user <= 'z'; user++ {
@@ -294,7 +294,7 @@ func TestGuessBeforeDeadlineCounts(t *testing.T) {
 			return "NO [AUTHENTICATIONFAILED] at last"
 		})
 		b := newHarness(t, v.addr(), withCountedUsers, withExpiredDeadline, func(s *harnessConfig) {
-			s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
+			s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 		})
 		runParallel(10, 10, func(i int) {
 			if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {
@@ -356,7 +356,7 @@ func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 		return "NO [AUTHENTICATIONFAILED] at last"
 	})
 	b := newHarness(t, late.addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Address: late.addr(), TLSMode: upstream.NoTLS, LoginTimeout: short, AnswerTimeout: 20 * time.Second}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: late.addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: short, AnswerTimeout: 20 * time.Second}}
 	})
 	runParallel(10, 10, func(i int) {
 		if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {

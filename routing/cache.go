@@ -262,7 +262,7 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 	if e == nil {
 		e = &entry{user: q.user}
 	}
-	if e.decision != d || e.fromDisk || now.Sub(e.learnedAt) > c.cfg.Stale/100 {
+	if e.decision != d || e.fromDisk || now.Sub(e.learnedAt) > c.cfg.Cache.Stale/100 {
 		c.snapshotDirty = true
 	}
 	*e = entry{
@@ -302,7 +302,7 @@ func (c *cache) recordError(q *query, e *entry, err error) (resolution, error) {
 		c.breaker.RecordSuccess()
 		c.warn("invalid route record", zap.Stringer("user", q.user), zap.Error(err))
 		if ok {
-			c.retain(q, e, now.Add(c.cfg.Negative))
+			c.retain(q, e, now.Add(c.cfg.Cache.Negative))
 		}
 	}
 	if ok {

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 var errUnreachable = errors.New("connection refused")
@@ -138,8 +139,8 @@ func runWithCache(t *testing.T, f func(t *testing.T, c *cache, o *fakeStore)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := newFakeStore()
-		cfg := Config{Backends: []string{"east", "west"}}
-		cfg.setDefaults()
+		cfg := Config{Backends: []string{"east", "west"}, Prefix: DefaultPrefix}
+		cfg = testbed.WithDefaults(cfg)
 		f(t, newCache(cfg, o.reader(), testLogger(t)), o)
 		synctest.Wait()
 	})
@@ -582,8 +583,8 @@ func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
 // On the login path: a cached user costs less than a system call.
 func BenchmarkCachedLookup(b *testing.B) {
 	o := newFakeStore()
-	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}
-	cfg.setDefaults()
+	cfg := Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east"}, Prefix: DefaultPrefix}
+	cfg = testbed.WithDefaults(cfg)
 	r := &Router{cfg: cfg, cache: newCache(cfg, o.reader(), testLogger(b))}
 	users := make([]identity.User, 1000)
 	for i := range users {

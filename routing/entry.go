@@ -69,7 +69,7 @@ func (c *cache) freshnessOf(e *entry, now time.Time) freshness {
 // canServe reports whether e may be served while Redis gives no answer. "No such user" may
 // not: users do not disappear because Redis is down.
 func (c *cache) canServe(e *entry, now time.Time) bool {
-	return e != nil && e.decision.match != MatchNone && now.Sub(e.learnedAt) < c.cfg.Stale
+	return e != nil && e.decision.match != MatchNone && now.Sub(e.learnedAt) < c.cfg.Cache.Stale
 }
 
 // sharedChanged reports whether a record of a domain or the default has changed that e depends
@@ -149,9 +149,9 @@ func (c *cache) evict(e *entry) {
 // freshFor returns how long d is fresh from now on. It varies by a tenth, so that entries
 // learned together do not expire together.
 func (c *cache) freshFor(d decision) time.Duration {
-	ttl := c.cfg.TTL
+	ttl := c.cfg.Cache.TTL
 	if d.match == MatchNone {
-		ttl = min(c.cfg.Negative, ttl)
+		ttl = min(c.cfg.Cache.Negative, ttl)
 	}
 	return ttl - rand.N(ttl/10+1)
 }

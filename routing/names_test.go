@@ -34,14 +34,14 @@ func canonical(t testing.TB, name string) identity.User {
 
 func TestUnusualNamesAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 	store := testbed.StartRedis(t)
-	rdb, err := Dial(RedisConfig{Addresses: []string{store.Address}})
+	rdb, err := Dial(RedisConfig{RedisSettings: RedisSettings{Addresses: []string{store.Address}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rdb.Close()
 	cfg := testConfig
 	cfg.Names, cfg.Snapshot = widestNames(t), filepath.Join(t.TempDir(), "routes")
-	r, err := New(cfg, rdb, Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(cfg), rdb, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

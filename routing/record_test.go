@@ -11,7 +11,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-var testConfig = Config{Source: SourceRedis, Backends: []string{"east", "west"}}
+var testConfig = Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east", "west"}, Prefix: DefaultPrefix}
 
 type fields = map[string]string
 
@@ -109,7 +109,7 @@ func TestAnInvalidRecordNeverFallsThrough(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
 	s.CLI("hset", "imapgate:default", "backend", "west")
-	rdb := dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
+	rdb := dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}})
 	known, fresh := user(t, "known@example.org"), user(t, "fresh@example.org")
 	key := "imapgate:user:"
 	poison := map[string]func(key string) error{
@@ -159,7 +159,7 @@ func TestBlockedAndPausedUsersAreRejected(t *testing.T) {
 	s.CLI("hset", "imapgate:domain:closed.example", "state", "blocked")
 	s.CLI("hset", "imapgate:user:own@closed.example", "backend", "east")
 	var results []event.Origin
-	r, err := New(testConfig, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}),
+	r, err := New(testbed.WithDefaults(testConfig), dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}),
 		Metrics{Lookup: func(result event.Origin) { results = append(results, result) }}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)

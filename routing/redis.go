@@ -8,10 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"imapgate/internal/identity"
-	"imapgate/tlsconf"
-
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/tlsconf"
 )
 
 // Timeouts of one exchange with Redis. A route is a few bytes from a nearby server and a
@@ -21,20 +20,10 @@ const (
 	ioTimeout   = 250 * time.Millisecond
 )
 
-// RedisConfig is how to reach Redis.
+// RedisConfig is the configuration of a client of Redis.
 type RedisConfig struct {
-	Addresses      []string // the server, the sentinels, or some nodes of the cluster; unix:///path is a server's socket
-	Cluster        bool
-	SentinelMaster string // set: Addresses are sentinels
-	Database       int    // 0 with Cluster
-	Username       string
-	Password       identity.Secret
-	TLS            func() *tls.Config // for new connections; nil for none
-	Prefix         string             // of keys; default "imapgate:"
-
-	// Of the sentinels.
-	SentinelUsername string
-	SentinelPassword identity.Secret
+	RedisSettings
+	TLSConfig func() *tls.Config // for new connections; nil without TLS
 }
 
 // credentials returns what new connections log in with. Without a password they do not log in.
@@ -45,12 +34,12 @@ func (c RedisConfig) credentials() (username, password string) {
 // dialer returns a dial function with the current TLS configuration; nil without TLS, for the
 // client's own. It verifies the server against the configured name, or the name dialed.
 func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, error) {
-	if c.TLS == nil {
+	if c.TLSConfig == nil {
 		return nil
 	}
 	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Minute}
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
-		return tlsconf.Dial(ctx, d, address, c.TLS)
+		return tlsconf.Dial(ctx, d, address, c.TLSConfig)
 	}
 }
 
@@ -102,8 +91,8 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis detects a path by its slash
 	}
 	var tlsConfig *tls.Config
-	if c.TLS != nil {
-		tlsConfig = c.TLS()
+	if c.TLSConfig != nil {
+		tlsConfig = c.TLSConfig()
 	}
 	return &redis.UniversalOptions{
 		Addrs:            addresses,

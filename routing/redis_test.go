@@ -48,11 +48,11 @@ func dialRedis(t testing.TB, c RedisConfig) redis.UniversalClient {
 // newRouter returns a Router with two backends; change may set more.
 func newRouter(t testing.TB, rdb redis.UniversalClient, change ...func(*Config)) *Router {
 	t.Helper()
-	cfg := Config{Source: SourceRedis, Backends: []string{"east", "west"}}
+	cfg := Config{Settings: Settings{Source: SourceRedis}, Backends: []string{"east", "west"}}
 	for _, f := range change {
 		f(&cfg)
 	}
-	r, err := New(cfg, rdb, Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(cfg), rdb, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,30 +131,30 @@ func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 	t.Run("single", func(t *testing.T) {
 		s := testbed.StartRedis(t)
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.CLI)
 	})
 	t.Run("with a password", func(t *testing.T) {
 		s := testbed.StartRedis(t, "--user", "gate", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+ping", "+hello", "+client|tracking")
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Username: "gate", Password: identity.NewSecret("pw")}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}, Username: "gate", Password: identity.NewSecret("pw")}}))
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.CLI)
 	})
 	t.Run("TLS", func(t *testing.T) {
 		ca := testbed.NewCA(t)
 		s, address := testbed.StartRedisTLS(t, ca)
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: ca.ClientTLSFunc("localhost")}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}, TLSConfig: ca.ClientTLSFunc("localhost")}))
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.CLI)
-		untrusting := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLSFunc("localhost")}))
+		untrusting := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}, TLSConfig: testbed.NewCA(t).ClientTLSFunc("localhost")}))
 		if _, err := untrusting.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("a server with an untrusted certificate: %v", err)
 		}
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		s := testbed.StartRedisSentinel(t)
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}}))
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.Primary().CLI)
 		s.Failover()
@@ -168,7 +168,7 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 	})
 	t.Run("cluster", func(t *testing.T) {
 		c := testbed.StartRedisCluster(t)
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:2], Cluster: true}}))
 		startAndAwaitUp(t, r)
 		if n := r.invalidator.status().Nodes; n != 3 {
 			t.Errorf("%d invalidation connections to 3 nodes", n)
@@ -191,7 +191,7 @@ func TestCachedRoutesServeWhileRedisIsDown(t *testing.T) {
 			s := testbed.StartRedis(t)
 			s.CLI("hset", "imapgate:user:alice", "backend", "east")
 			s.CLI("hset", "imapgate:default", "backend", "west")
-			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 10 * time.Millisecond })
+			r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), func(c *Config) { c.Cache.TTL = 10 * time.Millisecond })
 			var up atomic.Bool
 			r.invalidator.onState = up.Store
 			startAndAwaitUp(t, r)
@@ -219,7 +219,7 @@ func TestCachedRoutesServeWhileRedisIsDown(t *testing.T) {
 func TestADeletionIsTrustedAtOnceAndAFlushIsNot(t *testing.T) {
 	s := testbed.StartRedis(t)
 	alice, bob := user(t, "alice@example.org"), user(t, "bob@example.org")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 	startAndAwaitUp(t, r)
 	write := func() {
 		s.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
@@ -251,7 +251,7 @@ func TestADeletionIsTrustedAtOnceAndAFlushIsNot(t *testing.T) {
 func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("acl", "setuser", "default", "-client|tracking")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 2 * time.Second })
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), func(c *Config) { c.Cache.TTL = 2 * time.Second })
 	startRouter(t, r)
 	testbed.Eventually(t, testbed.Timeout, "the status to be unsupported", func() bool {
 		return r.invalidator.status().State == InvalidationUnsupported
@@ -276,8 +276,8 @@ func TestAServerWithoutTrackingIsReported(t *testing.T) {
 	s.HSet("imapgate:user:alice", "backend", "east")
 	core, logged := observer.New(zap.WarnLevel)
 	cfg := testConfig
-	cfg.TTL = 100 * time.Millisecond
-	r, err := New(cfg, dialRedis(t, RedisConfig{Addresses: []string{s.Addr()}}), Metrics{}, zap.New(core))
+	cfg.Cache.TTL = 100 * time.Millisecond
+	r, err := New(testbed.WithDefaults(cfg), dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Addr()}}}), Metrics{}, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 	keep := func(c *Config) { c.Snapshot = file }
 	alice := user(t, "alice")
 
-	first := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	first := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), keep)
 	stop := startRouter(t, first)
 	awaitBackend(t, first, alice, "east")
 	if _, err := first.Lookup(t.Context(), user(t, "mallory")); !errors.Is(err, ErrBlocked) {
@@ -310,7 +310,7 @@ func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 	s.Kill()
 	checkSnapshotFile(t, file, "alice", "canary")
 
-	second := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	second := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), keep)
 	startRouter(t, second)
 	got, err := second.Lookup(t.Context(), alice)
 	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.Origin != event.OriginSnapshot || got.Key != "imapgate:user:alice" {
@@ -331,7 +331,7 @@ func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 
 func TestOperatorWritesAreCheckedAndTakeEffect(t *testing.T) {
 	s := testbed.StartRedis(t)
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 	startAndAwaitUp(t, r)
 	alice, ctx := user(t, "alice"), t.Context()
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "nowhere"}); err == nil {
@@ -372,8 +372,8 @@ func TestOperatorWritesAreCheckedAndTakeEffect(t *testing.T) {
 
 func TestDomainAndDefaultRecordsCanBeWritten(t *testing.T) {
 	s := testbed.StartRedis(t)
-	rdb := dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
-	r, other := newRouter(t, rdb), newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	rdb := dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}})
+	r, other := newRouter(t, rdb), newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 	startAndAwaitUp(t, other) // in place of another gateway
 	alice, ctx := user(t, "alice@example.org"), t.Context()
 	for _, step := range []struct {
@@ -453,7 +453,7 @@ func TestARefusedWriteChangesNothing(t *testing.T) {
 				return s.CLI("hgetall", "imapgate:user:alice") + s.CLI("hgetall", "imapgate:domain:example.org") + s.CLI("hgetall", "imapgate:accepted")
 			}
 			before := state()
-			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Username: "op", Password: identity.NewSecret("pw")}))
+			r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}, Username: "op", Password: identity.NewSecret("pw")}}))
 			err := write(r)
 			if err == nil {
 				if before == state() {
@@ -477,7 +477,7 @@ func TestARefusedWriteChangesNothing(t *testing.T) {
 
 func TestAWriteWithoutAReplyIsReportedAsUncertain(t *testing.T) {
 	s := testbed.StartRedis(t)
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 	s.Freeze()
 	if _, err := r.DeleteRecord(t.Context(), ForDefault()); err == nil || !strings.Contains(err.Error(), "may have been changed") {
 		t.Errorf("%v", err)
@@ -488,7 +488,7 @@ func TestExplainShowsEveryRecord(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "nowhere")
 	s.CLI("hset", "imapgate:default", "backend", "west")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}))
 	startAndAwaitUp(t, r)
 	alice := user(t, "alice@example.org")
 	x := r.Explain(t.Context(), alice)
@@ -508,7 +508,7 @@ func TestExplainShowsEveryRecord(t *testing.T) {
 func TestExplainShowsChangesNotYetApplied(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:alice", "backend", "east")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}})) // it receives no changes
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}})) // it receives no changes
 	alice := user(t, "alice")
 	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next != nil {
 		t.Errorf("%+v", x)
@@ -537,7 +537,7 @@ func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 	s.CLI("hset", "imapgate:default", "backend", "west")
 	before := runtime.NumGoroutine()
 	for range 3 {
-		rdb, err := Dial(RedisConfig{Addresses: []string{s.Address}})
+		rdb, err := Dial(RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -561,12 +561,12 @@ func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 func TestAnUnreachableClusterIsNotAMissingRecord(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "right")
 	for name, c := range map[string]RedisConfig{
-		"cluster, wrong password": {Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")},
-		"cluster, no password":    {Addresses: []string{s.Address}, Cluster: true},
-		"cluster, no listener":    {Addresses: []string{"127.0.0.1:1"}, Cluster: true},
-		"sentinel, no listener":   {Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "m"},
-		"single, wrong password":  {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
-		"single, no password":     {Addresses: []string{s.Address}},
+		"cluster, wrong password": {RedisSettings: RedisSettings{Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")}},
+		"cluster, no password":    {RedisSettings: RedisSettings{Addresses: []string{s.Address}, Cluster: true}},
+		"cluster, no listener":    {RedisSettings: RedisSettings{Addresses: []string{"127.0.0.1:1"}, Cluster: true}},
+		"sentinel, no listener":   {RedisSettings: RedisSettings{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "m"}},
+		"single, wrong password":  {RedisSettings: RedisSettings{Addresses: []string{s.Address}, Password: identity.NewSecret("x")}},
+		"single, no password":     {RedisSettings: RedisSettings{Addresses: []string{s.Address}}},
 	} {
 		st := &store{rdb: dialRedis(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
 		if a, err := st.readUser(t.Context(), user(t, "alice"), nil); err == nil || errors.Is(err, errInvalidRecord) {
@@ -574,7 +574,7 @@ func TestAnUnreachableClusterIsNotAMissingRecord(t *testing.T) {
 		}
 	}
 	cluster := testbed.StartRedisCluster(t)
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: cluster.Addresses, Cluster: true}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: cluster.Addresses, Cluster: true}}))
 	cluster.CLI("hset", "imapgate:default", "backend", "east")
 	awaitBackend(t, r, user(t, "alice"), "east")
 	for _, n := range cluster.Nodes {

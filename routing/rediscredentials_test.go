@@ -36,7 +36,7 @@ func TestAClientCertificateIsPresentedToRedis(t *testing.T) {
 		"none":                        {tlsWith("", "", ""), "demands a client certificate, and none is configured"},
 		"another's":                   {tlsWith("", wrong, wrongKey), "does not accept the client certificate"},
 	} {
-		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: c.tls}))
+		r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}, TLSConfig: c.tls}))
 		got, err := r.Lookup(t.Context(), user(t, "alice"))
 		if c.want == "" {
 			if err != nil || got.Backend != "west" {
@@ -55,7 +55,7 @@ func TestARenewedPasswordIsUsedForNewConnections(t *testing.T) {
 	rights := []string{"~imapgate:*", "+hgetall", "+echo", "+ping", "+hello", "+client|tracking"}
 	s := testbed.StartRedis(t, append([]string{"--user", "gate", "on", ">old"}, rights...)...)
 	password := identity.NewLiveSecret("old")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Username: "gate", Password: password.Secret()}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}, Username: "gate", Password: password.Secret()}}))
 	startAndAwaitUp(t, r)
 	s.CLI("acl", "setuser", "gate", "resetpass", ">new")
 	password.Replace("new")

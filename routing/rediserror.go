@@ -57,7 +57,7 @@ type errorExplainer struct {
 }
 
 func newErrorExplainer(c RedisConfig) *errorExplainer {
-	return &errorExplainer{tls: c.TLS != nil, username: c.Username != "", password: !c.Password.IsZero(), sentinels: c.SentinelMaster != "", cluster: c.Cluster}
+	return &errorExplainer{tls: c.TLSConfig != nil, username: c.Username != "", password: !c.Password.IsZero(), sentinels: c.SentinelMaster != "", cluster: c.Cluster}
 }
 
 // explainerOf returns the explainer for connections made with a client's address.

@@ -52,9 +52,9 @@ func awaitInvalidationError(t testing.TB, name string, c RedisConfig, want strin
 func TestCommandsOfARefusedConnectionFail(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "pw")
 	for name, c := range map[string]RedisConfig{
-		"a wrong password": {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
-		"no such database": {Addresses: []string{s.Address}, Password: identity.NewSecret("pw"), Database: 99},
-		"no password":      {Addresses: []string{s.Address}},
+		"a wrong password": {RedisSettings: RedisSettings{Addresses: []string{s.Address}, Password: identity.NewSecret("x")}},
+		"no such database": {RedisSettings: RedisSettings{Addresses: []string{s.Address}, Password: identity.NewSecret("pw"), Database: 99}},
+		"no password":      {RedisSettings: RedisSettings{Addresses: []string{s.Address}}},
 	} {
 		client := dialRedis(t, c)
 		for kind, pipe := range map[string]redis.Pipeliner{"pipeline": client.Pipeline(), "transaction": client.TxPipeline()} {
@@ -81,25 +81,25 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 		want     string
 		inStatus bool // invalidation connections report it, too
 	}{
-		"no password":         {RedisConfig{Addresses: []string{locked.Address}}, "Redis requires a password: set redis.password_file", true},
-		"a name alone":        {RedisConfig{Addresses: []string{locked.Address}, Username: "weak"}, "redis.username has none: set redis.password_file", true},
-		"a wrong password":    {RedisConfig{Addresses: []string{locked.Address}, Password: pw("x")}, "Redis refuses the user name or the password", true},
-		"a right is missing":  {RedisConfig{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}, "the ACL user of Redis lacks a permission: docs/operating/redis.md", true},
-		"no such database":    {RedisConfig{Addresses: []string{plain.Address}, Database: 16}, "Redis has no such database: redis.database is less than", false},
-		"plain to a TLS port": {RedisConfig{Addresses: []string{secured}}, "if the port is one for TLS, set redis.tls: true", true},
-		"TLS to a plain port": {RedisConfig{Addresses: []string{plain.Address}, TLS: ca.ClientTLSFunc("localhost")}, "if the port is one without, leave out redis.tls", true},
-		"no cluster":          {RedisConfig{Addresses: []string{plain.Address}, Cluster: true}, "this Redis is not a cluster node: leave out redis.cluster", true},
-		"a cluster without a password": {RedisConfig{Addresses: []string{locked.Address}, Cluster: true},
+		"no password":         {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{locked.Address}}}, "Redis requires a password: set redis.password_file", true},
+		"a name alone":        {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{locked.Address}, Username: "weak"}}, "redis.username has none: set redis.password_file", true},
+		"a wrong password":    {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{locked.Address}, Password: pw("x")}}, "Redis refuses the user name or the password", true},
+		"a right is missing":  {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}}, "the ACL user of Redis lacks a permission: docs/operating/redis.md", true},
+		"no such database":    {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}, Database: 16}}, "Redis has no such database: redis.database is less than", false},
+		"plain to a TLS port": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{secured}}}, "if the port is one for TLS, set redis.tls: true", true},
+		"TLS to a plain port": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}}, TLSConfig: ca.ClientTLSFunc("localhost")}, "if the port is one without, leave out redis.tls", true},
+		"no cluster":          {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}, Cluster: true}}, "this Redis is not a cluster node: leave out redis.cluster", true},
+		"a cluster without a password": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{locked.Address}, Cluster: true}},
 			"Redis requires a password: set redis.password_file", true},
-		"a cluster at a TLS port": {RedisConfig{Addresses: []string{secured}, Cluster: true}, "if the port is one for TLS, set redis.tls: true", true},
-		"TLS to a plain cluster": {RedisConfig{Addresses: []string{plain.Address}, Cluster: true, TLS: ca.ClientTLSFunc("localhost")},
+		"a cluster at a TLS port": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{secured}, Cluster: true}}, "if the port is one for TLS, set redis.tls: true", true},
+		"TLS to a plain cluster": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}, Cluster: true}, TLSConfig: ca.ClientTLSFunc("localhost")},
 			"if the port is one without, leave out redis.tls", false},
-		"no sentinel": {RedisConfig{Addresses: []string{plain.Address}, SentinelMaster: "routes"}, "redis.addresses names no sentinels", true},
-		"plain to sentinels' TLS port": {RedisConfig{Addresses: []string{secured}, SentinelMaster: "routes"},
+		"no sentinel": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}, SentinelMaster: "routes"}}, "redis.addresses names no sentinels", true},
+		"plain to sentinels' TLS port": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{secured}, SentinelMaster: "routes"}},
 			"the sentinels close the connection at the first command", true},
-		"TLS to sentinels' plain port": {RedisConfig{Addresses: []string{plain.Address}, SentinelMaster: "routes", TLS: ca.ClientTLSFunc("localhost")},
+		"TLS to sentinels' plain port": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{plain.Address}, SentinelMaster: "routes"}, TLSConfig: ca.ClientTLSFunc("localhost")},
 			"the sentinels do not answer with TLS", true},
-		"no listener": {RedisConfig{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}, "no sentinel can be reached: dial tcp", true},
+		"no listener": {RedisConfig{RedisSettings: RedisSettings{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}}, "no sentinel can be reached: dial tcp", true},
 	} {
 		checkError(t, name, lookupError(t, c.cfg), c.want)
 		if c.inStatus {
@@ -110,7 +110,7 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 
 func TestRefusedWritesAreExplained(t *testing.T) {
 	primary := testbed.StartRedis(t)
-	rdb := dialRedis(t, RedisConfig{Addresses: []string{primary.Address}})
+	rdb := dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{primary.Address}}})
 	change := func() error { return rdb.HSet(t.Context(), "imapgate:user:alice", "backend", "east").Err() }
 	primary.CLI("config", "set", "min-replicas-to-write", "1")
 	checkError(t, "too few replicas", change(), "it has too few replicas")
@@ -129,7 +129,7 @@ func TestAClusterNodeIsRecognized(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
 	var moved int
 	for _, address := range c.Addresses[:3] {
-		if err := lookupError(t, RedisConfig{Addresses: []string{address}}); err != nil {
+		if err := lookupError(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}}); err != nil {
 			checkError(t, "a node", err, "this Redis is a node of a cluster: set redis.cluster: true")
 			moved++
 		}
@@ -137,7 +137,7 @@ func TestAClusterNodeIsRecognized(t *testing.T) {
 	if moved != 2 {
 		t.Errorf("%d nodes reply that the record is elsewhere", moved)
 	}
-	checkError(t, "a database", lookupError(t, RedisConfig{Addresses: c.Addresses[:1], Database: 1}), "which has database 0 only: set redis.cluster: true")
+	checkError(t, "a database", lookupError(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:1], Database: 1}}), "which has database 0 only: set redis.cluster: true")
 }
 
 func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
@@ -151,8 +151,7 @@ func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
 	primary.CLI("acl", "setuser", "gate", "on", ">server", "~imapgate:*", "-@all", "+hgetall", "+echo", "+ping", "+hello", "+auth", "+client|tracking", "+select")
 	primary.CLI("acl", "setuser", "default", "+@all")
 	good := RedisConfig{
-		Addresses: s.Addresses, SentinelMaster: testbed.SentinelName, SentinelUsername: "gate", SentinelPassword: identity.NewSecret("sp"),
-		Username: "gate", Password: identity.NewSecret("server"), Database: 3,
+		RedisSettings: RedisSettings{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName, SentinelUsername: "gate", SentinelPassword: identity.NewSecret("sp"), Username: "gate", Password: identity.NewSecret("server"), Database: 3},
 	}
 	r := newRouter(t, dialRedis(t, good))
 	startAndAwaitUp(t, r)
@@ -214,8 +213,8 @@ func TestADatabaseOfItsOwnHoldsTheRoutes(t *testing.T) {
 	s := testbed.StartRedis(t, "--unixsocket", socket)
 	for name, address := range map[string]string{"TCP": s.Address, "socket": "unix://" + socket} {
 		t.Run(name, func(t *testing.T) {
-			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, Database: 5}))
-			other := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}}))
+			r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}, Database: 5}}))
+			other := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}}))
 			startAndAwaitUp(t, r)
 			startAndAwaitUp(t, other)
 			checkMoves(t, r, func(args ...string) string { return s.CLI(append([]string{"-n", "5"}, args...)...) })

@@ -150,7 +150,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 				}
 				return normalReply(args)
 			})
-			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}}))
+			r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}}))
 			known, unknown := user(t, "known"), user(t, "unknown")
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" {
 				t.Fatalf("while all was well: %+v, %v", got, err)
@@ -188,7 +188,7 @@ func TestShiftedRepliesAreRejected(t *testing.T) {
 				}
 				return normalReply(args)
 			})
-			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}}))
+			r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{address}}}))
 			for i := range 20 {
 				u := user(t, fmt.Sprint("u", i))
 				if got, err := r.Lookup(t.Context(), u); err == nil && got.Backend != "east" {
@@ -210,7 +210,7 @@ func TestASilentServerTimesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // nothing was written
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{l.Addr().String()}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{l.Addr().String()}}}))
 	for i := range 6 {
 		if _, err := r.Lookup(t.Context(), user(t, fmt.Sprint("u", i))); !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
@@ -257,7 +257,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		o := newFakeStore()
 		cfg := testConfig
-		cfg.setDefaults()
+		cfg = testbed.WithDefaults(cfg)
 		conn := &invalidationConn{keys: keys{DefaultPrefix}, cache: newCache(cfg, o.reader(), testLogger(t))}
 		conn.handlePush(m)
 	})
@@ -284,8 +284,8 @@ func (m message) String() string {
 func TestDialRejectsInvalidConfigurations(t *testing.T) {
 	for name, c := range map[string]RedisConfig{
 		"no address":           {},
-		"cluster and sentinel": {Addresses: []string{"a:1"}, Cluster: true, SentinelMaster: "m"},
-		"two single servers":   {Addresses: []string{"a:1", "b:1"}},
+		"cluster and sentinel": {RedisSettings: RedisSettings{Addresses: []string{"a:1"}, Cluster: true, SentinelMaster: "m"}},
+		"two single servers":   {RedisSettings: RedisSettings{Addresses: []string{"a:1", "b:1"}}},
 	} {
 		if _, err := Dial(c); err == nil {
 			t.Errorf("%s was accepted", name)
@@ -295,7 +295,7 @@ func TestDialRejectsInvalidConfigurations(t *testing.T) {
 
 func TestErrorsDoNotContainThePasswordOfRedis(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "right")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Password: identity.NewSecret("canary-pw")}))
+	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}, Password: identity.NewSecret("canary-pw")}}))
 	startRouter(t, r)
 	_, err := r.Lookup(t.Context(), user(t, "alice"))
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "canary") {

@@ -1,17 +1,18 @@
 package routing
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"imapgate/internal/event"
-	"imapgate/internal/identity"
-
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+
+	"imapgate/internal/event"
+	"imapgate/internal/identity"
 )
 
 // Errors of a lookup. The errors of this package wrap one of these and the cause, which is for
@@ -45,25 +46,12 @@ const (
 // they are.
 var errRouteAtLogin = fmt.Errorf("%w: the auth server supplies routes with logins", ErrUnavailable)
 
-// Static holds the routes of the configuration. Values name backends.
-type Static struct {
-	Users   map[string]string
-	Domains map[string]string
-	Default string
-}
-
-// Config sets where routes come from and how long they are valid.
+// Config is the configuration of a Router.
 type Config struct {
-	Source   string         // SourceRedis or SourceStatic
-	Static   Static         // with SourceStatic
+	Settings
 	Backends []string       // the only backend names a route may have
 	Names    identity.Names // how user names are read: in Static, in Redis and in the snapshot
-
-	Prefix   string        // of every key; default "imapgate:"
-	TTL      time.Duration // how long a route is fresh; default 60 s
-	Stale    time.Duration // how long it is served while Redis gives none; default 24 h
-	Negative time.Duration // how long "no such user" is fresh; default 5 s
-	Snapshot string        // file with the routes for the next process; "" for none
+	Prefix   string         // of every key; "" is DefaultPrefix
 }
 
 // Metrics holds callbacks for lookups and state changes. A nil func is not called.
@@ -107,7 +95,7 @@ type Router struct {
 // New returns a Router; rdb is nil if Redis is not used. Nothing is dialed before the first
 // Lookup or Run.
 func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Router, error) {
-	cfg.setDefaults()
+	cfg.Prefix = cmp.Or(cfg.Prefix, DefaultPrefix)
 	if strings.ContainsFunc(cfg.Prefix, isUnprintable) {
 		return nil, errors.New("the prefix of Redis keys must be printable ASCII")
 	}
@@ -137,19 +125,6 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r.invalidator.onState = m.Invalidation
 	r.loadSnapshot()
 	return r, nil
-}
-
-func (c *Config) setDefaults() {
-	if c.Prefix == "" {
-		c.Prefix = DefaultPrefix
-	}
-	for d, v := range map[*time.Duration]time.Duration{
-		&c.TTL: time.Minute, &c.Stale: 24 * time.Hour, &c.Negative: 5 * time.Second,
-	} {
-		if *d <= 0 {
-			*d = v
-		}
-	}
 }
 
 // Run receives changes until ctx ends. Without Run, a Router notices a change when the ttl of

@@ -115,7 +115,7 @@ func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
 		// clock measures ages.
 		age := max(0, now.Round(0).Sub(routes[i].LearnedAt))
 		e.learnedAt = now.Add(-age)
-		if age >= c.cfg.Stale {
+		if age >= c.cfg.Cache.Stale {
 			continue
 		}
 		c.insert(e)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testbed"
 )
 
 // checkSnapshotFile checks that a snapshot file contains has, and not hasNot.
@@ -53,7 +54,7 @@ func routerWithFile(t *testing.T, file string, o *fakeStore) *Router {
 	t.Helper()
 	cfg := testConfig
 	cfg.Snapshot = file
-	cfg.setDefaults()
+	cfg = testbed.WithDefaults(cfg)
 	r := &Router{cfg: cfg, log: testLogger(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.reader(), testLogger(t))}
 	o.fail(errUnreachable, 0)
 	r.loadSnapshot()

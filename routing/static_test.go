@@ -11,10 +11,9 @@ import (
 )
 
 func TestStaticRoutesPreferUserThenDomainThenDefault(t *testing.T) {
-	r, err := New(Config{
-		Source: SourceStatic, Backends: []string{"east", "west", "last"}, Names: identity.NamesInDomain("example.org"),
-		Static: Static{Users: map[string]string{"Alice": "east"}, Domains: map[string]string{"Example.ORG": "west"}, Default: "last"},
-	}, nil, Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(Config{
+		Settings: Settings{Source: SourceStatic, Static: Static{Users: map[string]string{"Alice": "east"}, Domains: map[string]string{"Example.ORG": "west"}, Default: "last"}}, Backends: []string{"east", "west", "last"}, Names: identity.NamesInDomain("example.org"),
+	}), nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +39,7 @@ func TestStaticRoutesPreferUserThenDomainThenDefault(t *testing.T) {
 }
 
 func TestStaticRoutesWithoutADefaultDenyUnknownUsers(t *testing.T) {
-	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}}, nil, Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(Config{Settings: Settings{Source: SourceStatic}, Backends: []string{"east"}}), nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +49,14 @@ func TestStaticRoutesWithoutADefaultDenyUnknownUsers(t *testing.T) {
 }
 
 func TestBadConfigurationIsRefused(t *testing.T) {
-	static := func(s Static) Config { return Config{Source: SourceStatic, Backends: []string{"east"}, Static: s} }
+	static := func(s Static) Config {
+		return Config{Settings: Settings{Source: SourceStatic, Static: s}, Backends: []string{"east"}}
+	}
 	for name, c := range map[string]Config{
 		"no source":               {},
-		"another source":          {Source: "ldap"},
-		"redis without one":       {Source: SourceRedis},
-		"a prefix with a newline": {Source: SourceStatic, Prefix: "a\nb"},
+		"another source":          {Settings: Settings{Source: "ldap"}},
+		"redis without one":       {Settings: Settings{Source: SourceRedis}},
+		"a prefix with a newline": {Settings: Settings{Source: SourceStatic}, Prefix: "a\nb"},
 		"an unknown backend":      static(Static{Default: "west"}),
 		"a user's":                static(Static{Users: map[string]string{"a": "west"}}),
 		"a domain's":              static(Static{Domains: map[string]string{"x": "west"}}),
@@ -65,7 +66,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"a user twice":            static(Static{Users: map[string]string{"a": "east", "A": "east"}}),
 		"a domain twice":          static(Static{Domains: map[string]string{"x": "east", "X": "east"}}),
 	} {
-		if _, err := New(c, nil, Metrics{}, testLogger(t)); err == nil {
+		if _, err := New(testbed.WithDefaults(c), nil, Metrics{}, testLogger(t)); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
@@ -75,8 +76,8 @@ func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:alice", "password", "{PLAIN}x")
 	s.CLI("hset", "imapgate:user:bob", "password", "{PLAIN}x", "state", "blocked")
-	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}, Static: Static{Default: "east"}},
-		dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(Config{Settings: Settings{Source: SourceStatic, Static: Static{Default: "east"}}, Backends: []string{"east"}}),
+		dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
 }
 
 func TestRoutesOfAnAuthServerAreUnavailableToLookup(t *testing.T) {
-	r, err := New(Config{Source: SourceHTTP, Backends: []string{"east"}}, nil, Metrics{}, testLogger(t))
+	r, err := New(testbed.WithDefaults(Config{Settings: Settings{Source: SourceHTTP}, Backends: []string{"east"}}), nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -306,7 +306,7 @@ func (c *cache) recordUntrustedAbsence(q *query, e *entry) (resolution, error) {
 	}
 	recheck := suspectInterval
 	if c.worstState() == nodeEmptied {
-		recheck = c.cfg.Negative
+		recheck = c.cfg.Cache.Negative
 	}
 	c.retain(q, e, now.Add(recheck))
 	return last, nil

@@ -34,7 +34,7 @@ func newRedisLossTest(t *testing.T, rdb redis.UniversalClient, write func(...str
 		f(&cfg)
 	}
 	var err error
-	b.r, err = New(cfg, rdb, Metrics{Store: func(s StoreStatus) { b.alarm.Store(s.State == StoreEmptied) }}, testLogger(t))
+	b.r, err = New(testbed.WithDefaults(cfg), rdb, Metrics{Store: func(s StoreStatus) { b.alarm.Store(s.State == StoreEmptied) }}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func (b *redisLossTest) awaitRecovery(unknownUsers ...string) {
 
 func dialSingle(t *testing.T, s *testbed.Redis) redis.UniversalClient {
 	t.Helper()
-	return dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
+	return dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}})
 }
 
 func TestLostRecordsDenyNoUser(t *testing.T) {
@@ -126,7 +126,7 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 	t.Run("sentinel", func(t *testing.T) {
 		t.Parallel()
 		s := testbed.StartRedisSentinel(t)
-		b := newRedisLossTest(t, dialRedis(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}), s.Primary().CLI)
+		b := newRedisLossTest(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}}), s.Primary().CLI)
 		awaitReplica(t, s.Servers()[1], lossTestUsers)
 		flushReplica(s.Servers()[1])
 		s.Failover()
@@ -138,7 +138,7 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := testbed.StartRedisCluster(t)
-		b := newRedisLossTest(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}), c.CLI)
+		b := newRedisLossTest(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:2], Cluster: true}}), c.CLI)
 		held, err := strconv.Atoi(c.Nodes[0].CLI("dbsize"))
 		if err != nil {
 			t.Fatal(err)
@@ -176,7 +176,7 @@ func userOnNode(t *testing.T, c *testbed.RedisCluster, n *testbed.Redis) string 
 
 func TestALostClusterNodeDeniesNoUser(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
-	b := newRedisLossTest(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}), c.CLI)
+	b := newRedisLossTest(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:2], Cluster: true}}), c.CLI)
 	lost, intact := c.Nodes[1], c.Nodes[2]
 	lost.CLI("flushall")
 	b.awaitLoss(b.users, userOnNode(t, c, lost))
@@ -253,13 +253,13 @@ func TestARestartWithASnapshotDetectsAnEmptyRedis(t *testing.T) {
 
 func TestAcceptEmptyAppliesToAllNodesOfACluster(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
-	rdb := dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true})
+	rdb := dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:2], Cluster: true}})
 	b := newRedisLossTest(t, rdb, c.CLI)
 	for _, n := range c.Nodes[:3] {
 		n.CLI("flushall")
 	}
 	b.awaitLoss(b.users)
-	operator := newRouter(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:1], Cluster: true}))
+	operator := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: c.Addresses[:1], Cluster: true}}))
 	if err := operator.AcceptEmpty(context.Background(), "carol"); err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gat
 			}
 		}
 	}
-	answerSoon := func(cfg *config.Config) { cfg.Limits.UpstreamAnswerTimeout = loginTimeout }
+	answerSoon := func(cfg *config.Config) { cfg.Limits.AnswerTimeout = loginTimeout }
 	return startTunedGateway(t, backend.CA, answerSoon, staticBackends(paths, users), fmt.Sprintf("limits: {upstream_login_timeout: %v}", loginTimeout)), all
 }
 

@@ -66,7 +66,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 143\r\nContent-Length: 0\r\n\r\n"))
 		}
 	})
-	config := authhttp.Config{URLs: []string{"http://" + server.address() + "/auth"}, ClientCerts: true, PassClientCert: true}
+	config := authhttp.Config{Settings: authhttp.Settings{URLs: []string{"http://" + server.address() + "/auth"}, PassClientCert: true}, ClientCerts: true}
 	asker, err := authhttp.New(config, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			}
 		}
 		config := config
-		config.Headers = map[string]identity.Secret{"X-Key": identity.NewSecret(evil)}
+		config.Secrets = map[string]identity.Secret{"X-Key": identity.NewSecret(evil)}
 		if _, err := authhttp.New(config, zap.NewNop()); err == nil && strings.ContainsAny(end, "\r\n\x00") {
 			t.Errorf("a header of the configuration may have %q", end)
 		}

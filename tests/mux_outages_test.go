@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
+	"imapgate/internal/settings"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
@@ -462,7 +463,7 @@ func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 	o := startOutageTest(t, 6)
 	first := mustDial(t, o.g.endpoint(proxy.ImplicitTLS), "")
 	mustExec(t, first, "LOGIN six "+password)
-	messages := mux.Settings{}.WithDefaults().FlagResyncMaxMessages + 500
+	messages := settings.Default[mux.Settings]().FlagResyncMaxMessages + 500
 	var literals [][]byte
 	for i := range messages {
 		literals = append(literals, messageOfSize(100, fmt.Sprint("number ", i)))

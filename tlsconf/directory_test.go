@@ -86,7 +86,7 @@ func (c *certbotDir) updateLinks(t testing.TB, links int) {
 func TestCertbotRenewalIsReloaded(t *testing.T) {
 	c := &certbotDir{root: t.TempDir(), ca: newAuthority(t, "ca")}
 	c.renew(t, "1", "one", 4)
-	s, _ := newServer(t, ServerConfig{Directory: filepath.Join(c.root, "live")})
+	s, _ := newServer(t, ServerSettings{CertificateDir: filepath.Join(c.root, "live")})
 	if got := servedNames(s); !slices.Equal(got, []string{"one"}) || servedChainLength(t, s, "mail.example.org") != 2 {
 		t.Fatalf("served: %v, a chain of %d", got, servedChainLength(t, s, "mail.example.org"))
 	}
@@ -149,7 +149,7 @@ func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
 	write(t, filepath.Join(dir, "a.pem~"), []byte("garbage"))
 	write(t, filepath.Join(mkdir(t, dir, "..2026"), "x.pem"), []byte("garbage"))
 	write(t, filepath.Join(mkdir(t, dir, "c.example.org", "deeper"), "x.pem"), []byte("garbage"))
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(root, "own"), own, ownKey)}, Directory: dir})
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{writePair(t, filepath.Join(root, "own"), own, ownKey)}, CertificateDir: dir})
 	if got := servedNames(s); !slices.Equal(got, []string{"own", "a", "b", "c", "expired"}) {
 		t.Errorf("served: %v", got)
 	}
@@ -178,7 +178,7 @@ func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, filepath.Join(dir, "mail"), slices.Concat(cert, ca.pem()), key)
 	theCA := writePair(t, filepath.Join(dir, "ca"), ca.pem(), caKey)
-	s, logged := newServer(t, ServerConfig{Directory: dir})
+	s, logged := newServer(t, ServerSettings{CertificateDir: dir})
 	if got := servedNames(s); !slices.Equal(got, []string{"mail.example.org"}) || servedChainLength(t, s, "") != 2 {
 		t.Errorf("served: %v, a chain of %d", got, servedChainLength(t, s, ""))
 	}
@@ -197,7 +197,7 @@ func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
 	if err := errors.Join(os.Remove(filepath.Join(dir, "mail.pem")), os.Remove(filepath.Join(dir, "mail.key"))); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewServer(ServerConfig{Directory: dir}, s.log); err == nil || !strings.Contains(err.Error(), "no certificate with its key") || !strings.Contains(err.Error(), want) {
+	if _, err := NewServer(ServerSettings{CertificateDir: dir}, s.log); err == nil || !strings.Contains(err.Error(), "no certificate with its key") || !strings.Contains(err.Error(), want) {
 		t.Errorf("alone: %v", err)
 	}
 }
@@ -213,7 +213,7 @@ func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
 	}
 	dir := t.TempDir()
 	writePair(t, filepath.Join(dir, "alone"), cert, key)
-	s, _ := newServer(t, ServerConfig{Directory: dir})
+	s, _ := newServer(t, ServerSettings{CertificateDir: dir})
 	if got := servedNames(s); !slices.Equal(got, []string{"alone.example.org"}) || s.Diagnose(time.Now()) != nil {
 		t.Errorf("served: %v, %v", got, s.Diagnose(time.Now()))
 	}
@@ -245,7 +245,7 @@ func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {
 	put("2026a.pem", -3*day, "older", "imap.example.org")
 	put("2027.pem", day, "to come", "mail.example.org")
 	put("another.pem", -day, "another")
-	s, _ := newServer(t, ServerConfig{Directory: dir})
+	s, _ := newServer(t, ServerSettings{CertificateDir: dir})
 	// A later renewal of another certificate does not make that one the default.
 	if got := servedNames(s); !slices.Equal(got, []string{"new", "older", "old", "another", "to come"}) {
 		t.Errorf("served: %v", got)
@@ -288,7 +288,7 @@ func TestDirectoryProblemsNameFiles(t *testing.T) {
 		} else {
 			write(t, filepath.Join(dir, c.file), c.text)
 		}
-		s, _ := newServer(t, ServerConfig{Directory: dir})
+		s, _ := newServer(t, ServerSettings{CertificateDir: dir})
 		if _, err := s.Reload(); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, c.want)) || strings.Contains(err.Error(), "PRIVATE") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -298,11 +298,11 @@ func TestDirectoryProblemsNameFiles(t *testing.T) {
 		if err := os.Remove(filepath.Join(dir, "good.pem")); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := NewServer(ServerConfig{Directory: dir}, s.log); err == nil || !strings.Contains(err.Error(), "no certificate with its key") || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewServer(ServerSettings{CertificateDir: dir}, s.log); err == nil || !strings.Contains(err.Error(), "no certificate with its key") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s, alone: %v", name, err)
 		}
 	}
-	if _, err := NewServer(ServerConfig{Directory: "/no/where"}, nil); err == nil || !strings.Contains(err.Error(), "/no/where: no such file") {
+	if _, err := NewServer(ServerSettings{CertificateDir: "/no/where"}, nil); err == nil || !strings.Contains(err.Error(), "/no/where: no such file") {
 		t.Errorf("no directory: %v", err)
 	}
 }
@@ -317,7 +317,7 @@ func TestUnreadableKeyIsNamed(t *testing.T) {
 	if err := os.Chmod(files.Key, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewServer(ServerConfig{Directory: dir}, nil); err == nil || !strings.Contains(err.Error(), files.Key+": permission denied") {
+	if _, err := NewServer(ServerSettings{CertificateDir: dir}, nil); err == nil || !strings.Contains(err.Error(), files.Key+": permission denied") {
 		t.Error(err)
 	}
 }
@@ -333,7 +333,7 @@ func TestHalfWrittenPairsKeepTheLastGoodOne(t *testing.T) {
 		write(t, key, oneKey)
 	}
 	whole()
-	s, _ := newServer(t, ServerConfig{Directory: dir})
+	s, _ := newServer(t, ServerSettings{CertificateDir: dir})
 	for name, half := range map[string]func(){
 		"new certificate, old key": func() { write(t, cert, two) },
 		"old certificate, new key": func() { write(t, key, twoKey) },
@@ -372,7 +372,7 @@ func TestDirectoryKeyPairsAreAddedAndRemoved(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
 	cert, key := ca.issue(t, later, "a")
 	write(t, filepath.Join(dir, "a.pem"), slices.Concat(cert, key))
-	s, _ := newServer(t, ServerConfig{Directory: dir})
+	s, _ := newServer(t, ServerSettings{CertificateDir: dir})
 	watchFiles(t, s, s.log)
 	served := func(want ...string) {
 		t.Helper()

@@ -56,7 +56,7 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	base := filepath.Join(dir, "c")
 	cert, key := ca.issue(t, later, "one")
 	pair := writePair(t, base, cert, key)
-	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
+	s, logs := newServer(t, ServerSettings{Certificates: []CertFiles{pair}})
 	first := s.Config()
 	watchFiles(t, s, s.log)
 
@@ -106,7 +106,7 @@ func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{pair}})
 	watchFiles(t, s, s.log)
 	version("v2")
 	testbed.Eventually(t, testbed.Timeout, "v2", func() bool { return servedName(t, s) == "v2" })
@@ -123,7 +123,7 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 	twoCert, twoKey := ca.issue(t, later, "two")
 	one := writePair(t, filepath.Join(dir, "one"), oneCert, oneKey)
 	two := writePair(t, filepath.Join(dir, "two"), twoCert, twoKey)
-	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{one, two}})
+	s, logs := newServer(t, ServerSettings{Certificates: []CertFiles{one, two}})
 	expired, expiredKey := ca.issue(t, time.Now().Add(-time.Hour), "expired")
 	for name, breakIt := range map[string]func(){
 		"garbage": func() { write(t, one.Cert, []byte("garbage")) },
@@ -166,7 +166,7 @@ func TestSessionOfARemovedClientCAIsNotResumed(t *testing.T) {
 	later := time.Now().Add(240 * time.Hour)
 	cert, key := ca.issue(t, later, "mail")
 	caFile := write(t, filepath.Join(dir, "ca"), clients.pem())
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "c"), cert, key)}, ClientCA: caFile})
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "c"), cert, key)}, ClientCA: caFile})
 	cert, key = clients.issue(t, later, "alice")
 	own, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -211,7 +211,7 @@ func TestExpiryIsLoggedOncePerThreshold(t *testing.T) {
 	cert, key := ca.issue(t, end, "mail")
 	base := filepath.Join(t.TempDir(), "c")
 	pair := writePair(t, base, cert, key)
-	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
+	s, logs := newServer(t, ServerSettings{Certificates: []CertFiles{pair}})
 	if list := s.Certificates(); len(list) != 1 || list[0].File != pair.Cert || !list[0].NotAfter.Equal(end) {
 		t.Errorf("%+v", list)
 	}
@@ -244,7 +244,7 @@ func TestExpiryIsLoggedOncePerThreshold(t *testing.T) {
 func TestExpiredCertificateMayBeReplacedByAnyOther(t *testing.T) {
 	ca, base := newAuthority(t, "ca"), filepath.Join(t.TempDir(), "c")
 	cert, key := ca.issue(t, time.Now().Add(-2*time.Hour), "one")
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, base, cert, key)}})
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{writePair(t, base, cert, key)}})
 	cert, key = ca.issue(t, time.Now().Add(-time.Hour), "two")
 	writePair(t, base, cert, key)
 	if changed, err := s.Reload(); !changed || err != nil || servedName(t, s) != "two" {

@@ -12,21 +12,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// ServerConfig is the `tls` block of the configuration.
-type ServerConfig struct {
-	MinVersion   string      // "1.2" (also "") or "1.3"
-	Certificates []CertFiles // chosen by SNI; the first is the default
-	Directory    string      // its pairs follow Certificates; "": none
-	ClientCA     string      // PEM file; if set, client certificates are requested and verified
-}
-
-// CertFiles names the files of a certificate chain and its key.
-type CertFiles struct{ Cert, Key string }
-
 // Server is the listeners' side of TLS.
 type Server struct {
 	// Set once.
-	cfg        ServerConfig
+	cfg        ServerSettings
 	minVersion uint16
 	log        *zap.Logger
 
@@ -48,12 +37,12 @@ type Certificate struct {
 
 // NewServer loads all files and returns all errors at once, each with the file and the reason.
 // Other problems in a directory with a usable pair are not errors; DirectoryError returns them.
-func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
+func NewServer(cfg ServerSettings, log *zap.Logger) (*Server, error) {
 	minVersion, err := parseVersion(cfg.MinVersion)
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Certificates) == 0 && cfg.Directory == "" {
+	if len(cfg.Certificates) == 0 && cfg.CertificateDir == "" {
 		return nil, errors.New("no certificate is configured")
 	}
 	s := &Server{cfg: cfg, minVersion: minVersion, log: log, expiry: make(expiryWarner)}
@@ -69,7 +58,7 @@ func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 	if s.cas, err = loadCAs(cfg.ClientCA); err != nil {
 		errs = append(errs, err)
 	}
-	if cfg.Directory != "" {
+	if cfg.CertificateDir != "" {
 		errs = append(errs, s.openDirectory()...)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -81,13 +70,13 @@ func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 
 // openDirectory reads the directory for the first time.
 func (s *Server) openDirectory() (errs []error) {
-	s.dir = &directory{path: s.cfg.Directory}
+	s.dir = &directory{path: s.cfg.CertificateDir}
 	_, err := s.dir.reload(time.Now())
 	switch {
 	case s.dir.entries == nil && err != nil: // the directory cannot be listed
 		return []error{err}
 	case len(s.cfg.Certificates)+len(s.dir.pairs) == 0:
-		return append([]error{&FileError{s.cfg.Directory, errors.New("no certificate with its key")}, err}, s.dir.warnings...)
+		return append([]error{&FileError{s.cfg.CertificateDir, errors.New("no certificate with its key")}, err}, s.dir.warnings...)
 	}
 	return nil
 }

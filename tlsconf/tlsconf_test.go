@@ -156,7 +156,7 @@ func serveOne(l net.Listener, cfg *tls.Config, done chan<- error) {
 	done <- err
 }
 
-func newServer(t testing.TB, cfg ServerConfig) (*Server, *observer.ObservedLogs) {
+func newServer(t testing.TB, cfg ServerSettings) (*Server, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
 	s, err := NewServer(cfg, zap.New(core))
@@ -173,7 +173,7 @@ func TestCertificateIsChosenByName(t *testing.T) {
 		cert, key := ca.issue(t, later, names...)
 		pairs = append(pairs, writePair(t, filepath.Join(dir, string(rune('a'+i))), cert, key))
 	}
-	s, _ := newServer(t, ServerConfig{Certificates: pairs})
+	s, _ := newServer(t, ServerSettings{Certificates: pairs})
 	for serverName, want := range map[string]string{
 		"mail.example.org":    "mail.example.org",
 		"MAIL.Example.ORG":    "mail.example.org",
@@ -238,7 +238,7 @@ func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 		{[]CertFiles{ec, other}, both, []string{"", "unknown.example.com"}, x509.ECDSA},
 		{[]CertFiles{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // the RSA certificate is for another name
 	} {
-		s, _ := newServer(t, ServerConfig{Certificates: c.pairs})
+		s, _ := newServer(t, ServerSettings{Certificates: c.pairs})
 		for _, name := range c.names {
 			client := clients[c.client].Clone()
 			client.ServerName, client.InsecureSkipVerify = name, true
@@ -266,7 +266,7 @@ func TestSignatureAlgorithmsChooseTheCertificate(t *testing.T) {
 	}
 	ecCert, ecKey := ca.issue(t, later, "mail.example.org")
 	rsaCert, rsaPEM := ca.sign(t, rsaKey, rsaKey.Public(), later, []string{"mail.example.org"})
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{
 		writePair(t, filepath.Join(dir, "ec"), ecCert, ecKey), writePair(t, filepath.Join(dir, "rsa"), rsaCert, rsaPEM)}})
 	for _, name := range []string{"", "mail.example.org", "unknown.example.com"} {
 		for scheme, want := range map[tls.SignatureScheme]x509.PublicKeyAlgorithm{
@@ -311,7 +311,7 @@ func TestOnlyTheRightProtocolAndVersionAreServed(t *testing.T) {
 		"1.2 where 1.3 must": {"1.3", &tls.Config{MaxVersion: tls.VersionTLS12}, "", false},
 		"1.3 where 1.3 must": {"1.3", &tls.Config{}, "", true},
 	} {
-		s, _ := newServer(t, ServerConfig{MinVersion: c.min, Certificates: []CertFiles{pair}})
+		s, _ := newServer(t, ServerSettings{MinVersion: c.min, Certificates: []CertFiles{pair}})
 		client := c.client.Clone()
 		client.ServerName, client.RootCAs = "mail.example.org", roots
 		state, err := runHandshake(t, s.Config(), client)
@@ -327,18 +327,18 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 	_, otherKey, _ := SelfSignedPEM("b")
 	good := writePair(t, filepath.Join(dir, "good"), cert, key)
 	for name, c := range map[string]struct {
-		cfg  ServerConfig
+		cfg  ServerSettings
 		want []string
 	}{
-		"none":       {ServerConfig{}, []string{"no certificate is configured"}},
-		"version":    {ServerConfig{MinVersion: "1.1", Certificates: []CertFiles{good}}, []string{`"1.1"`}},
-		"missing":    {ServerConfig{Certificates: []CertFiles{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
-		"mismatch":   {ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
-		"empty":      {ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
-		"swapped":    {ServerConfig{Certificates: []CertFiles{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
-		"CA":         {ServerConfig{Certificates: []CertFiles{good}, ClientCA: good.Key}, []string{"good.key: it holds no PEM certificate"}},
-		"missing CA": {ServerConfig{Certificates: []CertFiles{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
-		"huge":       {ServerConfig{Certificates: []CertFiles{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFileSize+1)), good.Key}}}, []string{"huge: it is larger"}},
+		"none":       {ServerSettings{}, []string{"no certificate is configured"}},
+		"version":    {ServerSettings{MinVersion: "1.1", Certificates: []CertFiles{good}}, []string{`"1.1"`}},
+		"missing":    {ServerSettings{Certificates: []CertFiles{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
+		"mismatch":   {ServerSettings{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
+		"empty":      {ServerSettings{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
+		"swapped":    {ServerSettings{Certificates: []CertFiles{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
+		"CA":         {ServerSettings{Certificates: []CertFiles{good}, ClientCA: good.Key}, []string{"good.key: it holds no PEM certificate"}},
+		"missing CA": {ServerSettings{Certificates: []CertFiles{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
+		"huge":       {ServerSettings{Certificates: []CertFiles{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFileSize+1)), good.Key}}}, []string{"huge: it is larger"}},
 	} {
 		_, err := NewServer(c.cfg, zap.NewNop())
 		for _, want := range c.want {
@@ -354,7 +354,7 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 
 func TestOneConfigServesAllConnectionsOfAGeneration(t *testing.T) {
 	cert, key, _ := SelfSignedPEM("a")
-	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)}})
+	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)}})
 	first := s.Config()
 	if n := testing.AllocsPerRun(100, func() { _ = s.Config() }); n != 0 || s.Config() != first {
 		t.Errorf("%v allocations", n)
@@ -428,7 +428,7 @@ func TestServedCertificateIsRecorded(t *testing.T) {
 		cert, key := ca.issue(t, far, name)
 		pairs = append(pairs, writePair(t, filepath.Join(dir, name), cert, key))
 	}
-	s, _ := newServer(t, ServerConfig{Certificates: pairs})
+	s, _ := newServer(t, ServerSettings{Certificates: pairs})
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		client := &tls.Config{RootCAs: ca.pool(), MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
 		for i, name := range []string{"a.example.org", "b.example.org", "a.example.org", "b.example.org"} {

@@ -55,7 +55,8 @@ var allowedImports = map[string]string{
 	"internal/sanitize":       "",
 	"internal/sleep":          "",
 	"internal/peerbench":      "", // a program that measures proxies from the outside
-	"internal/testbed":        "",
+	"internal/settings":       "internal/duration",
+	"internal/testbed":        "internal/settings",
 	"internal/testbed/openid": "internal/testbed",
 	"internal/faultproxy":     "internal/testbed",
 	"internal/filewatch":      "",
@@ -73,9 +74,9 @@ var allowedImports = map[string]string{
 	"proxy":                   "proxy/relay proxy/splice proxy/mux proxy/login proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/logaggregator internal/parking",
 	"internal/admin":          "internal/admin/api internal/listen",
 	"internal/admin/api":      "internal/duration proxy routing",
-	"internal/config":         "auth/oauth auth/authhttp tlsconf internal/duration internal/plainfile proxy/mux",
+	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf proxy proxy/mux proxy/mux/pool proxy/upstream internal/admin internal/audit internal/duration internal/limit internal/plainfile internal/settings",
 	"internal/gateway":        "*",
-	"cmd/imapgate":            "internal/gateway internal/admin/api internal/audit internal/config internal/duration internal/plainfile auth proxy routing tlsconf",
+	"cmd/imapgate":            "internal/gateway internal/admin internal/admin/api internal/audit internal/config internal/duration internal/plainfile auth proxy routing tlsconf",
 	"tests":                   "",
 	"tests/model":             "",
 }

@@ -42,7 +42,6 @@ var (
 const MaxURLs = 16
 
 const (
-	defaultTimeout = 5 * time.Second
 	maxHeader      = 8 << 10  // bytes of a response's header; nginx reads 1 KiB
 	maxBody        = 64 << 10 // bytes of a response's body discarded to reuse the connection
 	maxConns       = 128      // connections to one auth server; further requests wait
@@ -52,14 +51,11 @@ const (
 	discardTimeout = 250 * time.Millisecond // time to discard a body
 )
 
-// Config lists the auth servers and the contents of a request.
+// Config is the configuration of a Client.
 type Config struct {
-	URLs           []string                   // http or https, in the order in which they are tried
-	Timeout        time.Duration              // for one server's response; 0 is 5 s
-	Headers        map[string]identity.Secret // sent with every request
-	TLS            func() *tls.Config         // for https connections that begin now; nil trusts the system's roots
-	ClientCerts    bool                       // clients are asked for certificates, so requests report whether there was one
-	PassClientCert bool                       // requests include the client's certificate
+	Settings
+	TLS         func() *tls.Config // for https connections that begin now; nil trusts the system's roots
+	ClientCerts bool               // clients are asked for certificates, so requests report whether there was one
 }
 
 // Client sends requests to auth servers. It is safe for concurrent use.
@@ -87,10 +83,7 @@ func New(cfg Config, log *zap.Logger) (*Client, error) {
 	if len(cfg.URLs) == 0 || len(cfg.URLs) > MaxURLs {
 		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", MaxURLs, len(cfg.URLs))
 	}
-	c := &Client{timeout: cfg.Timeout, headers: cfg.Headers, reportCertificates: cfg.ClientCerts, passClientCert: cfg.PassClientCert, log: log}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
-	}
+	c := &Client{timeout: cfg.Timeout, headers: cfg.allHeaders(), reportCertificates: cfg.ClientCerts, passClientCert: cfg.PassClientCert, log: log}
 	for _, raw := range cfg.URLs {
 		s, err := c.newServer(raw)
 		if err != nil {
@@ -98,7 +91,7 @@ func New(cfg Config, log *zap.Logger) (*Client, error) {
 		}
 		c.servers = append(c.servers, s)
 	}
-	for name, value := range cfg.Headers {
+	for name, value := range c.headers {
 		if err := CheckHeader(name, value.Reveal()); err != nil {
 			return nil, fmt.Errorf("auth server: header %q %w", name, err)
 		}

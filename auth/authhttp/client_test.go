@@ -140,7 +140,7 @@ func TestUnavailableServerIsProbedRarely(t *testing.T) {
 	silent := startAuthServer(t, respondAlways(""))
 	cfg := configFor(silent)
 	cfg.Timeout = 100 * time.Millisecond
-	a, err := New(cfg, zap.New(core))
+	a, err := New(testbed.WithDefaults(cfg), zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestLoginsDuringSuccessfulProbeSucceed(t *testing.T) {
 		w.Header()["Auth-Status"], w.Header()["Auth-Server"], w.Header()["Auth-Port"] = []string{"OK"}, []string{"10.0.0.1"}, []string{"143"}
 	}))
 	t.Cleanup(server.Close)
-	a, err := New(Config{URLs: []string{server.URL}, Timeout: testTimeout}, zap.NewNop())
+	a, err := New(testbed.WithDefaults(Config{Settings: Settings{URLs: []string{server.URL}, Timeout: testTimeout}}), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestServerThatFailsProbesIsUsed(t *testing.T) {
 		}
 	}))
 	t.Cleanup(s.Close)
-	a := newClient(t, Config{URLs: []string{s.URL}, Timeout: testTimeout})
+	a := newClient(t, Config{Settings: Settings{URLs: []string{s.URL}, Timeout: testTimeout}})
 	for range breaker.Threshold + 1 {
 		if _, err := a.Authenticate(t.Context(), newRequest()); !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
@@ -318,7 +318,7 @@ func TestBodyIsNotAwaited(t *testing.T) {
 			defer s.Close()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			a := newClient(t, Config{URLs: []string{s.URL}, Timeout: time.Hour}) // longer than the test
+			a := newClient(t, Config{Settings: Settings{URLs: []string{s.URL}, Timeout: time.Hour}}) // longer than the test
 			if _, err := a.Authenticate(t.Context(), newRequest()); err != nil {
 				t.Error(err)
 			}
@@ -373,13 +373,13 @@ func TestOverTLSBothSidesAreVerified(t *testing.T) {
 		"no certificate of ours":   {&tls.Config{RootCAs: ca.Pool}, false},
 		"a stranger's certificate": {&tls.Config{RootCAs: ca.Pool, Certificates: []tls.Certificate{pair(other, "gateway")}}, false},
 	} {
-		_, err := newClient(t, Config{URLs: []string{s.URL + "/auth"}, TLS: testbed.StaticTLS(c.tls)}).Authenticate(t.Context(), newRequest())
+		_, err := newClient(t, Config{Settings: Settings{URLs: []string{s.URL + "/auth"}}, TLS: testbed.StaticTLS(c.tls)}).Authenticate(t.Context(), newRequest())
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	plain := startAuthServer(t, respondAlways(acceptAt(1)))
-	_, err := newClient(t, Config{URLs: []string{"https://" + plain.address}, Timeout: time.Second / 2}).Authenticate(t.Context(), newRequest())
+	_, err := newClient(t, Config{Settings: Settings{URLs: []string{"https://" + plain.address}, Timeout: time.Second / 2}}).Authenticate(t.Context(), newRequest())
 	if !errors.Is(err, ErrUnavailable) || len(plain.takeRequests()) != 0 {
 		t.Errorf("a server without TLS: %v", err)
 	}
@@ -436,16 +436,16 @@ func TestHeadersAndURLsThatWouldBreakTheProtocolAreRefused(t *testing.T) {
 		{"", "x"}, {"X Y", "x"}, {"X:", "x"}, {"X\r\nY", "x"}, {"Host", "x"}, {"auth-user", "x"}, {"AUTH-SSL-VERIFY", "SUCCESS"},
 		{"proxy-protocol-addr", "x"}, {"client-ip", "x"}, {"Transfer-Encoding", "chunked"}, {"X", "a\r\nAuth-User: b"}, {"X", "a\x00"},
 	} {
-		if _, err := New(Config{URLs: []string{"http://a"}, Headers: operatorHeader(bad[0], bad[1])}, zap.NewNop()); err == nil {
+		if _, err := New(testbed.WithDefaults(Config{Settings: Settings{URLs: []string{"http://a"}, Secrets: operatorHeader(bad[0], bad[1])}}), zap.NewNop()); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
 	}
 	for _, bad := range []string{"", "/auth", "a:80/auth", "ftp://a/", "http://", "http://u:p@a/", "http://a/#x", "unix:/run/x", "http://a/\n"} {
-		if _, err := New(Config{URLs: []string{bad}}, zap.NewNop()); err == nil || strings.Contains(err.Error(), "u:p") {
+		if _, err := New(testbed.WithDefaults(Config{Settings: Settings{URLs: []string{bad}}}), zap.NewNop()); err == nil || strings.Contains(err.Error(), "u:p") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if _, err := New(Config{URLs: make([]string, MaxURLs+1)}, zap.NewNop()); err == nil {
+	if _, err := New(testbed.WithDefaults(Config{Settings: Settings{URLs: make([]string, MaxURLs+1)}}), zap.NewNop()); err == nil {
 		t.Error("too many servers are accepted")
 	}
 }

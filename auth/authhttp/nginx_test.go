@@ -117,7 +117,7 @@ func TestRequestsMatchNginx(t *testing.T) {
 	s := startAuthServer(t, respondAlways(formatResponse("Auth-Status: no")))
 	nginx := startNginx(t, s, testbed.NewCA(t))
 	cfg := configFor(s)
-	cfg.Headers = operatorHeader("X-Auth-Key", "s3cret")
+	cfg.Secrets = operatorHeader("X-Auth-Key", "s3cret")
 	local := netip.MustParseAddr("127.0.0.1")
 
 	t.Run("of the command LOGIN", func(t *testing.T) {
@@ -172,7 +172,7 @@ func TestTLSHeadersMatchNginx(t *testing.T) {
 	ca := testbed.NewCA(t)
 	nginx := startNginx(t, s, ca)
 	cfg := configFor(s)
-	cfg.Headers = operatorHeader("X-Auth-Key", "s3cret")
+	cfg.Secrets = operatorHeader("X-Auth-Key", "s3cret")
 	cfg.ClientCerts, cfg.PassClientCert = true, true
 	cert, key := ca.Issue(t, "alice@example.org")
 	pair, err := tls.LoadX509KeyPair(cert, key)

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 const testTimeout = 20 * time.Second // generous, for a busy machine
@@ -158,7 +159,7 @@ func formatResponse(lines ...string) string {
 
 func newClient(t *testing.T, cfg Config) *Client {
 	t.Helper()
-	a, err := New(cfg, zap.NewNop())
+	a, err := New(testbed.WithDefaults(cfg), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

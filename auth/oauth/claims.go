@@ -75,8 +75,8 @@ type claimRules struct {
 
 func (c Config) newRules() claimRules {
 	return claimRules{
-		issuer: c.Issuer, audience: slices.Clone(c.Audience), authorizedParties: slices.Clone(c.AuthorizedParties),
-		usernameClaim: cmp.Or(c.UsernameClaim, DefaultClaim), scope: c.Scope,
+		issuer: c.Issuer, audience: slices.Clone(c.Audience), authorizedParties: slices.Clone(c.AuthorizedParty),
+		usernameClaim: c.UsernameClaim, scope: c.Scope,
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 // Verifier.
 func FuzzOAuthToken(f *testing.F) {
 	p := openid.Start(f)
-	v, key := newVerifier(f, p, func(c *Config) { c.AuthorizedParties = []string{"phone"} }), p.SigningKey()
+	v, key := newVerifier(f, p, func(c *Config) { c.AuthorizedParty = []string{"phone"} }), p.SigningKey()
 	private := key.Key.(jose.JSONWebKey).Key.(*rsa.PrivateKey)
 	now := time.Now().Unix()
 	head := `{"alg":"RS256","kid":"key-1","typ":"JWT"}`

@@ -33,7 +33,7 @@ func startFaultyProvider(t *testing.T, fault http.HandlerFunc) (v *Verifier, req
 		}
 	}))
 	t.Cleanup(server.Close)
-	v, err := New(Config{IntrospectionURL: server.URL, Scope: "email"}, zap.NewNop())
+	v, err := New(testbed.WithDefaults(Config{Settings: Settings{IntrospectionURL: server.URL, Scope: "email"}}, "cache_ttl"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestTokensDuringSuccessfulProbeAreVerified(t *testing.T) {
 		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
 	}))
 	t.Cleanup(server.Close)
-	v, err := New(Config{IntrospectionURL: server.URL, Scope: "email"}, zap.NewNop())
+	v, err := New(testbed.WithDefaults(Config{Settings: Settings{IntrospectionURL: server.URL, Scope: "email"}}, "cache_ttl"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

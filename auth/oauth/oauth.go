@@ -24,24 +24,11 @@ const (
 	// Leeway is how far the clocks of the provider and of the gateway may differ: a token is
 	// accepted for that long after its end.
 	Leeway = 30 * time.Second
-	// DefaultClaim is the claim with the user's name, as in Dovecot (oauth2
-	// username_attribute).
-	DefaultClaim = "email"
 )
 
-// Config describes one provider. Issuer or IntrospectionURL is required.
+// Config is the configuration of a Verifier.
 type Config struct {
-	Issuer            string   // exactly as in the tokens' iss; the keys are found by discovery
-	Audience          []string // one of them must be in aud
-	AuthorizedParties []string // one of them must be azp (or client_id); empty: any
-	UsernameClaim     string   // claim with the user's name; "" is DefaultClaim
-	Scope             string   // scope that a token must have; "": any
-
-	IntrospectionURL string
-	ClientID         string // for the introspection; "": no credentials
-	ClientSecret     identity.Secret
-	CacheTTL         time.Duration // validity of a positive introspection; 0: not cached
-
+	Settings
 	TLS func() *tls.Config // for new connections; nil: the system's roots
 }
 
@@ -95,7 +82,7 @@ func (c Config) validate() error {
 	if c.Issuer != "" && len(c.Audience) == 0 {
 		return errors.New("issuer needs an audience")
 	}
-	if len(c.Audience) == 0 && len(c.AuthorizedParties) == 0 && c.Scope == "" {
+	if len(c.Audience) == 0 && len(c.AuthorizedParty) == 0 && c.Scope == "" {
 		return errors.New("introspection_url needs an audience, an authorized party or a scope")
 	}
 	if c.CacheTTL < 0 {

@@ -35,11 +35,11 @@ const alice = "alice@example.org"
 // newVerifier returns a Verifier for a provider's client Mail; change edits its configuration.
 func newVerifier(t testing.TB, p *openid.Provider, edit func(*Config)) *Verifier {
 	t.Helper()
-	cfg := Config{Issuer: p.Issuer, Audience: []string{openid.JWTClient}}
+	cfg := Config{Settings: Settings{Issuer: p.Issuer, Audience: []string{openid.JWTClient}}}
 	if edit != nil {
 		edit(&cfg)
 	}
-	v, err := New(cfg, zap.NewNop())
+	v, err := New(testbed.WithDefaults(cfg, "cache_ttl"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +50,7 @@ func newVerifier(t testing.TB, p *openid.Provider, edit func(*Config)) *Verifier
 func introspectionOnly(p *openid.Provider, ttl time.Duration) func(*Config) {
 	return func(c *Config) {
 		*c = Config{
-			IntrospectionURL: p.IntrospectionURL(), ClientID: openid.OpaqueClient, ClientSecret: identity.NewSecret(openid.ClientSecret),
-			Scope: "email", CacheTTL: ttl,
+			Settings: Settings{IntrospectionURL: p.IntrospectionURL(), ClientID: openid.OpaqueClient, ClientSecret: identity.NewSecret(openid.ClientSecret), Scope: "email", CacheTTL: ttl},
 		}
 	}
 }
@@ -134,7 +133,7 @@ func TestTokensOfARealProviderAreAccepted(t *testing.T) {
 	p := openid.Start(t, alice)
 	for what, change := range map[string]func(*Config){
 		"by signature":        nil,
-		"by a signed party":   func(c *Config) { c.AuthorizedParties = []string{"other", openid.JWTClient} },
+		"by a signed party":   func(c *Config) { c.AuthorizedParty = []string{"other", openid.JWTClient} },
 		"by both":             func(c *Config) { withIntrospection(p, c) },
 		"with another claim":  func(c *Config) { c.UsernameClaim = "sub" },
 		"with many audiences": func(c *Config) { c.Audience = []string{"x", openid.JWTClient} },
@@ -170,7 +169,7 @@ func TestTokensForOthersAreRefused(t *testing.T) {
 	expectRefused(t, newVerifier(t, p, nil), opaque.ID, ErrInvalid)                                                             // another client's
 	expectRefused(t, newVerifier(t, p, nil), opaque.Access, ErrInvalid)                                                         // no JWT
 	expectRefused(t, newVerifier(t, p, nil), other.Login(t, openid.JWTClient, alice).Access, ErrInvalid)                        // another provider's
-	expectRefused(t, newVerifier(t, p, func(c *Config) { c.AuthorizedParties = []string{"x"} }), own.Access, ErrInvalid)        // another party's
+	expectRefused(t, newVerifier(t, p, func(c *Config) { c.AuthorizedParty = []string{"x"} }), own.Access, ErrInvalid)          // another party's
 	expectRefused(t, newVerifier(t, p, func(c *Config) { c.Scope = "imap" }), own.Access, ErrInvalid)                           // not for mail
 	expectRefused(t, newVerifier(t, p, func(c *Config) { c.UsernameClaim = "upn" }), own.Access, ErrInvalid)                    // no user
 	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), own.Access, ErrInvalid)                                        // not for the introspecting client
@@ -469,7 +468,7 @@ func TestIntrospectionResponseIsChecked(t *testing.T) {
 	}
 	v := newVerifier(t, p, func(c *Config) {
 		introspectionOnly(p, time.Hour)(c)
-		c.Audience, c.AuthorizedParties = []string{"imap"}, []string{"phone"}
+		c.Audience, c.AuthorizedParty = []string{"imap"}, []string{"phone"}
 	})
 	rest := fmt.Sprintf(`"scope":"a email b","aud":"imap","client_id":"phone","email":%q`, alice)
 	for text, want := range map[string]error{
@@ -519,7 +518,7 @@ func TestEchoedRequestIsNotQuoted(t *testing.T) {
 	core, records := observer.New(zap.DebugLevel)
 	cfg := Config{}
 	introspectionOnly(p, 0)(&cfg)
-	v, err := New(cfg, zap.New(core))
+	v, err := New(testbed.WithDefaults(cfg, "cache_ttl"), zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -569,7 +568,7 @@ func TestAProviderIsVerifiedByItsCertificate(t *testing.T) {
 		{nil, server.URL, ErrUnavailable},
 		{&tls.Config{RootCAs: roots}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), ErrUnavailable}, // another name
 	} {
-		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: testbed.StaticTLS(c.tls)}, zap.NewNop())
+		v, err := New(testbed.WithDefaults(Config{Settings: Settings{IntrospectionURL: c.url, Scope: "email"}, TLS: testbed.StaticTLS(c.tls)}, "cache_ttl"), zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -598,7 +597,7 @@ func TestClientCertificateIsSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		v, err := New(Config{IntrospectionURL: server.URL, Scope: "email", TLS: c.Config}, zap.NewNop())
+		v, err := New(testbed.WithDefaults(Config{Settings: Settings{IntrospectionURL: server.URL, Scope: "email"}, TLS: c.Config}, "cache_ttl"), zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -654,25 +653,25 @@ func TestNewRefusesUnboundConfiguration(t *testing.T) {
 	const url = "https://id.example.org/x"
 	for what, cfg := range map[string]Config{
 		"nothing":                        {},
-		"an issuer without audience":     {Issuer: url},
-		"an introspection of anything":   {IntrospectionURL: url},
-		"an issuer in the clear":         {Issuer: "http://id.example.org", Audience: []string{"a"}},
-		"an introspection in the clear":  {IntrospectionURL: "http://10.0.0.1/", Scope: "mail"},
-		"an issuer that is no URL":       {Issuer: "id.example.org", Audience: []string{"a"}},
-		"another scheme":                 {Issuer: "ftp://id.example.org/", Audience: []string{"a"}},
-		"a password in an address":       {IntrospectionURL: "https://a:b@id.example.org/", Scope: "mail"},
-		"a negative time":                {IntrospectionURL: url, Scope: "mail", CacheTTL: -1},
-		"http that looks like loopback":  {Issuer: "http://127.0.0.1.example.org", Audience: []string{"a"}},
-		"http that looks like localhost": {Issuer: "http://localhost.example.org", Audience: []string{"a"}},
+		"an issuer without audience":     {Settings: Settings{Issuer: url}},
+		"an introspection of anything":   {Settings: Settings{IntrospectionURL: url}},
+		"an issuer in the clear":         {Settings: Settings{Issuer: "http://id.example.org", Audience: []string{"a"}}},
+		"an introspection in the clear":  {Settings: Settings{IntrospectionURL: "http://10.0.0.1/", Scope: "mail"}},
+		"an issuer that is no URL":       {Settings: Settings{Issuer: "id.example.org", Audience: []string{"a"}}},
+		"another scheme":                 {Settings: Settings{Issuer: "ftp://id.example.org/", Audience: []string{"a"}}},
+		"a password in an address":       {Settings: Settings{IntrospectionURL: "https://a:b@id.example.org/", Scope: "mail"}},
+		"a negative time":                {Settings: Settings{IntrospectionURL: url, Scope: "mail", CacheTTL: -1}},
+		"http that looks like loopback":  {Settings: Settings{Issuer: "http://127.0.0.1.example.org", Audience: []string{"a"}}},
+		"http that looks like localhost": {Settings: Settings{Issuer: "http://localhost.example.org", Audience: []string{"a"}}},
 	} {
-		if _, err := New(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "oauth: ") {
+		if _, err := New(testbed.WithDefaults(cfg, "cache_ttl"), zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "oauth: ") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	for _, cfg := range []Config{
-		{Issuer: url, Audience: []string{"a"}}, {IntrospectionURL: url, Scope: "mail"}, {IntrospectionURL: "http://[::1]:8080/", AuthorizedParties: []string{"p"}},
+		{Settings: Settings{Issuer: url, Audience: []string{"a"}}}, {Settings: Settings{IntrospectionURL: url, Scope: "mail"}}, {Settings: Settings{IntrospectionURL: "http://[::1]:8080/", AuthorizedParty: []string{"p"}}},
 	} {
-		if _, err := New(cfg, zap.NewNop()); err != nil {
+		if _, err := New(testbed.WithDefaults(cfg, "cache_ttl"), zap.NewNop()); err != nil {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
-	"imapgate/internal/config"
 	"imapgate/internal/sanitize"
 )
 
@@ -29,7 +29,7 @@ const (
 var errNoAdmin = errors.New("the configuration has no admin address")
 
 // query sends a request to a running gateway and returns the response.
-func query[Request, Response any](ctx context.Context, admin config.Admin, o api.Operation[Request, Response], request Request) (response Response, err error) {
+func query[Request, Response any](ctx context.Context, admin admin.Settings, o api.Operation[Request, Response], request Request) (response Response, err error) {
 	if admin.Address == "" {
 		return response, errNoAdmin
 	}

@@ -36,7 +36,7 @@ func runCommand(t *testing.T, stdin string, args ...string) (out, errs string, s
 func writeAuditLog(t *testing.T) []string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l, err := audit.Open(audit.Config{Path: path, Chain: true}, zap.NewNop())
+	l, err := audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: path, Chain: true}}, "path", "first_per_minute"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

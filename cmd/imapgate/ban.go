@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/duration"
@@ -59,7 +60,7 @@ func runLimits[Request, Response any](ctx context.Context, o *operatorOptions, o
 }
 
 // explainAdminError adds to an error what the configuration lacks.
-func explainAdminError(err error, admin config.Admin, method string) error {
+func explainAdminError(err error, admin admin.Settings, method string) error {
 	if errors.Is(err, errNoAdmin) {
 		return errors.New("without redis in the configuration this command needs the running gateway, which has no admin address: set admin.address")
 	}

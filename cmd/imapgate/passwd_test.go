@@ -8,13 +8,14 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // verifiesPassword reports whether alice can log in with a password and this
 // passwd-file.
 func verifiesPassword(t testing.TB, line, password string) bool {
 	t.Helper()
-	a, err := auth.New(auth.Config{Methods: []string{auth.File}, PasswdFile: write(t, "users", line)}, auth.Sources{}, zap.NewNop())
+	a, err := auth.New(testbed.WithDefaults(auth.Config{Settings: auth.Settings{Methods: []string{auth.File}, File: auth.FileSettings{Path: write(t, "users", line)}}}), auth.Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
-	"imapgate/internal/config"
 	"imapgate/internal/duration"
 	"imapgate/internal/sanitize"
 	"imapgate/routing"
@@ -54,14 +54,14 @@ there, until they end.`,
 				} else {
 					fmt.Fprintf(t.out, "Answer of the running gateway at %s.\n\n", t.cfg.Admin.Address)
 				}
-				return errors.Join(printExplanation(t.out, x, cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown")), p.print(t.out))
+				return errors.Join(printExplanation(t.out, x, string(cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown"))), p.print(t.out))
 			})
 		},
 	}
 }
 
 // fetchExplanation requests the explanation of a running gateway on this machine.
-func fetchExplanation(ctx context.Context, admin config.Admin, user string) (routing.Explanation, error) {
+func fetchExplanation(ctx context.Context, admin admin.Settings, user string) (routing.Explanation, error) {
 	x, err := query(ctx, admin, api.ExplainRoute, user)
 	if err != nil {
 		return x, err

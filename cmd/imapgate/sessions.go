@@ -6,8 +6,8 @@ import (
 	"io"
 	"strings"
 
+	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
-	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/sanitize"
 	"imapgate/proxy"
@@ -51,7 +51,7 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 	return p
 }
 
-func fetchSessions(ctx context.Context, admin config.Admin, user string) ([]proxy.SessionCount, error) {
+func fetchSessions(ctx context.Context, admin admin.Settings, user string) ([]proxy.SessionCount, error) {
 	list, err := query(ctx, admin, api.ListSessions, user)
 	if err != nil {
 		return nil, err

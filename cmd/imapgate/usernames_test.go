@@ -47,7 +47,7 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	file, cfg := widestConfig(t)
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l, err := audit.Open(audit.Config{Path: path}, zap.NewNop())
+	l, err := audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: path}}, "path", "first_per_minute"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ type accessFilter struct {
 	windowStart time.Time            // start of the window
 }
 
-func newAccessFilter(cfg Config, endpoints map[string]endpoint) *accessFilter {
+func newAccessFilter(cfg Settings, endpoints map[string]endpoint) *accessFilter {
 	g := &accessFilter{endpoints: endpoints, token: cfg.Token, tokenless: cfg.Token.IsZero(), hostNames: []string{"localhost"}, guesses: make(map[netip.Prefix]int),
 		crossOrigin: http.NewCrossOriginProtection()}
 	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {

@@ -21,7 +21,6 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/admin/api"
-	"imapgate/internal/identity"
 	"imapgate/internal/listen"
 )
 
@@ -40,12 +39,6 @@ const (
 	sharedPollInterval = 200 * time.Millisecond // how often ReleaseAddress checks the address
 )
 
-// Config is the `admin` block of the configuration.
-type Config struct {
-	Address string          // host:port
-	Token   identity.Secret // zero: no token is required
-}
-
 // Deps are the sources of the content.
 type Deps struct {
 	Metrics http.Handler
@@ -57,7 +50,7 @@ type Deps struct {
 // Server is the HTTP server of the admin address.
 type Server struct {
 	// Set once.
-	cfg         Config
+	cfg         Settings
 	log         *zap.Logger
 	filter      *accessFilter
 	http        *http.Server
@@ -67,7 +60,7 @@ type Server struct {
 }
 
 // New creates a Server.
-func New(cfg Config, deps Deps, log *zap.Logger) *Server {
+func New(cfg Settings, deps Deps, log *zap.Logger) *Server {
 	s := &Server{cfg: cfg, log: log, filter: newAccessFilter(cfg, newEndpoints(deps))}
 	s.http = &http.Server{
 		Handler:           s.filter,

@@ -85,7 +85,7 @@ func do(h http.Handler, req testRequest) *http.Response {
 
 func withToken(t testing.TB) http.Handler {
 	t.Helper()
-	cfg := Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}
+	cfg := Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}
 	return New(cfg, testDeps(new(atomic.Bool)), zap.NewNop()).filter
 }
 
@@ -140,7 +140,7 @@ func TestForbiddenRequestsAreRefused(t *testing.T) {
 
 func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
 	live := identity.NewLiveSecret(token)
-	h := New(Config{Address: "127.0.0.1:9143", Token: live.Secret()}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	h := New(Settings{Address: "127.0.0.1:9143", Token: live.Secret()}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
 	if got := do(h, testRequest{target: "/v1/backends", token: token}); got.StatusCode != http.StatusOK {
 		t.Errorf("%d", got.StatusCode)
 	}
@@ -153,7 +153,7 @@ func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
 }
 
 func TestWithoutATokenEveryClientMayRead(t *testing.T) {
-	g := New(Config{Address: "127.0.0.1:9143"}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	g := New(Settings{Address: "127.0.0.1:9143"}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
 	if got := do(g, testRequest{target: "/metrics"}); got.StatusCode != 200 {
 		t.Errorf("status %d", got.StatusCode)
 	}
@@ -243,7 +243,7 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 
 func TestServingEndsWithItsContext(t *testing.T) {
 	var notReady atomic.Bool
-	s := New(Config{Address: "127.0.0.1:0"}, testDeps(&notReady), zap.NewNop())
+	s := New(Settings{Address: "127.0.0.1:0"}, testDeps(&notReady), zap.NewNop())
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func startServing(t *testing.T, s *Server) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	s := New(Config{Address: "127.0.0.1:0"}, testDeps(new(atomic.Bool)), zap.NewNop())
+	s := New(Settings{Address: "127.0.0.1:0"}, testDeps(new(atomic.Bool)), zap.NewNop())
 	startServing(t, s)
 
 	held := make([]net.Conn, 3*maxConns)

@@ -47,7 +47,7 @@ func (f fakeBans) server(token string) http.Handler {
 			return api.RemovedBans{Networks: []string{who}}, nil
 		}),
 	}}
-	return New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, deps, zap.NewNop()).filter
+	return New(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, deps, zap.NewNop()).filter
 }
 
 // sendChange sends a request that changes something, as an operator's program would;

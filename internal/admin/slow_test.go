@@ -15,7 +15,7 @@ import (
 // Both requests send all but their last byte, and then wait.
 func TestASlowRequestIsEnded(t *testing.T) {
 	t.Parallel()
-	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+	s := New(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout = time.Second/5, time.Second/2
 	startServing(t, s)
 	slow := map[time.Duration]string{

@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // runAggregating runs a test in a synctest bubble, with a log that folds after first
@@ -23,7 +24,7 @@ func runAggregating(t *testing.T, first int, test func(*Log)) (records []map[str
 	path := filepath.Join(t.TempDir(), "audit")
 	core, logs := observer.New(zapcore.InfoLevel)
 	synctest.Test(t, func(t *testing.T) {
-		l, err := Open(Config{Path: path, FirstPerMinute: first}, zap.New(core))
+		l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, FirstPerMinute: first}}, "path", "first_per_minute"), zap.New(core))
 		if err != nil {
 			t.Fatal(err)
 		}

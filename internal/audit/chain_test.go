@@ -19,7 +19,7 @@ import (
 // openChained opens a log with a chain at path.
 func openChained(t testing.TB, path string) *Log {
 	t.Helper()
-	l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+	l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: true}}, "path", "first_per_minute"), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 func TestLockedChainIsStillWritten(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l, _ := openStuck(t, Config{Path: path, Chain: true})
+	l, _ := openStuck(t, Config{Settings: Settings{Path: path, Chain: true}})
 	stopped, err := openChainLock(path)
 	if err != nil {
 		t.Fatal(err)

@@ -50,18 +50,10 @@ var (
 	errClosed      = fmt.Errorf("%w: closed", ErrUnavailable)
 )
 
-// Config is the `audit` block of the configuration.
+// Config is the configuration of a Log.
 type Config struct {
-	Path      string        // short for one sink: a file or FIFO; "-" is standard output; "" means none
-	OnFailure string        // for sinks without their own: "block" (also "") or "drop"
-	Commands  CommandFilter // "": none
-	Chain     bool          // chain the records of regular files by hashes
-	Sinks     []SinkConfig
-	// FirstPerMinute is how many ends of connections without a login, and how many
-	// refusals of unverified logins, have their own record, per address, reason and
-	// minute. The others share one record at the end of the minute. 0: each has its own.
-	FirstPerMinute int
-	Redis          redis.UniversalClient // for sinks of the type redis
+	Settings
+	Redis redis.UniversalClient // for sinks of the type redis
 }
 
 // Log is an open audit log. Its methods may be called by any goroutine and never
@@ -108,8 +100,8 @@ func newLog(cfg Config, log *zap.Logger) *Log {
 // start opens the sinks and starts their writers.
 func (l *Log) start() (*Log, error) {
 	sinks := l.cfg.Sinks
-	if l.cfg.Path != "" {
-		sinks = append([]SinkConfig{sinkForPath(l.cfg.Path)}, sinks...)
+	if len(sinks) == 0 && l.cfg.Path != "" {
+		sinks = []SinkSettings{sinkForPath(l.cfg.Path)}
 	}
 	for _, s := range sinks {
 		w, err := l.openSinkWriter(s)

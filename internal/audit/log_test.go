@@ -26,14 +26,14 @@ import (
 func open(t *testing.T, path, onFailure string) (*Log, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
-	return startQuick(t, newLog(Config{Path: path, OnFailure: onFailure}, zap.New(core))), logs
+	return startQuick(t, newLog(testbed.WithDefaults(Config{Settings: Settings{Path: path, OnFailure: onFailure}}, "path", "first_per_minute"), zap.New(core))), logs
 }
 
 // openStuck opens a log that gives up a file whose reader has stopped sooner than a gateway's.
 func openStuck(t *testing.T, cfg Config) (*Log, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
-	l := newLog(cfg, zap.New(core))
+	l := newLog(testbed.WithDefaults(cfg, "path", "first_per_minute"), zap.New(core))
 	l.fileTimeout = time.Second / 5
 	return startQuick(t, l), logs
 }
@@ -179,7 +179,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			dir, free := mountSmallDisk(t)
 			path := filepath.Join(dir, "audit.log")
 			core, logs := observer.New(zap.InfoLevel)
-			l, err := Open(Config{Path: path, Chain: chain}, zap.New(core))
+			l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: chain}}, "path", "first_per_minute"), zap.New(core))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -294,7 +294,7 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 // TestMain lets a test start a process that it can kill.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
-		l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+		l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, Chain: true}}, "path", "first_per_minute"), zap.NewNop())
 		for err == nil {
 			recordRefusal(l, "again and again")
 			for l.Ready() != nil { // the file is slower than the loop
@@ -344,7 +344,7 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	var l *Log
 	testbed.Eventually(t, testbed.Timeout, "the reader has the FIFO open", func() bool {
 		var err error
-		l, err = Open(Config{Path: fifo}, zap.NewNop())
+		l, err = Open(testbed.WithDefaults(Config{Settings: Settings{Path: fifo}}, "path", "first_per_minute"), zap.NewNop())
 		return err == nil
 	})
 	recordRefusal(l, "first")
@@ -389,7 +389,7 @@ func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(Config{Path: fifo}, zap.NewNop()); err == nil {
+	if _, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: fifo}}, "path", "first_per_minute"), zap.NewNop()); err == nil {
 		t.Fatal("a FIFO without a reader was opened")
 	}
 	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -397,7 +397,7 @@ func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	l, _ := openStuck(t, Config{Path: fifo, OnFailure: "block"})
+	l, _ := openStuck(t, Config{Settings: Settings{Path: fifo, OnFailure: "block"}})
 	for range 1000 {
 		recordRefusal(l, "unread")
 	}
@@ -452,7 +452,7 @@ func TestDeletedFileIsReplacedByANewOne(t *testing.T) {
 func TestRecreatedFIFOIsUsed(t *testing.T) {
 	t.Parallel()
 	fifo := makeStuckFIFO(t)
-	l, logs := openStuck(t, Config{Path: fifo})
+	l, logs := openStuck(t, Config{Settings: Settings{Path: fifo}})
 	for name, step := range map[string]error{"remove": os.Remove(fifo), "make": syscall.Mkfifo(fifo, 0o600)} {
 		if step != nil {
 			t.Fatal(name, step)
@@ -510,7 +510,7 @@ func TestEmptyPathDisablesTheLog(t *testing.T) {
 
 func TestOpenNamesWhatIsWrong(t *testing.T) {
 	for path, mode := range map[string]string{t.TempDir(): "", "/nonexistent/audit.log": "", "-": "perhaps"} {
-		if l, err := Open(Config{Path: path, OnFailure: mode}, zap.NewNop()); err == nil {
+		if l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: path, OnFailure: mode}}, "path", "first_per_minute"), zap.NewNop()); err == nil {
 			t.Errorf("%s, %s was opened", path, mode)
 			_ = l.Close()
 		}

@@ -31,7 +31,7 @@ func encode(t testing.TB, event func(*Log)) []byte {
 // newBufferedLog returns a log whose records stay in the buffer of its one sink
 // writer.
 func newBufferedLog() (*Log, *sinkWriter) {
-	l := &Log{cfg: Config{Commands: AllCommands}, log: zap.NewNop()}
+	l := &Log{cfg: Config{Settings: Settings{Commands: AllCommands}}, log: zap.NewNop()}
 	w := &sinkWriter{auditLog: l, blocksLogins: true, wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1)}
 	w.filter, _ = newFilter(nil, nil) // matches all records
 	l.writers = []*sinkWriter{w}

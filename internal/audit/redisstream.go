@@ -20,8 +20,8 @@ type redisStream struct {
 	maxRecords int64                 // Set once.
 }
 
-func newRedisStream(client redis.UniversalClient, cfg SinkConfig) *redisStream {
-	return &redisStream{redis: client, key: cfg.Stream, maxRecords: cfg.MaxRecords}
+func newRedisStream(client redis.UniversalClient, cfg SinkSettings) *redisStream {
+	return &redisStream{redis: client, key: cfg.Stream, maxRecords: int64(cfg.MaxRecords)}
 }
 
 func (r *redisStream) write(lines []byte) (int, error) {

@@ -31,7 +31,7 @@ import (
 
 func openSinks(t *testing.T, cfg Config) *Log {
 	t.Helper()
-	return startQuick(t, newLog(cfg, zap.NewNop()))
+	return startQuick(t, newLog(testbed.WithDefaults(cfg, "path", "first_per_minute"), zap.NewNop()))
 }
 
 // collector is a syslog server that keeps every message.
@@ -124,8 +124,8 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 	pem := readAll(t, ca.File)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	for name, start := range map[string]func(*testing.T, *collector) SinkConfig{
-		"datagrams": func(t *testing.T, c *collector) SinkConfig {
+	for name, start := range map[string]func(*testing.T, *collector) SinkSettings{
+		"datagrams": func(t *testing.T, c *collector) SinkSettings {
 			path := filepath.Join(t.TempDir(), "log")
 			conn, err := net.ListenPacket("unixgram", path)
 			if err != nil {
@@ -133,27 +133,27 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = conn.Close() })
 			go c.datagrams(conn)
-			return SinkConfig{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
+			return SinkSettings{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
 		},
-		"local stream": func(t *testing.T, c *collector) SinkConfig {
+		"local stream": func(t *testing.T, c *collector) SinkSettings {
 			path := filepath.Join(t.TempDir(), "log")
 			go c.frames(listen(t, "unix", path))
-			return SinkConfig{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
+			return SinkSettings{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
 		},
-		"TCP": func(t *testing.T, c *collector) SinkConfig {
+		"TCP": func(t *testing.T, c *collector) SinkSettings {
 			l := listen(t, "tcp", "127.0.0.1:0")
 			go c.frames(l)
-			return SinkConfig{Type: Syslog, Address: "tcp://" + l.Addr().String()}
+			return SinkSettings{Type: Syslog, Address: "tcp://" + l.Addr().String()}
 		},
-		"TLS": func(t *testing.T, c *collector) SinkConfig {
+		"TLS": func(t *testing.T, c *collector) SinkSettings {
 			l := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 			go c.frames(l)
-			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{RootCAs: roots})}
+			return SinkSettings{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{RootCAs: roots})}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c collector
-			l := openSinks(t, Config{Sinks: []SinkConfig{start(t, &c)}})
+			l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{start(t, &c)}}})
 			for i := range 500 {
 				recordRefusal(l, fmt.Sprint(i))
 			}
@@ -185,7 +185,7 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	var c collector
 	server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 	go c.frames(server)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{})}}})
+	l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{})}}}})
 	recordRefusal(l, "secret")
 	testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
@@ -213,7 +213,7 @@ func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 		go c.frames(server)
 		var current atomic.Pointer[tls.Config]
 		current.Store(&tls.Config{RootCAs: ca.Pool})
-		l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}})
+		l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}}})
 		recordRefusal(l, "0")
 		testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 		if err := l.Ready(); err == nil || len(c.all()) > 0 {
@@ -232,7 +232,7 @@ func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 	var c collector
 	path := filepath.Join(t.TempDir(), "log")
 	first := listen(t, "unix", path)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + path, Format: RFC5424}}})
+	l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "unix://" + path, Format: RFC5424}}}})
 	recordRefusal(l, "0")
 	conn, err := first.Accept()
 	if err != nil {
@@ -257,7 +257,7 @@ func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
 	server := testbed.StartRedis(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Address})
 	defer client.Close()
-	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "imapgate:audit", MaxRecords: 1000}}})
+	l := openSinks(t, Config{Redis: client, Settings: Settings{Sinks: []SinkSettings{{Type: Redis, Stream: "imapgate:audit", MaxRecords: 1000}}}})
 	for i := range 3000 {
 		recordRefusal(l, fmt.Sprint(i))
 	}
@@ -287,7 +287,7 @@ func TestRedisOutageLosesNoBufferedRecord(t *testing.T) {
 	server := testbed.StartRedis(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Address, MaxRetries: -1, DialTimeout: time.Second})
 	defer client.Close()
-	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "a", MaxRecords: 100_000}}})
+	l := openSinks(t, Config{Redis: client, Settings: Settings{Sinks: []SinkSettings{{Type: Redis, Stream: "a", MaxRecords: 100_000}}}})
 	server.Kill()
 	for i := range 500 {
 		recordRefusal(l, fmt.Sprint(i))
@@ -321,10 +321,10 @@ func makeStuckFIFO(t *testing.T) string {
 func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l, _ := openStuck(t, Config{Sinks: []SinkConfig{
+	l, _ := openStuck(t, Config{Settings: Settings{Sinks: []SinkSettings{
 		{Type: File, Name: "stuck", Path: makeStuckFIFO(t), OnFailure: "drop"},
 		{Type: File, Path: path},
-	}})
+	}}})
 	sent := maxBufferedRecords + 2000
 	for i := range sent {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
@@ -343,10 +343,10 @@ func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 func TestSinkGetsOnlyRecordsThatMatchItsFilter(t *testing.T) {
 	dir := t.TempDir()
 	all, some := filepath.Join(dir, "all"), filepath.Join(dir, "some")
-	l := openSinks(t, Config{Sinks: []SinkConfig{
+	l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{
 		{Type: File, Path: all},
 		{Type: File, Name: "some", Path: some, Events: []string{"login_accepted", "login_refused", "ban_added"}, Results: []string{"refused"}},
-	}})
+	}}})
 	_ = l.LoginAccepted(testClient(), testLogin(t))
 	_ = l.LoginRefused(testClient(), testLogin(t), event.BadCredentials)
 	_ = l.LoginRefused(testClient(), testLogin(t), event.AuthUnavailable)
@@ -365,7 +365,7 @@ func TestSinkGetsOnlyRecordsThatMatchItsFilter(t *testing.T) {
 }
 
 func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
-	for want, s := range map[string]SinkConfig{
+	for want, s := range map[string]SinkSettings{
 		"unknown sink type":       {Type: "carrier pigeon"},
 		"needs Redis":             {Type: Redis},
 		"unknown event":           {Type: Stdout, Events: []string{"weather"}},
@@ -376,7 +376,7 @@ func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
 		"syslog format \"bsd\"":   {Type: Syslog, Address: "unix:///dev/log", Format: "bsd"},
 		"unknown syslog facility": {Type: Syslog, Address: "tcp://127.0.0.1:514", Facility: "local9"},
 	} {
-		if l, err := Open(Config{Sinks: []SinkConfig{s}}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), want) {
+		if l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Sinks: []SinkSettings{s}}}, "path", "first_per_minute"), zap.NewNop()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 			if err == nil {
 				_ = l.Close()
@@ -440,7 +440,7 @@ func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
 func BenchmarkCommandsToAFile(b *testing.B) {
 	for name, chain := range map[string]bool{"plain": false, "chained": true} {
 		b.Run(name, func(b *testing.B) {
-			l, err := Open(Config{Path: filepath.Join(b.TempDir(), "audit.log"), Commands: AllCommands, Chain: chain, OnFailure: "drop"}, zap.NewNop())
+			l, err := Open(testbed.WithDefaults(Config{Settings: Settings{Path: filepath.Join(b.TempDir(), "audit.log"), Commands: AllCommands, Chain: chain, OnFailure: "drop"}}, "path", "first_per_minute"), zap.NewNop())
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"time"
@@ -20,30 +19,11 @@ const (
 	Redis  = "redis"
 )
 
-// SinkConfig configures one destination of records.
-type SinkConfig struct {
-	Type      string
-	Name      string   // in logs and metrics; default: the type
-	OnFailure string   // default: that of the Config
-	Events    []string // the only events for this sink; none: all
-	Results   []string // the only results for this sink; none: all
-
-	Path string // of a file or FIFO
-
-	Address  string             // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
-	TLS      func() *tls.Config // for new tls:// connections
-	Facility string             // default: authpriv
-	Format   string             // RFC3164 or RFC5424; default: the first for unix://, the second for others
-
-	Stream     string // the key of a Redis stream
-	MaxRecords int64  // approximate number of records to keep
-}
-
-func sinkForPath(path string) SinkConfig {
+func sinkForPath(path string) SinkSettings {
 	if path == "-" {
-		return SinkConfig{Type: Stdout}
+		return SinkSettings{Type: Stdout}
 	}
-	return SinkConfig{Type: File, Path: path}
+	return SinkSettings{Type: File, Path: path}
 }
 
 // sink is the destination of one sinkWriter. Only the writer's goroutine calls its
@@ -86,7 +66,7 @@ type sinkWriter struct {
 	reportedLost    uint64 // part of totalLost that the sink has a record of
 }
 
-func (l *Log) openSinkWriter(cfg SinkConfig) (*sinkWriter, error) {
+func (l *Log) openSinkWriter(cfg SinkSettings) (*sinkWriter, error) {
 	w := &sinkWriter{auditLog: l, name: cfg.Name, wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1), maintainNow: make(chan struct{}, 1)}
 	if w.name == "" {
 		w.name = cfg.Type
@@ -96,7 +76,7 @@ func (l *Log) openSinkWriter(cfg SinkConfig) (*sinkWriter, error) {
 		policy = l.cfg.OnFailure
 	}
 	switch policy {
-	case "", "block":
+	case "block":
 		w.blocksLogins = true
 	case "drop":
 	default:
@@ -112,7 +92,7 @@ func (l *Log) openSinkWriter(cfg SinkConfig) (*sinkWriter, error) {
 	return w, nil
 }
 
-func (l *Log) openSink(cfg SinkConfig) (sink, error) {
+func (l *Log) openSink(cfg SinkSettings) (sink, error) {
 	switch cfg.Type {
 	case File:
 		return l.openFile(cfg.Path)

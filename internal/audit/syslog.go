@@ -57,7 +57,7 @@ type syslogSink struct {
 	reader   sync.WaitGroup
 }
 
-func newSyslog(cfg SinkConfig) (*syslogSink, error) {
+func newSyslog(cfg SinkSettings) (*syslogSink, error) {
 	network, address, _ := strings.Cut(cfg.Address, "://")
 	if !slices.Contains([]string{"unix", "tcp", "tls"}, network) || address == "" {
 		return nil, fmt.Errorf("syslog address %q is not unix:///path, tcp://host:port or tls://host:port", cfg.Address)
@@ -65,13 +65,9 @@ func newSyslog(cfg SinkConfig) (*syslogSink, error) {
 	if network == "tls" && cfg.TLS == nil {
 		return nil, fmt.Errorf("syslog address %q needs TLS settings", cfg.Address)
 	}
-	name := cfg.Facility
-	if name == "" {
-		name = "authpriv"
-	}
-	facility := slices.Index(facilities, name)
+	facility := slices.Index(facilities, cfg.Facility)
 	if facility < 0 {
-		return nil, fmt.Errorf("unknown syslog facility %q", name)
+		return nil, fmt.Errorf("unknown syslog facility %q", cfg.Facility)
 	}
 	host, err := os.Hostname()
 	if err != nil || host == "" {

@@ -34,8 +34,8 @@ func (c *collector) readLines(conn net.Conn) {
 }
 
 func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
-	for name, start := range map[string]func(*testing.T, *collector) SinkConfig{
-		"datagrams": func(t *testing.T, c *collector) SinkConfig {
+	for name, start := range map[string]func(*testing.T, *collector) SinkSettings{
+		"datagrams": func(t *testing.T, c *collector) SinkSettings {
 			path := filepath.Join(t.TempDir(), "log")
 			conn, err := net.ListenPacket("unixgram", path)
 			if err != nil {
@@ -43,22 +43,22 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = conn.Close() })
 			go c.datagrams(conn)
-			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+			return SinkSettings{Type: Syslog, Address: "unix://" + path}
 		},
-		"local stream": func(t *testing.T, c *collector) SinkConfig {
+		"local stream": func(t *testing.T, c *collector) SinkSettings {
 			path := filepath.Join(t.TempDir(), "log")
 			go c.lines(listen(t, "unix", path))
-			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+			return SinkSettings{Type: Syslog, Address: "unix://" + path}
 		},
-		"TCP": func(t *testing.T, c *collector) SinkConfig {
+		"TCP": func(t *testing.T, c *collector) SinkSettings {
 			l := listen(t, "tcp", "127.0.0.1:0")
 			go c.lines(l)
-			return SinkConfig{Type: Syslog, Address: "tcp://" + l.Addr().String(), Format: RFC3164}
+			return SinkSettings{Type: Syslog, Address: "tcp://" + l.Addr().String(), Format: RFC3164}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c collector
-			l := openSinks(t, Config{Sinks: []SinkConfig{start(t, &c)}})
+			l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{start(t, &c)}}})
 			for i := range 500 {
 				recordRefusal(l, fmt.Sprint(i))
 			}
@@ -85,7 +85,7 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 
 func TestRsyslogRecognizesProgramAndProcess(t *testing.T) {
 	socket, file := testbed.StartRsyslog(t, `%programname%|%procid%|%syslogfacility-text%|%syslogseverity-text%|%hostname%|%msg%`)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + socket}}})
+	l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "unix://" + socket}}}})
 	long := strings.Repeat("\u202e", 200) // more than 1,400 bytes in a record
 	_ = l.ConnectionRefused(&Client{Session: "s1", Listener: long, ServerName: long, TLSVersion: 0x304, Program: long}, event.HandshakeFailed, long, 0)
 	if err := l.Close(); err != nil {
@@ -128,7 +128,7 @@ func (s *shortConn) Write(b []byte) (int, error) {
 func (s *shortConn) SetWriteDeadline(time.Time) error { return nil }
 
 func TestOversizedMessageDoesNotBlockOthers(t *testing.T) {
-	s, err := newSyslog(SinkConfig{Type: Syslog, Address: "unix:///dev/log"})
+	s, err := newSyslog(testbed.WithDefaults(SinkSettings{Type: Syslog, Address: "unix:///dev/log"}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"imapgate/internal/audit"
 )
 
 func TestSinksOfTheAuditLogAreRead(t *testing.T) {
@@ -24,7 +26,7 @@ audit:
 	if a.OnFailure != "drop" || a.Commands != "writes" || !a.Chain || len(a.Sinks) != 5 {
 		t.Fatalf("%+v", a)
 	}
-	want := AuditSink{Type: "syslog", Address: "tls://logs.internal:6514", CA: "/ca.pem", Facility: "local3", MaxRecords: 100_000,
+	want := audit.SinkSettings{Type: "syslog", Address: "tls://logs.internal:6514", CA: "/ca.pem", Facility: "local3", MaxRecords: 100_000,
 		Events: []string{"login_refused", "ban_added"}, Results: []string{"refused"}}
 	if !reflect.DeepEqual(a.Sinks[1], want) {
 		t.Errorf("%+v", a.Sinks[1])

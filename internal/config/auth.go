@@ -5,11 +5,6 @@ import (
 	"strings"
 )
 
-// AuthExternal configures how a client certificate names its user.
-type AuthExternal struct {
-	SAN string `yaml:"san" oneof:"email dns uri" doc:"The kind of subject alternative name that holds the user's name. email: alice@example.org. dns: the name as it is. uri: acct:alice@example.org (RFC 7565). A certificate must have exactly one of this kind; nothing else in it is used. Left out: EXTERNAL is not offered."`
-}
-
 // checkMechanisms checks the keys of mechanisms. Package auth checks whether the
 // methods can serve them.
 func (c checker) checkMechanisms() {

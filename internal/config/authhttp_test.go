@@ -18,12 +18,12 @@ auth:
     headers: {X-Realm: mail}
     header_files: {X-Auth-Key: `+file+`}
 `)
-	cfg := c.Auth.HTTP.Config()
+	cfg := c.Auth.HTTP
 	if cfg.Timeout != 5*time.Second || len(cfg.URLs) != 2 || cfg.PassClientCert {
 		t.Errorf("%+v", cfg)
 	}
-	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"].Current() != identity.NewSecret("s3cret") {
-		t.Errorf("headers %v", cfg.Headers)
+	if cfg.Headers["X-Realm"] != "mail" || cfg.Secrets["X-Auth-Key"].Current() != identity.NewSecret("s3cret") {
+		t.Errorf("headers %v, %v", cfg.Headers, cfg.Secrets)
 	}
 	for text, taken := range map[string]bool{"a\x7fb\n": false, "renewed\n": true} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

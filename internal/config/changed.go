@@ -4,6 +4,8 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+
+	"imapgate/internal/settings"
 )
 
 // ChangedKeys returns the keys whose values differ between two configurations, in
@@ -18,9 +20,9 @@ func changedKeys(a, b reflect.Value, key string) (keys []string) {
 		a, b = a.Elem(), b.Elem()
 	}
 	switch {
-	case a.Kind() == reflect.Struct && len(fieldsOf(a.Type())) > 0:
-		for _, f := range fieldsOf(a.Type()) {
-			keys = append(keys, changedKeys(a.Field(f.index), b.Field(f.index), MemberKey(key, f.name))...)
+	case a.Kind() == reflect.Struct && len(settings.Fields(a.Type())) > 0:
+		for _, f := range settings.Fields(a.Type()) {
+			keys = append(keys, changedKeys(a.FieldByIndex(f.Index), b.FieldByIndex(f.Index), MemberKey(key, f.Name))...)
 		}
 	case a.Kind() == reflect.Map:
 		for _, name := range mapKeys(a, b) {

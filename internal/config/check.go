@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"imapgate/tlsconf"
 )
 
 // checker finds problems that involve several keys.
@@ -57,7 +59,7 @@ func (c checker) checkListeners() {
 }
 
 // checkKeyPair checks that a certificate, if present, has both its files.
-func (c checker) checkKeyPair(key string, cert *Certificate) {
+func (c checker) checkKeyPair(key string, cert *tlsconf.CertFiles) {
 	if cert == nil {
 		return
 	}

@@ -12,6 +12,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/proxy"
+	"imapgate/routing"
 )
 
 // minimal is the smallest valid configuration.
@@ -44,7 +48,7 @@ func writeSecretFile(t *testing.T, text string) string {
 
 func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 	c := mustParse(t, minimal)
-	want := []Listener{{Address: "0.0.0.0:993", Name: "0.0.0.0:993", TLS: "implicit"}}
+	want := []Listener{{ListenerSettings: proxy.ListenerSettings{Address: "0.0.0.0:993", Name: "0.0.0.0:993", TLS: "implicit"}}}
 	if !reflect.DeepEqual(c.Listeners, want) {
 		t.Errorf("listeners: %+v", c.Listeners)
 	}
@@ -59,10 +63,10 @@ func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 	if l.PreauthTimeout != time.Minute || l.IdleTimeout != 32*time.Minute || l.MaxUpstreamLogins != 64 || l.ProxyTTL != 5 {
 		t.Errorf("limits: %+v", l)
 	}
-	if c.Routing.Cache != (Cache{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {
+	if c.Routing.Cache != (routing.CacheSettings{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {
 		t.Errorf("cache: %+v", c.Routing.Cache)
 	}
-	if !reflect.DeepEqual(c.Audit, Audit{Path: "-", OnFailure: "block", Commands: "none", FirstPerMinute: 10}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
+	if !reflect.DeepEqual(c.Audit, audit.Settings{Path: "-", OnFailure: "block", Commands: "none", FirstPerMinute: 10}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
 		t.Errorf("%+v %+v %+v", c.Audit, c.Log, c.Admin)
 	}
 }
@@ -134,7 +138,7 @@ func TestContractConfigIsRead(t *testing.T) {
 	if edge.Name != "edge" || !slices.Equal(edge.ProxyProtocol.Trusted, wantTrusted) || !slices.Equal(edge.TrustedNetworks, wantNetworks) {
 		t.Errorf("%+v", edge)
 	}
-	if s := c.TLS.ServerConfig(); len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
+	if s := c.TLS; len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
 		t.Errorf("%+v", s)
 	}
 	if printed := fmt.Sprintf("%+v %+v", c.Redis, c.Backends); strings.Contains(printed, "-pw") {

@@ -11,15 +11,19 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"imapgate/internal/duration"
+	"imapgate/internal/settings"
 )
 
 // decoder fills a Config from the syntax tree. It continues after a problem, so that
 // one run finds all of them.
-type decoder struct{ *problems }
+type decoder struct {
+	*problems
+	keys func(reflect.Type) []settings.Field // settings.Fields, or settings.OverrideFields in a listener's limits
+}
 
 // decodeValue decodes n into v. f describes the key, or the key of the list or map
 // that contains n.
-func (d decoder) decodeValue(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeValue(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	if d.positions[key] == (position{}) { // the position of a block is that of its key, recorded before
 		d.positions[key] = positionOf(n)
 	}
@@ -35,8 +39,11 @@ func (d decoder) decodeValue(n ast.Node, v reflect.Value, f field, key string) {
 	case reflect.Struct:
 		d.decodeStruct(n, v, key)
 	case reflect.Pointer:
+		if f.IsOverride {
+			d.keys = settings.OverrideFields
+		}
 		v.Set(reflect.New(v.Type().Elem()))
-		setDefaults(v.Elem())
+		settings.SetDefaults(v.Elem(), d.keys)
 		d.decodeStruct(n, v.Elem(), key)
 	case reflect.Map:
 		d.decodeMap(n, v, f, key)
@@ -90,33 +97,33 @@ func (d decoder) mappingPairs(n ast.Node, key string) []*ast.MappingValueNode {
 
 // decodeStruct decodes a mapping with fixed keys.
 func (d decoder) decodeStruct(n ast.Node, v reflect.Value, key string) {
-	known := fieldsOf(v.Type())
+	known := d.keys(v.Type())
 	for _, pair := range d.mappingPairs(n, key) {
 		name, _ := parseKey(pair.Key)
-		i := slices.IndexFunc(known, func(f field) bool { return f.name == name })
+		i := slices.IndexFunc(known, func(f settings.Field) bool { return f.Name == name })
 		if i < 0 {
 			d.add(MemberKey(key, name), "%s", explainUnknownKey(name, known))
 			continue
 		}
-		d.decodeValue(pair.Value, v.Field(known[i].index), known[i], MemberKey(key, name))
+		d.decodeValue(pair.Value, v.FieldByIndex(known[i].Index), known[i], MemberKey(key, name))
 	}
 }
 
 // decodeMap decodes a mapping whose keys are names that the operator chooses.
-func (d decoder) decodeMap(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeMap(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for _, pair := range d.mappingPairs(n, key) {
 		name, _ := parseKey(pair.Key)
 		value := reflect.New(v.Type().Elem()).Elem()
 		if value.Kind() == reflect.Struct {
-			setDefaults(value)
+			settings.SetDefaults(value, d.keys)
 		}
 		d.decodeValue(pair.Value, value, f, MemberKey(key, name))
 		v.SetMapIndex(reflect.ValueOf(name), value)
 	}
 }
 
-func (d decoder) decodeList(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeList(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
 		d.addTypeProblem(n, key, "a list")
@@ -126,13 +133,13 @@ func (d decoder) decodeList(n ast.Node, v reflect.Value, f field, key string) {
 	for i, item := range seq.Values {
 		value := v.Index(i)
 		if value.Kind() == reflect.Struct && value.Type() != reflect.TypeFor[netip.Prefix]() {
-			setDefaults(value)
+			settings.SetDefaults(value, d.keys)
 		}
 		d.decodeValue(item, value, f, ItemKey(key, i))
 	}
 }
 
-func (d decoder) decodeString(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeString(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	var s string
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -148,12 +155,12 @@ func (d decoder) decodeString(n ast.Node, v reflect.Value, f field, key string) 
 	}
 	d.positions[key] = positionOf(n)
 	switch {
-	case slices.Contains(f.unsupported, s):
-		d.add(key, "%s is not available in this version; it has %s", s, strings.Join(f.oneof, ", "))
-	case len(f.oneof) > 0 && !slices.Contains(f.oneof, s):
-		d.add(key, "%s is not one of %s", quote(s), strings.Join(f.oneof, ", "))
+	case slices.Contains(f.Unsupported, s):
+		d.add(key, "%s is not available in this version; it has %s", s, strings.Join(f.OneOf, ", "))
+	case len(f.OneOf) > 0 && !slices.Contains(f.OneOf, s):
+		d.add(key, "%s is not one of %s", quote(s), strings.Join(f.OneOf, ", "))
 	default:
-		if problem := checkFormat(f.format, s); problem != "" {
+		if problem := checkFormat(f.Format, s); problem != "" {
 			d.add(key, "%s", problem)
 			return
 		}
@@ -161,7 +168,7 @@ func (d decoder) decodeString(n ast.Node, v reflect.Value, f field, key string) 
 	}
 }
 
-func (d decoder) decodeInt(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeInt(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	node, ok := n.(*ast.IntegerNode)
 	if !ok {
 		d.addTypeProblem(n, key, "a whole number")
@@ -174,12 +181,12 @@ func (d decoder) decodeInt(n ast.Node, v reflect.Value, f field, key string) {
 	case uint64:
 		v.SetInt(int64(min(value, math.MaxInt64)))
 	}
-	if problem := f.checkBounds(v); problem != "" {
+	if problem := f.CheckBounds(v); problem != "" {
 		d.add(key, "%s %s", quote(node.Token.Value), problem)
 	}
 }
 
-func (d decoder) decodeDuration(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeDuration(n ast.Node, v reflect.Value, f settings.Field, key string) {
 	s, ok := n.(*ast.StringNode)
 	if !ok {
 		d.addTypeProblem(n, key, "a duration such as 30s, 5m, 24h or 7d")
@@ -192,7 +199,7 @@ func (d decoder) decodeDuration(n ast.Node, v reflect.Value, f field, key string
 		return
 	}
 	v.SetInt(int64(value))
-	if problem := f.checkBounds(v); problem != "" {
+	if problem := f.CheckBounds(v); problem != "" {
 		d.add(key, "%s %s", quote(s.Value), problem)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imapgate/internal/limit"
 )
 
 func TestListenerInheritsLimits(t *testing.T) {
@@ -18,22 +20,22 @@ listeners:
     limits: {exempt_networks: [10.2.0.0/16]}
 `)
 	plain, busy, webmail := c.Listeners[0], c.Listeners[1], c.Listeners[2]
-	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetworkPercent: 25, NewPerMinute: 60, NewBurst: 30}
-	if got := c.Limits.Connections.ForListener(plain); got != want {
+	want := limit.Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetworkPercent: 25, NewPerMinute: 60, NewBurst: 30}
+	if got := c.LimitsOf(plain).Connections; got != want {
 		t.Errorf("defaults: %+v", got)
 	}
 	want.PerUser, want.PreauthPerAddress = 7, 0
-	if got := c.Limits.Connections.ForListener(busy); got != want {
+	if got := c.LimitsOf(busy).Connections; got != want {
 		t.Errorf("changed: %+v", got)
 	}
 	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
-	if got := c.Limits.ExemptNetworksFor(plain); !slices.Equal(got, loopback) {
+	if got := c.LimitsOf(plain).ExemptNetworks; !slices.Equal(got, loopback) {
 		t.Errorf("exempt by default: %v", got)
 	}
-	if got := c.Limits.ExemptNetworksFor(busy); len(got) != 0 {
+	if got := c.LimitsOf(busy).ExemptNetworks; len(got) != 0 {
 		t.Errorf("exempt on a listener without exempt networks: %v", got)
 	}
-	if got := c.Limits.ExemptNetworksFor(webmail); len(got) != 1 || got[0].String() != "10.2.0.0/16" {
+	if got := c.LimitsOf(webmail).ExemptNetworks; len(got) != 1 || got[0].String() != "10.2.0.0/16" {
 		t.Errorf("exempt on the webmail's listener: %v", got)
 	}
 }
@@ -58,18 +60,18 @@ listeners:
       user_quota: {append_bytes_per_day: 0, bytes_in_per_second: 65536}
 `)
 	plain, strict, f := c.Listeners[0], c.Listeners[1], c.Limits.Failures
-	if got := f.ForListener(plain); got != f {
+	if got := c.LimitsOf(plain).Failures; got != f {
 		t.Errorf("a listener without limits has %+v", got)
 	}
-	if got := c.Limits.UserQuota.ForListener(plain); got != c.Limits.UserQuota {
+	if got := c.LimitsOf(plain).UserQuota; got != c.Limits.UserQuota {
 		t.Errorf("a listener without limits has the quota %+v", got)
 	}
 	want := f
 	want.PerMinute, want.PerDay, want.Delay, want.MaxDelay, want.BanAfter = 3, 0, 0, 5*time.Second, 0
-	if got := f.ForListener(strict); got != want {
+	if got := c.LimitsOf(strict).Failures; got != want {
 		t.Errorf("failures: %+v, not %+v", got, want)
 	}
-	if got := c.Limits.UserQuota.ForListener(strict); got != (Quota{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
+	if got := c.LimitsOf(strict).UserQuota; got != (limit.Quotas{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
 		t.Errorf("quota: %+v", got)
 	}
 }

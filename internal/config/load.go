@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"imapgate/internal/plainfile"
+	"imapgate/internal/settings"
 )
 
 const (
@@ -51,9 +52,9 @@ func Load(path string) (*Config, error) {
 func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
 	p := &problems{positions: map[string]position{"": {1, 1}}, badKeys: make(map[string]bool)}
 	cfg := &Config{file: file, positions: p.positions}
-	setDefaults(reflect.ValueOf(cfg).Elem())
+	settings.SetDefaults(reflect.ValueOf(cfg).Elem(), settings.Fields)
 	if root := p.parseTree(text); root != nil {
-		decoder{p}.decodeStruct(root, reflect.ValueOf(cfg).Elem(), "")
+		decoder{p, settings.Fields}.decodeStruct(root, reflect.ValueOf(cfg).Elem(), "")
 	}
 	if len(p.list) == 0 || len(p.positions) > 1 { // if it is not YAML, all keys would seem to be missing
 		cfg.setDerived()
@@ -159,9 +160,7 @@ func isTooDeep(text []byte) bool {
 // setDerived sets values that follow from other keys.
 func (c *Config) setDerived() {
 	if c.Listeners == nil {
-		var listener Listener
-		setDefaults(reflect.ValueOf(&listener).Elem())
-		c.Listeners = []Listener{listener}
+		c.Listeners = []Listener{settings.Default[Listener]()}
 	}
 	for i := range c.Listeners {
 		if c.Listeners[i].Name == "" {

@@ -19,9 +19,9 @@ auth:
     client_id: imapgate
 `
 	file := "    client_secret_file: " + writeSecretFile(t, "s3cret\n") + "\n"
-	cfg := mustParse(t, text+file).Auth.OAuth.Config()
+	cfg := mustParse(t, text+file).Auth.OAuth
 	if cfg.ClientSecret.Current() != identity.NewSecret("s3cret") || cfg.UsernameClaim != "email" || cfg.CacheTTL != time.Minute || len(cfg.Audience) != 2 ||
-		cfg.AuthorizedParties[0] != "thunderbird" || cfg.Issuer != "https://id.example.org/realms/mail" || cfg.ClientID != "imapgate" {
+		cfg.AuthorizedParty[0] != "thunderbird" || cfg.Issuer != "https://id.example.org/realms/mail" || cfg.ClientID != "imapgate" {
 		t.Errorf("%+v", cfg)
 	}
 	env := func(name string) (string, bool) {

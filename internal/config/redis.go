@@ -3,6 +3,8 @@ package config
 import (
 	"slices"
 	"strings"
+
+	"imapgate/routing"
 )
 
 const sentinelPasswordKey = "redis.sentinel_password_file"
@@ -60,7 +62,7 @@ func (c checker) checkRedisSocket(key, address string) {
 }
 
 // readRedis reads the passwords of the servers and of the sentinels.
-func (s secrets) readRedis(r *Redis) {
+func (s secrets) readRedis(r *routing.RedisSettings) {
 	const server, sentinel = "IMAPGATE_REDIS_PASSWORD", "IMAPGATE_REDIS_SENTINEL_PASSWORD"
 	r.Password = s.readSecret("redis.password_file", r.PasswordFile, server)
 	if r.SentinelMaster == "" {

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"imapgate/internal/settings"
 )
 
 // positionOf returns where a node begins.
@@ -41,13 +43,13 @@ func parseKey(n ast.Node) (string, bool) {
 func ItemKey(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
 
 // suggestKey returns a hint with the known key nearest to name, or with all of them.
-func suggestKey(name string, known []field) string {
+func suggestKey(name string, known []settings.Field) string {
 	best, distance := "", 3
 	all := make([]string, len(known))
 	for i, f := range known {
-		all[i] = f.name
-		if d := editDistance(name, f.name); d < distance {
-			best, distance = f.name, d
+		all[i] = f.Name
+		if d := editDistance(name, f.Name); d < distance {
+			best, distance = f.Name, d
 		}
 	}
 	if best != "" {
@@ -57,10 +59,10 @@ func suggestKey(name string, known []field) string {
 }
 
 // explainUnknownKey returns the message for a key that no field has.
-func explainUnknownKey(name string, known []field) string {
+func explainUnknownKey(name string, known []settings.Field) string {
 	for _, f := range known {
-		if f.formerName == name {
-			return "was renamed to " + f.name
+		if f.FormerName == name {
+			return "was renamed to " + f.Name
 		}
 	}
 	return "unknown key; " + suggestKey(name, known)

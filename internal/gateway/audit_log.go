@@ -1,28 +1,23 @@
 package gateway
 
 import (
+	"slices"
+
 	"imapgate/internal/audit"
-	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/metrics"
 )
 
-// auditConfig returns the settings of the audit log, without the Redis client.
-func auditConfig(cfg *config.Config, f *watchedFiles) audit.Config {
-	a := cfg.Audit
-	out := audit.Config{Path: a.Path, OnFailure: a.OnFailure, Commands: audit.CommandFilter(a.Commands), Chain: a.Chain, FirstPerMinute: a.FirstPerMinute}
-	if len(a.Sinks) > 0 {
-		out.Path = "" // it can only be the default
-	}
-	for i, s := range a.Sinks {
-		stream := s.Stream
-		if stream == "" && cfg.Redis != nil {
-			stream = cfg.Redis.Prefix + "audit"
+// auditConfig returns the configuration of the audit log.
+func (g *Gateway) auditConfig() audit.Config {
+	out := audit.Config{Settings: g.cfg.Audit, Redis: g.redis}
+	out.Sinks = slices.Clone(out.Sinks)
+	for i := range out.Sinks {
+		s := &out.Sinks[i]
+		s.TLS = g.files.clientTLS(sinkKey(i))
+		if s.Stream == "" && g.cfg.Redis != nil {
+			s.Stream = g.cfg.Redis.Prefix + "audit"
 		}
-		out.Sinks = append(out.Sinks, audit.SinkConfig{
-			Type: s.Type, Name: s.Name, OnFailure: s.OnFailure, Events: s.Events, Results: s.Results, Path: s.Path,
-			Address: s.Address, TLS: f.clientTLS(sinkKey(i)), Facility: s.Facility, Format: s.Format, Stream: stream, MaxRecords: int64(s.MaxRecords),
-		})
 	}
 	return out
 }
@@ -30,10 +25,8 @@ func auditConfig(cfg *config.Config, f *watchedFiles) audit.Config {
 // openAudit opens the audit log, which creates a file. It runs after everything else
 // that reads files.
 func (g *Gateway) openAudit() error {
-	cfg := auditConfig(g.cfg, g.files)
-	cfg.Redis = g.redis
 	var err error
-	if g.audit, err = audit.Open(cfg, g.log); err != nil {
+	if g.audit, err = audit.Open(g.auditConfig(), g.log); err != nil {
 		return auditFileKeys(g.cfg).addKeys("audit", err)
 	}
 	g.metrics.ObserveAudit(g.audit.LostRecords, g.audit.Ready)

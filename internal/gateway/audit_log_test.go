@@ -14,7 +14,7 @@ import (
 
 func TestPathIsShortForOneSink(t *testing.T) {
 	cfg := load(t, "audit: {path: /var/log/a, on_failure: drop}")
-	got := auditConfig(cfg, &watchedFiles{})
+	got := (&Gateway{cfg: cfg, files: &watchedFiles{}}).auditConfig()
 	if got.Path != "/var/log/a" || got.OnFailure != "drop" || got.Commands != audit.NoCommands || len(got.Sinks) > 0 {
 		t.Errorf("%+v", got)
 	}
@@ -31,8 +31,8 @@ func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
     - {type: syslog, name: far, address: "tls://logs.internal:6514", ca: `+ca.File+`, on_failure: drop}
 `)
 	f, err := openFiles(cfg, zap.NewNop())
-	got := auditConfig(cfg, f)
-	if err != nil || got.Path != "" || !got.Chain || got.Sinks[1].Stream != "imapgate:audit" || got.Sinks[1].MaxRecords != 100_000 {
+	got := (&Gateway{cfg: cfg, files: f}).auditConfig()
+	if err != nil || !got.Chain || got.Sinks[1].Stream != "imapgate:audit" || got.Sinks[1].MaxRecords != 100_000 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	if s := got.Sinks[2].TLS(); s == nil || s.ServerName != "logs.internal" || s.RootCAs == nil || len(s.NextProtos) > 0 {

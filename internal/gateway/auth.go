@@ -15,17 +15,7 @@ import (
 )
 
 func authConfig(cfg *config.Config) auth.Config {
-	out := auth.Config{
-		Methods:            cfg.Auth.Methods,
-		Names:              cfg.Auth.NameRules,
-		PasswdFile:         cfg.Auth.File.Path,
-		Verifiers:          cfg.Limits.MaxPasswordHashes,
-		Mechanisms:         cfg.Auth.Mechanisms,
-		ListenerMechanisms: make(map[string][]string),
-		SCRAMSecret:        cfg.Auth.SCRAMSecret,
-		SCRAMIterations:    cfg.Auth.SCRAMIterations,
-		CertificateName:    cfg.Auth.External.SAN,
-	}
+	out := auth.Config{Settings: cfg.Auth.Settings, HashSettings: cfg.Limits.HashSettings, ListenerMechanisms: make(map[string][]string)}
 	for _, l := range cfg.Listeners {
 		if len(l.Mechanisms) > 0 {
 			out.ListenerMechanisms[l.Name] = l.Mechanisms
@@ -45,9 +35,8 @@ func openAuthSources(cfg *config.Config, f *watchedFiles, log *zap.Logger) (s au
 	servers, serversErr := openAuthHTTPServers(cfg, f, log)
 	s.authHTTP = servers
 	if slices.Contains(cfg.Auth.Methods, auth.OAuth) {
-		oauthCfg := cfg.Auth.OAuth.Config()
-		oauthCfg.TLS = f.clientTLS(oauthKey) // each server of the provider is verified by the name in its URL
-		s.tokens, err = oauth.New(oauthCfg, log)
+		// Each server of the provider is verified by the name in its URL.
+		s.tokens, err = oauth.New(oauth.Config{Settings: cfg.Auth.OAuth, TLS: f.clientTLS(oauthKey)}, log)
 	}
 	return s, errors.Join(serversErr, err)
 }

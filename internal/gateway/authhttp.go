@@ -22,10 +22,8 @@ func openAuthHTTPServers(cfg *config.Config, f *watchedFiles, log *zap.Logger) (
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil, nil
 	}
-	clientCfg := cfg.Auth.HTTP.Config()
-	clientCfg.ClientCerts = cfg.TLS.ClientCA != ""
-	clientCfg.TLS = f.clientTLS(authHTTPKey) // each server is verified by the name in its URL
-	client, err := authhttp.New(clientCfg, log)
+	// Each server is verified by the name in its URL.
+	client, err := authhttp.New(authhttp.Config{Settings: cfg.Auth.HTTP, TLS: f.clientTLS(authHTTPKey), ClientCerts: cfg.TLS.ClientCA != ""}, log)
 	if err != nil {
 		return nil, config.WithKey("auth.http", err)
 	}

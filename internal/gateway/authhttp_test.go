@@ -3,10 +3,6 @@ package gateway
 import (
 	"crypto/tls"
 	"errors"
-	"imapgate/auth"
-	"imapgate/internal/config"
-	"imapgate/internal/identity"
-	"imapgate/internal/testbed"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +11,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/auth/authhttp"
+	"imapgate/internal/config"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
@@ -39,7 +41,7 @@ func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
 			}
 		}))
 		t.Cleanup(page.Close)
-		cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}}}}
+		cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: testbed.WithDefaults(authhttp.Settings{URLs: []string{page.URL}})}}
 		s, err := openAuthHTTPServers(cfg, &watchedFiles{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +73,7 @@ func TestARenewedCertificateIsPresentedToTheAuthServer(t *testing.T) {
 	page.StartTLS()
 	t.Cleanup(page.Close)
 	cert, key := ca.Issue(t, "old")
-	cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key}}}
+	cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: testbed.WithDefaults(authhttp.Settings{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key})}}
 	f, err := openFiles(cfg, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/config"
-	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/proxy"
@@ -26,53 +25,27 @@ type (
 // The functions below convert the configuration to the settings of each package.
 
 func needsTLS(cfg *config.Config) bool {
-	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != string(proxy.NoTLS) })
+	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != proxy.NoTLS })
 }
 
-func proxyConfig(cfg *config.Config, instance string) proxy.Config {
-	l := cfg.Limits
-	p := proxy.Config{
-		MaxConnections:   l.MaxConnections,
-		PreauthTimeout:   l.PreauthTimeout,
-		HandshakeTimeout: l.TLSHandshakeTimeout,
-		MaxHandshakes:    l.TLSHandshakes,
-		IdleTimeout:      l.IdleTimeout,
-		WriteTimeout:     l.WriteTimeout,
-		DrainTimeout:     l.DrainTimeout,
-		MaxAuthAttempts:  l.MaxAuthAttempts,
-		MaxBadCommands:   l.MaxBadCommands,
-		MaxLine:          l.MaxLineLength,
-		Instance:         instance,
-		FleetSecret:      cfg.Auth.SCRAMSecret,
-		RouteByAuth:      cfg.Routing.Source == routing.SourceHTTP,
-		ResolveTTL:       cfg.Routing.Cache.TTL,
-		Modes:            make(map[string]proxy.Mode, len(cfg.Backends)),
+func (g *Gateway) proxyConfig(instance string) proxy.Config {
+	cfg := g.cfg
+	out := proxy.Config{
+		LimitSettings: cfg.Limits.LimitSettings, Instance: instance, FleetSecret: cfg.Auth.SCRAMSecret, TokenRefusal: g.authSources.tokenRefusal(),
+		SessionGrace: cfg.Auth.OAuth.SessionGrace, RouteByAuth: cfg.Routing.Source == routing.SourceHTTP, ResolveTTL: cfg.Routing.Cache.TTL,
+		Modes: make(map[string]proxy.BackendSettings, len(cfg.Backends)),
 	}
 	for name, b := range cfg.Backends {
-		p.Modes[name] = proxy.Mode{Name: event.Mode(b.Mode), Mux: b.Mux.Settings()}
+		out.Modes[name] = b.BackendSettings
 	}
 	for _, l := range cfg.Listeners {
-		out := proxy.Listener{Name: l.Name, Address: l.Address, TLS: proxy.TLSMode(l.TLS), Trusted: l.TrustedNetworks}
-		if l.ProxyProtocol != nil {
-			out.ProxyTrusted = l.ProxyProtocol.Trusted
-		}
-		p.Listeners = append(p.Listeners, out)
+		out.Listeners = append(out.Listeners, l.ListenerSettings)
 	}
-	return p
+	return out
 }
 
 func routingConfig(cfg *config.Config) routing.Config {
-	r := cfg.Routing
-	out := routing.Config{
-		Source:   r.Source,
-		Static:   routing.Static{Users: r.Static.Users, Domains: r.Static.Domains, Default: r.Static.Default},
-		Backends: slices.Sorted(maps.Keys(cfg.Backends)),
-		Names:    cfg.Auth.NameRules,
-		TTL:      r.Cache.TTL,
-		Stale:    r.Cache.Stale,
-		Negative: r.Cache.Negative,
-		Snapshot: r.Snapshot,
-	}
+	out := routing.Config{Settings: cfg.Routing, Backends: slices.Sorted(maps.Keys(cfg.Backends)), Names: cfg.Auth.NameRules}
 	if cfg.Redis != nil {
 		out.Prefix = cfg.Redis.Prefix
 	}
@@ -81,47 +54,19 @@ func routingConfig(cfg *config.Config) routing.Config {
 
 // dialRedis creates the client of the configured Redis, with TLS unless tlsConfig is
 // nil. Without Redis it returns nil.
-func dialRedis(r *config.Redis, tlsConfig func() *tls.Config) (redis.UniversalClient, error) {
+func dialRedis(r *routing.RedisSettings, tlsConfig func() *tls.Config) (redis.UniversalClient, error) {
 	if r == nil {
 		return nil, nil
 	}
-	client, err := routing.Dial(routing.RedisConfig{
-		Addresses:        r.Addresses,
-		Cluster:          r.Cluster,
-		SentinelMaster:   r.SentinelMaster,
-		SentinelUsername: r.SentinelUsername,
-		SentinelPassword: r.SentinelPassword,
-		Database:         r.Database,
-		Username:         r.Username,
-		Password:         r.Password,
-		TLS:              tlsConfig,
-		Prefix:           r.Prefix,
-	})
+	client, err := routing.Dial(routing.RedisConfig{RedisSettings: *r, TLSConfig: tlsConfig})
 	return client, config.WithKey("redis", err)
 }
 
-// upstreamConfig returns the settings of one backend, without SessionPrefix and
-// Sockets. tlsConfig is for a backend with TLS.
-func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConfig func() *tls.Config) upstream.Config {
-	out := upstream.Config{
-		Name:    name,
-		Address: b.Address,
-		TLSMode: upstream.TLSMode(b.TLS),
-		TLS:     tlsConfig,
-		Login:   b.Login,
-		Master: upstream.Master{
-			User: b.Master.User, Password: b.Master.Password,
-			Style: b.Master.Style, Separator: b.Master.Separator,
-		},
-		Forward:        b.Forward,
-		ConnectTimeout: limits.UpstreamConnectTimeout,
-		LoginTimeout:   limits.UpstreamLoginTimeout,
-		AnswerTimeout:  limits.UpstreamAnswerTimeout,
-		MaxLogins:      limits.MaxUpstreamLogins,
-		LoginRate:      limits.MaxUpstreamConnectsPerSecond,
-		TTL:            limits.ProxyTTL,
-	}
-	if out.TLSMode != upstream.NoTLS {
+// upstreamConfig returns the configuration of one backend.
+func (g *Gateway) upstreamConfig(b config.Backend, instance string) upstream.Config {
+	out := upstream.Config{Name: b.Name, Settings: b.Settings, LoginSettings: g.cfg.Limits.LoginSettings,
+		TLSConfig: g.files.clientTLS(backendKey(b.Name)), SessionPrefix: instance, Sockets: g.descriptors}
+	if b.TLS != upstream.NoTLS {
 		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
 	}
 	return out

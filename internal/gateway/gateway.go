@@ -95,9 +95,7 @@ func (g *Gateway) open() error {
 	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
 		return err
 	}
-	proxyCfg := proxyConfig(g.cfg, instance)
-	proxyCfg.TokenRefusal, proxyCfg.TokenGrace = g.authSources.tokenRefusal(), g.cfg.Auth.OAuth.SessionGrace
-	g.proxy, err = proxy.New(proxyCfg, proxy.Deps{
+	g.proxy, err = proxy.New(g.proxyConfig(instance), proxy.Deps{
 		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Sockets: g.descriptors, Audit: g.audit, Metrics: g.metrics, Log: g.log,
 	})
@@ -105,7 +103,7 @@ func (g *Gateway) open() error {
 		return err
 	}
 	if g.cfg.Admin.Address != "" {
-		g.admin = admin.New(admin.Config{Address: g.cfg.Admin.Address, Token: g.cfg.Admin.Token}, admin.Deps{
+		g.admin = admin.New(g.cfg.Admin, admin.Deps{
 			Metrics: g.metrics.Handler(), Ready: g.checkReady, Operations: g.operations(),
 		}, g.log)
 	}
@@ -210,10 +208,8 @@ func (g *Gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 func (g *Gateway) openBackends(instance string) {
 	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
 	for name, b := range g.cfg.Backends {
-		backendCfg := upstreamConfig(name, b, g.cfg.Limits, g.files.clientTLS(backendKey(name)))
-		backendCfg.SessionPrefix, backendCfg.Sockets = instance, g.descriptors
 		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).CountConnect, OnWait: g.recordLoginWait(name)}
-		g.backends[name] = upstream.New(backendCfg, hooks, g.log)
+		g.backends[name] = upstream.New(g.upstreamConfig(b, instance), hooks, g.log)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 
@@ -19,51 +18,29 @@ import (
 	"imapgate/proxy"
 )
 
-// limitConfig returns the settings of package limit.
+// limitConfig returns the configuration of package limit.
 func limitConfig(cfg *config.Config) limit.Config {
-	l := cfg.Limits
-	f := l.Failures
-	defaults := listenerLimits(l, config.Listener{})
 	out := limit.Config{
-		Names:    cfg.Auth.NameRules,
-		Settings: defaults.Settings, Failures: defaults.Failures, Quotas: defaults.Quotas,
-		Listeners: make(map[string]limit.Listener, len(cfg.Listeners)),
-		Preauth:   proxy.PreauthLimit(cfg.Limits.MaxConnections),
-		Bans:      limit.Bans{Window: f.BanWithin, Duration: f.BanDuration, MaxDuration: f.MaxBanDuration}, KnownFor: f.KnownFor,
+		Names: cfg.Auth.NameRules, Settings: capDelay(cfg.Limits.Settings, cfg.Limits.PreauthTimeout),
+		Listeners: make(map[string]limit.Settings), Preauth: proxy.PreauthLimit(cfg.Limits.MaxConnections),
 	}
 	if cfg.Redis != nil {
 		out.Prefix = cfg.Redis.Prefix
 	}
-	for _, listener := range cfg.Listeners {
-		if listener.Limits != nil {
-			out.Listeners[listener.Name] = listenerLimits(l, listener)
+	for _, l := range cfg.Listeners {
+		if l.Limits != nil {
+			out.Listeners[l.Name] = capDelay(cfg.LimitsOf(l), cfg.Limits.PreauthTimeout)
 		}
 	}
 	return out
 }
 
-// listenerLimits returns the limits of a listener.
-func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
-	c, f, b := l.Connections.ForListener(listener), l.Failures.ForListener(listener), l.UserQuota.ForListener(listener)
-	// The answer must come before the login times out.
-	maxDelay := min(f.MaxDelay, l.PreauthTimeout/4)
-	out := limit.Listener{
-		Settings: limit.Settings{
-			PerUserAddress: c.PerUserAddress, PerUser: c.PerUser, PerAddress: c.PerAddress, PreauthPerAddress: c.PreauthPerAddress,
-			PreauthNetworkPercent: c.PreauthNetworkPercent, Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: l.ExemptNetworksFor(listener),
-		},
-		Failures: limit.Failures{
-			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, maxDelay), MaxDelay: maxDelay,
-			PerUserHour: f.PerUserHour, PerUserDay: f.PerUserDay, PerUserNetworkHour: f.PerUserNetworkHour, BanAfter: f.BanAfter,
-		},
-		Quotas: limit.Quotas{
-			Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
-		},
-	}
-	if f.PerUserNetworkHour == 0 {
-		out.Failures.PerUserNetworkHour = math.MaxInt // 0 is the default in package limit
-	}
-	return out
+// capDelay shortens the delay of an answer, which must come before the login times out.
+func capDelay(s limit.Settings, preauthTimeout time.Duration) limit.Settings {
+	f := &s.Failures
+	f.MaxDelay = min(f.MaxDelay, preauthTimeout/4)
+	f.Delay = min(f.Delay, f.MaxDelay)
+	return s
 }
 
 // openLimits runs after openRoutes, which creates the Redis client, and openAudit.
@@ -128,7 +105,7 @@ type LimitAdmin struct {
 	// Set once.
 	gate      *limit.Limiter
 	nameRules identity.Names
-	failures  config.Failures
+	failures  limit.Failures
 }
 
 func newLimitAdmin(cfg *config.Config, gate *limit.Limiter) *LimitAdmin {

@@ -4,7 +4,6 @@ package gateway
 
 import (
 	"errors"
-	"math"
 	"testing"
 	"time"
 
@@ -13,34 +12,35 @@ import (
 	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
 )
 
 func TestListenerLimitsReachTheLimiter(t *testing.T) {
 	cfg := load(t, "limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: {per_minute: 7, ban_duration: 1m}}")
 	on := &cfg.Listeners[0]
-	on.Limits = &config.ListenerLimits{
-		Connections: config.ListenerConnections{PerUser: 3, PerAddress: -1},
-		Failures:    config.ListenerFailures{PerMinute: -1, MaxDelay: time.Minute, PerUserNetworkHour: 0, BanAfter: 4, Delay: -time.Second},
-		UserQuota:   config.ListenerQuota{CommandsPerSecond: -1, AppendBytesPerDay: 1000},
+	on.Limits = &limit.Settings{
+		Connections: limit.Connections{PerUser: 3, PerAddress: -1},
+		Failures:    limit.Failures{PerMinute: -1, MaxDelay: time.Minute, PerUserNetworkHour: 0, BanAfter: 4, Delay: -time.Second},
+		UserQuota:   limit.Quotas{CommandsPerSecond: -1, AppendBytesPerDay: 1000},
 	}
 	made := limitConfig(cfg)
 	got := made.Listeners[on.Name]
 	if got.PerUser != 3 || got.PerAddress != made.PerAddress {
-		t.Errorf("connections: %+v", got.Settings)
+		t.Errorf("connections: %+v", got.Connections)
 	}
-	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerUserNetworkHour != math.MaxInt || f.BanAfter != 4 || f.Delay != 2*time.Second {
+	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerUserNetworkHour != 0 || f.BanAfter != 4 || f.Delay != 2*time.Second {
 		t.Errorf("failures: %+v", f)
 	}
-	if got.Quotas != (limit.Quotas{Commands: 50, Upload: 1000}) {
-		t.Errorf("quotas: %+v", got.Quotas)
+	if got.UserQuota != (limit.Quotas{CommandsPerSecond: 50, AppendBytesPerDay: 1000}) {
+		t.Errorf("quotas: %+v", got.UserQuota)
 	}
-	if made.Failures.BanAfter != 10 || made.Quotas != (limit.Quotas{Commands: 50}) || made.Bans.Duration != time.Minute {
+	if made.Failures.BanAfter != 10 || made.UserQuota != (limit.Quotas{CommandsPerSecond: 50}) || made.Failures.BanDuration != time.Minute {
 		t.Errorf("other listeners: %+v", made)
 	}
 }
 
 func TestTooLongABanIsABadRequest(t *testing.T) {
-	gate, err := limit.New(limit.Config{}, nil, limit.Hooks{}, zap.NewNop())
+	gate, err := limit.New(testbed.WithDefaults(limit.Config{}, testbed.NoLimit...), nil, limit.Hooks{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
 	f := &watchedFiles{Reloader: filewatch.NewReloader(log), keys: certificateFileKeys(cfg), clients: make(map[string]*tlsconf.Client)}
 	var errs []error
 	if needsTLS(cfg) {
-		server, err := tlsconf.NewServer(cfg.TLS.ServerConfig(), log)
+		server, err := tlsconf.NewServer(cfg.TLS, log)
 		if err != nil {
 			errs = append(errs, f.keys.addKeys(certificateBlockKey(cfg), err))
 		} else {
@@ -113,23 +113,23 @@ func (c clientBlock) fileKeys() fileKeys {
 func clientBlocks(cfg *config.Config) (list []clientBlock) {
 	add := func(key string, c tlsconf.ClientConfig) { list = append(list, clientBlock{key, c}) }
 	if r := cfg.Redis; r != nil && r.TLS {
-		add(redisKey, tlsconf.ClientConfig{CA: r.CA, ServerName: r.ServerName, Certificate: r.ClientCertificate.KeyPair()})
+		add(redisKey, tlsconf.ClientConfig{CA: r.CA, ServerName: r.ServerName, Certificate: r.ClientCertificate.OrNone()})
 	}
 	if h := cfg.Auth.HTTP; slices.Contains(cfg.Auth.Methods, auth.HTTP) && slices.ContainsFunc(h.URLs, isHTTPS) {
 		add(authHTTPKey, tlsconf.ClientConfig{CA: h.CA, Certificate: tlsconf.CertFiles{Cert: h.Cert, Key: h.Key}})
 	}
 	if o := cfg.Auth.OAuth; slices.Contains(cfg.Auth.Methods, auth.OAuth) {
-		add(oauthKey, tlsconf.ClientConfig{CA: o.CA, Certificate: o.ClientCertificate.KeyPair()})
+		add(oauthKey, tlsconf.ClientConfig{CA: o.CA, Certificate: o.ClientCertificate.OrNone()})
 	}
 	for i, s := range cfg.Audit.Sinks {
 		if address, ok := strings.CutPrefix(s.Address, "tls://"); ok && s.Type == audit.Syslog {
-			add(sinkKey(i), tlsconf.ClientConfig{CA: s.CA, ServerName: cmp.Or(s.ServerName, hostOf(address)), Certificate: s.ClientCertificate.KeyPair()})
+			add(sinkKey(i), tlsconf.ClientConfig{CA: s.CA, ServerName: cmp.Or(s.ServerName, hostOf(address)), Certificate: s.ClientCertificate.OrNone()})
 		}
 	}
 	for name, b := range cfg.Backends {
-		if b.TLS != string(upstream.NoTLS) {
+		if b.TLS != upstream.NoTLS {
 			add(backendKey(name), tlsconf.ClientConfig{CA: b.CA, ServerName: cmp.Or(b.ServerName, hostOf(b.Address)),
-				Certificate: b.ClientCertificate.KeyPair(), ALPN: tlsconf.IMAP})
+				Certificate: b.ClientCertificate.OrNone(), ALPN: tlsconf.IMAP})
 		}
 	}
 	slices.SortFunc(list, func(a, b clientBlock) int { return strings.Compare(a.key, b.key) })

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
+	"imapgate/internal/settings"
 	"imapgate/internal/testbed"
 )
 
@@ -89,21 +90,20 @@ func TestEveryFileOfTheConfigurationIsWatched(t *testing.T) {
 		default:
 			return
 		}
-		for i := range v.NumField() {
-			field := v.Type().Field(i)
-			name := field.Tag.Get("yaml")
-			if name == "" || name == "-" || !field.IsExported() || name == "proxy_protocol" || name == "limits" {
+		for _, field := range settings.Fields(v.Type()) {
+			value := v.FieldByIndex(field.Index)
+			if field.Name == "proxy_protocol" || field.Name == "limits" {
 				continue
 			}
-			here := strings.TrimPrefix(key+"."+name, ".")
-			switch field.Tag.Get("file") {
+			here := strings.TrimPrefix(key+"."+field.Name, ".")
+			switch field.FileEffect {
 			case "tls", "secret", "restart":
 			default:
-				walk(v.Field(i), here)
+				walk(value, here)
 				continue
 			}
 			var files []string
-			switch value := v.Field(i).Interface().(type) {
+			switch value := value.Interface().(type) {
 			case string:
 				files = []string{value}
 			case map[string]string:

@@ -19,12 +19,16 @@ const OptionalCharacters = "+'&="
 
 // NameRules are the operator's rules for user names.
 type NameRules struct {
-	Domain      string            // appended to a name without an @; "": none
-	Characters  string            // allowed besides the default alphabet, out of OptionalCharacters
-	UTF8        bool              // accept names of RFC 6531, by the rules of RFC 8265
-	StripDetail bool              // user+detail is user
-	Prefixes    map[string]string // PREFIX\user is user at this domain; "": without a domain
+	Domain string `yaml:"-"` // appended to a name without an @; "": none
+
+	Characters string            `yaml:"characters" example:"+'" reload:"restart" doc:"Characters of + ' & = that names may have before the @, besides a-z, 0-9 and . - _. No other can be allowed: each has a meaning in a key, a path, a pattern, a quotation or a master login. The backend must allow them too: auth_username_chars of Dovecot."`
+	UTF8       bool              `yaml:"utf8" default:"false" reload:"restart" doc:"Names may have letters and digits of all scripts (RFC 6531). They are compared and sent in the form of RFC 8265 (lower case, NFC); the part after the @ in its ASCII form, as in the DNS (xn--…)."`
+	Detail     string            `yaml:"detail" default:"keep" oneof:"keep strip" reload:"restart" doc:"keep: + is an ordinary character, which characters may allow. strip: alice+lists@example.org becomes alice@example.org."`
+	Prefixes   map[string]string `yaml:"prefixes" example:"{CORP: corp.example.org}" reload:"restart" doc:"For names such as CORP\\alice: the part before the backslash, in any case, and the domain it stands for. An empty domain removes the prefix, and the rest is read as a name without one. Names with another prefix are refused."`
 }
+
+// StripDetail is the Detail with which user+detail is user.
+const StripDetail = "strip"
 
 // Names makes canonical names by one set of NameRules. The zero Names has the default alphabet
 // and no domain. It never changes.
@@ -41,7 +45,7 @@ func NewNames(s NameRules) (Names, error) {
 	if rest := strings.Trim(s.Characters, OptionalCharacters); rest != "" {
 		return Names{}, &NameRulesError{"characters", "only " + OptionalCharacters + " can be allowed"}
 	}
-	if s.StripDetail && strings.Contains(s.Characters, detailSeparator) {
+	if s.Detail == StripDetail && strings.Contains(s.Characters, detailSeparator) {
 		return Names{}, &NameRulesError{"characters", "+ begins a detail, which is stripped"}
 	}
 	n := Names{&s}
@@ -96,7 +100,7 @@ func (n Names) rulesOrDefault() *NameRules {
 // or strip, because two names of the issuer would become one user here.
 func (n Names) Strict() Names {
 	s := *n.rulesOrDefault()
-	s.StripDetail, s.Prefixes = false, nil
+	s.Detail, s.Prefixes = "", nil
 	return Names{&s}
 }
 
@@ -165,7 +169,7 @@ func (s *NameRules) canonicalizeLocal(part string) (string, error) {
 			return "", err
 		}
 	}
-	if s.StripDetail {
+	if s.Detail == StripDetail {
 		part, _, _ = strings.Cut(part, detailSeparator)
 	}
 	part = lowerASCII(part)

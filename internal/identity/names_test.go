@@ -27,7 +27,7 @@ func mustNames(t testing.TB, s NameRules) Names {
 
 func TestRulesUnifySpellings(t *testing.T) {
 	n := newWidestNames(t)
-	strips := mustNames(t, NameRules{Domain: "example.org", StripDetail: true, UTF8: true})
+	strips := mustNames(t, NameRules{Domain: "example.org", Detail: StripDetail, UTF8: true})
 	for _, row := range []struct {
 		names Names
 		want  string
@@ -96,7 +96,7 @@ func TestDisallowedNamesAreRefused(t *testing.T) {
 
 func TestUnsafeRulesAreRefused(t *testing.T) {
 	for field, spellings := range map[string][]NameRules{
-		"characters": {{Characters: "*"}, {Characters: "+:"}, {Characters: " "}, {Characters: "{"}, {Characters: "\u00f6"}, {Characters: "/"}, {Characters: "+", StripDetail: true}},
+		"characters": {{Characters: "*"}, {Characters: "+:"}, {Characters: " "}, {Characters: "{"}, {Characters: "\u00f6"}, {Characters: "/"}, {Characters: "+", Detail: StripDetail}},
 		"domain":     {{Domain: "a@b"}, {Domain: "a b"}, {Domain: ".a"}, {Domain: "b\u00fc.x"}},
 		"prefixes": {
 			{Prefixes: map[string]string{"": "x"}}, {Prefixes: map[string]string{"a b": "x"}}, {Prefixes: map[string]string{"A": "x", "a": "y"}},
@@ -143,7 +143,7 @@ func FuzzCanonUser(f *testing.F) {
 		prefixes := map[string]string{"DOMAIN": "corp.example", "strip-me": ""}
 		for _, s := range []NameRules{
 			{Domain: domain}, {Domain: domain, Characters: OptionalCharacters, UTF8: true, Prefixes: prefixes},
-			{Domain: domain, Characters: "'&=", UTF8: true, StripDetail: true, Prefixes: prefixes},
+			{Domain: domain, Characters: "'&=", UTF8: true, Detail: StripDetail, Prefixes: prefixes},
 		} {
 			n := mustNames(t, s)
 			if u, err := n.Canonicalize(raw); err == nil {

@@ -85,7 +85,7 @@ func (e entry) ban(net netip.Prefix, t time.Duration) Ban {
 
 // impose bans a network for first, or for twice as long for each ban before. A
 // ban under way stays as it is, and is not imposed again.
-func (b *banTable) impose(net netip.Prefix, e entry, lengths Bans, t time.Duration) (Ban, bool) {
+func (b *banTable) impose(net netip.Prefix, e entry, f *Failures, t time.Duration) (Ban, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old, known := b.nets[net]
@@ -96,22 +96,22 @@ func (b *banTable) impose(net netip.Prefix, e entry, lengths Bans, t time.Durati
 	if known && old.until+remembered > t {
 		e.count = old.count + 1
 	}
-	e.until = t + lengths.length(e.count)
+	e.until = t + f.banLength(e.count)
 	if b.set(net, e, t) != nil {
 		return Ban{}, false
 	}
 	return e.ban(net, t), true
 }
 
-// length is that of a ban; count says which of its network it is, from 1.
-func (b Bans) length(count int) time.Duration {
-	d := b.Duration
+// banLength is that of a ban; count says which of its network it is, from 1.
+func (f *Failures) banLength(count int) time.Duration {
+	d := f.BanDuration
 	for range min(count, 32) - 1 {
-		if d *= 2; d >= b.MaxDuration {
+		if d *= 2; d >= f.MaxBanDuration {
 			break
 		}
 	}
-	return min(d, b.MaxDuration)
+	return min(d, f.MaxBanDuration)
 }
 
 // put sets a ban as somebody else has decided it.

@@ -19,7 +19,7 @@ func TestAFullTableForgetsNobody(t *testing.T) {
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(11 + i>>16), byte(i >> 8), byte(i), 1}) }
 	const n = 3 * maxBans
 	for i := range n {
-		g.bans.impose(home(addr(i)), entry{why: event.BanFailures}, g.cfg.Bans, g.now())
+		g.bans.impose(home(addr(i)), entry{why: event.BanFailures}, &g.cfg.Failures, g.now())
 	}
 	for i := range n {
 		if _, ok := g.bans.covers(addr(i), g.now()); !ok {

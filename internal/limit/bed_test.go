@@ -19,13 +19,9 @@ import (
 func usual() Config {
 	return Config{
 		Prefix: "imapgate:",
-		Settings: Settings{
-			PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
-		},
-		Failures: Failures{
-			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserDay: 100,
-			BanAfter: 10,
-		},
+		Settings: testbed.WithDefaults(Settings{
+			Connections: Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30},
+		}, "connections", "exempt_networks"),
 		wait: testbed.Timeout,
 	}
 }
@@ -33,12 +29,16 @@ func usual() Config {
 // wide are limits of connections that nothing here reaches.
 func wide() Config {
 	c := usual()
-	c.Settings = Settings{}
+	c.Connections = Connections{}
 	return c
 }
 
 func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Limiter {
 	t.Helper()
+	cfg = testbed.WithDefaults(cfg, testbed.NoLimit...)
+	for name, l := range cfg.Listeners {
+		cfg.Listeners[name] = testbed.WithDefaults(l, testbed.NoLimit...)
+	}
 	g, err := New(cfg, client, Hooks{}, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)

@@ -12,15 +12,6 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Quotas are what one user's sessions may use together: commands and bytes in a
-// second at each gateway, uploads in a day at all of them. 0 is no bound.
-type Quotas struct {
-	Commands int   // in a second
-	In       int64 // bytes from the clients, in a second
-	Out      int64 // bytes to the clients, in a second
-	Upload   int64 // bytes of messages in a day (UTC)
-}
-
 const (
 	// burst is how many seconds' worth may be used at once. What is used beyond it
 	// is waited for.
@@ -227,7 +218,7 @@ func (b *budgets) uploaded(u identity.User, day string, sum int64) {
 // Quota is what the user of a visit that has entered may use; nil when there is no
 // bound. It is the visit's until Leave.
 func (v *Conn) Quota() *Quota {
-	g, at := v.gate, holder{v.user, v.limits.Quotas}
+	g, at := v.gate, holder{v.user, v.limits.UserQuota}
 	if v.stage != inHouse || at.Quotas == (Quotas{}) && !g.uploads {
 		return nil
 	}
@@ -246,15 +237,15 @@ func (v *Conn) Quota() *Quota {
 
 func (g *Limiter) newBudget(at holder) *Quota {
 	return &Quota{
-		gate: g, user: at.user, upload: at.Upload, commands: bucket(int64(at.Commands)), in: bucket(at.In), out: bucket(at.Out),
+		gate: g, user: at.user, upload: int64(at.AppendBytesPerDay), commands: bucket(at.CommandsPerSecond), in: bucket(at.BytesInPerSecond), out: bucket(at.BytesOutPerSecond),
 	}
 }
 
-func bucket(perSecond int64) *rate.Limiter {
+func bucket(perSecond int) *rate.Limiter {
 	if perSecond == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), int(burst*perSecond))
+	return rate.NewLimiter(rate.Limit(perSecond), burst*perSecond)
 }
 
 // release lets go of a visit's budget. A user who comes back at once has a full
@@ -266,7 +257,7 @@ func (b *budgets) release(v *Conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if v.budget.sessions--; v.budget.sessions == 0 {
-		delete(b.of, holder{v.user, v.limits.Quotas})
+		delete(b.of, holder{v.user, v.limits.UserQuota})
 	}
 	v.budget = nil
 }

@@ -31,7 +31,7 @@ func TestWithoutBoundsThereIsNoBudget(t *testing.T) {
 func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Commands: 10, In: 1000, Out: 2000}
+		cfg.UserQuota = Quotas{CommandsPerSecond: 10, BytesInPerSecond: 1000, BytesOutPerSecond: 2000}
 		g := newGate(t, cfg, nil)
 		one, other, bob := entered(t, g, "alice"), entered(t, g, "alice"), entered(t, g, "bob")
 		for range 10 {
@@ -67,7 +67,7 @@ func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Upload: 1000}
+		cfg.UserQuota = Quotas{AppendBytesPerDay: 1000}
 		v := entered(t, newGate(t, cfg, nil), "alice")
 		defer v.Close()
 		for _, upload := range []struct {
@@ -95,7 +95,7 @@ func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 func TestUploadsAreCountedAtAllGatewaysTogether(t *testing.T) {
 	srv := testbed.StartRedis(t)
 	cfg := wide()
-	cfg.Quotas = Quotas{Upload: 1000}
+	cfg.UserQuota = Quotas{AppendBytesPerDay: 1000}
 	gate := func() *Limiter {
 		client := redis.NewClient(&redis.Options{Addr: srv.Address})
 		t.Cleanup(func() { _ = client.Close() })

@@ -27,7 +27,7 @@ func (g *Limiter) ban(ctx context.Context, net netip.Prefix, why event.BanReason
 	around := near(net.Addr()) // of a wider one nobody knows who lives in it
 	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
 	e := entry{why: why, lived: lived}
-	b, fresh := g.bans.impose(net, e, g.cfg.Bans, g.now())
+	b, fresh := g.bans.impose(net, e, &g.cfg.Failures, g.now())
 	if !fresh {
 		return
 	}
@@ -51,7 +51,7 @@ func (g *Limiter) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 	if s == nil {
 		return false
 	}
-	keep := g.cfg.KnownFor.Milliseconds()
+	keep := g.cfg.Failures.KnownFor.Milliseconds()
 	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
 	if err != nil {
 		return false
@@ -67,7 +67,7 @@ func (g *Limiter) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	if s == nil {
 		return b, false
 	}
-	r, err := s.ask(ctx, s.banCall(b, asMany, g.cfg.Bans.Duration, g.cfg.Bans.MaxDuration))
+	r, err := s.ask(ctx, s.banCall(b, asMany, g.cfg.Failures.BanDuration, g.cfg.Failures.MaxBanDuration))
 	if err != nil {
 		return b, false
 	}

@@ -94,7 +94,7 @@ type failures struct {
 
 func newFailures(cfg *Config) *failures {
 	f := &failures{
-		within: cfg.Bans.Window, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
+		within: cfg.Failures.BanWithin, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
 		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
 		exact: newTable[window](maxPastPairs), again: newTable[window](maxUnnamed), open: make(map[uint64]int32),
 	}

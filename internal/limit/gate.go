@@ -1,7 +1,6 @@
 package limit
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -28,8 +27,8 @@ const (
 type Limiter struct {
 	// Set once.
 	cfg       Config
-	usual     *Listener            // of listeners that have none of their own
-	listeners map[string]*Listener // of those that have
+	usual     *Settings            // of listeners that have none of their own
+	listeners map[string]*Settings // of those that have
 	uploads   bool                 // some listener bounds them, so they are counted at all
 	hooks     Hooks
 	log       *zap.Logger
@@ -52,17 +51,16 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	}
 	hooks.complete()
 	g := &Limiter{cfg: cfg, hooks: hooks, log: log, began: time.Now(), lines: rate.Sometimes{First: 20, Interval: 10 * time.Second}}
-	g.usual, g.listeners = cfg.usual(), make(map[string]*Listener, len(cfg.Listeners))
-	g.uploads = cfg.Quotas.Upload > 0
+	g.usual, g.listeners = &g.cfg.Settings, make(map[string]*Settings, len(cfg.Listeners))
+	g.uploads = cfg.UserQuota.AppendBytesPerDay > 0
 	for name, l := range cfg.Listeners {
-		l.Failures.PerUserNetworkHour = cmp.Or(l.Failures.PerUserNetworkHour, defaultPairHour)
 		g.listeners[name] = &l
-		g.uploads = g.uploads || l.Quotas.Upload > 0
+		g.uploads = g.uploads || l.UserQuota.AppendBytesPerDay > 0
 	}
 	g.places = &places{held: make(map[place]*held), dirty: make(map[place]*held)}
 	g.rates = newRates()
 	g.past = newFailures(&cfg)
-	g.good = newGoodList(cfg.KnownFor)
+	g.good = newGoodList(cfg.Failures.KnownFor)
 	g.bans = newBanTable()
 	g.spray = &sprayWatch{baseline: sprayLeast}
 	g.budgets = newBudgets()
@@ -115,7 +113,7 @@ func (g *Limiter) redisIs(up bool, why error) {
 }
 
 // limits are those of a listener.
-func (g *Limiter) limits(listener string) *Listener {
+func (g *Limiter) limits(listener string) *Settings {
 	if l := g.listeners[listener]; l != nil {
 		return l
 	}

@@ -183,13 +183,13 @@ func (v *Conn) judge(who standing, past tally) (wait time.Duration, no *Refusal)
 	switch {
 	case banned && (who < neighbor || ban.Reason == event.BanOperator):
 		return 0, &Refusal{Reason: event.LimitBanned, Net: ban.Net, RetryAfter: ban.Remaining}
-	case past.exact.hour >= f.PerUserNetworkHour:
+	case over(past.exact.hour, f.PerUserNetworkHour):
 		return 0, &Refusal{Reason: event.LimitPairFailures, Net: home(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	case who == resident:
 		return f.resident(addr, past)
 	case who == neighbor:
 		return f.neighbor(addr, past)
-	case past.pair.hour >= f.PerUserNetworkHour:
+	case over(past.pair.hour, f.PerUserNetworkHour):
 		return 0, &Refusal{Reason: event.LimitPairFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	return v.stranger(who, past)
@@ -215,11 +215,11 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 	if until := f.beyond(n, muchMore); until > 0 {
 		return 0, &Refusal{Reason: event.LimitAddressFailures, Net: home(addr), RetryAfter: until}
 	}
-	if past.pair.hour/muchMore >= f.PerUserNetworkHour {
+	if over(past.pair.hour/muchMore, f.PerUserNetworkHour) {
 		return 0, &Refusal{Reason: event.LimitPairFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	wait = f.step(past.pair.hour - patience)
-	if past.pair.hour >= f.PerUserNetworkHour {
+	if over(past.pair.hour, f.PerUserNetworkHour) {
 		wait = f.MaxDelay
 	}
 	if f.beyond(n, 1) > 0 {

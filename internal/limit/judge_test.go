@@ -224,7 +224,7 @@ func TestAThiefBehindTheSameAddressCannotGuessForEver(t *testing.T) {
 				checked++
 			}
 		}
-		if checked > 25*defaultPairHour {
+		if checked > 25*g.cfg.Failures.PerUserNetworkHour {
 			t.Fatalf("%d guesses in a day", checked)
 		}
 		if waited, err := logIn(t, g, at("198.51.100.1"), victim); err != nil || waited > 15*6/5*time.Second {

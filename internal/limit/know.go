@@ -14,7 +14,7 @@ import (
 func (g *Limiter) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 	t, s := g.now(), g.shared
 	mine, lived := g.good.stale(u, addr, t)
-	keep := g.cfg.KnownFor.Milliseconds()
+	keep := g.cfg.Failures.KnownFor.Milliseconds()
 	for _, net := range mine {
 		calls = append(calls, call{s.scripts.good, []string{s.keys.good(u)}, []any{net.String(), keep}})
 	}
@@ -41,7 +41,7 @@ func (g *Limiter) inquire(ctx context.Context, u identity.User, addr netip.Addr)
 	if s == nil {
 		return false
 	}
-	keep := g.cfg.KnownFor.Milliseconds()
+	keep := g.cfg.Failures.KnownFor.Milliseconds()
 	mine, lived := homes(addr), streets(addr)
 	if u.IsZero() {
 		mine = nil
@@ -102,7 +102,7 @@ func (g *Limiter) failedEverywhere(ctx context.Context, at pair, addr netip.Addr
 // of somebody the user and the pairs.
 func (g *Limiter) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
-	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Window.Milliseconds()
+	minute, ban := time.Minute.Milliseconds(), g.cfg.Failures.BanWithin.Milliseconds()
 	calls, script := make([]call, 0, tiers+2), s.scripts.failed
 	if add == 0 {
 		script = s.scripts.failures

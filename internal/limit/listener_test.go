@@ -8,11 +8,11 @@ import (
 )
 
 // twoDoors is a gate whose listener "strict" has limits of its own.
-func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Limiter {
+func twoDoors(t testing.TB, usual Config, strict func(*Settings)) *Limiter {
 	t.Helper()
-	own := usual.usual()
-	strict(own)
-	usual.Listeners = map[string]Listener{"strict": *own}
+	own := usual.Settings
+	strict(&own)
+	usual.Listeners = map[string]Settings{"strict": own}
 	return newGate(t, usual, nil)
 }
 
@@ -29,7 +29,7 @@ func through(t testing.TB, g *Limiter, listener, addr string) *Conn {
 
 func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := twoDoors(t, wide(), func(l *Listener) {
+		g := twoDoors(t, wide(), func(l *Settings) {
 			l.Failures.PerMinute, l.Failures.Delay, l.Failures.BanAfter = 3, 0, 0
 		})
 		usual, strict := through(t, g, "imaps", "192.0.2.1"), through(t, g, "strict", "192.0.2.1")
@@ -60,8 +60,8 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 func TestListenersOfOneBudgetShareIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Commands: 10}
-		cfg.Listeners = map[string]Listener{"same": *cfg.usual(), "free": {}}
+		cfg.UserQuota = Quotas{CommandsPerSecond: 10}
+		cfg.Listeners = map[string]Settings{"same": cfg.Settings, "free": {}}
 		g := newGate(t, cfg, nil)
 		in := func(listener string) *Conn {
 			v := through(t, g, listener, "192.0.2.1")
@@ -86,7 +86,7 @@ func TestListenersOfOneBudgetShareIt(t *testing.T) {
 func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Listeners = map[string]Listener{"little": {Quotas: Quotas{Upload: 1000}}, "much": {Quotas: Quotas{Upload: 3000}}}
+		cfg.Listeners = map[string]Settings{"little": {UserQuota: Quotas{AppendBytesPerDay: 1000}}, "much": {UserQuota: Quotas{AppendBytesPerDay: 3000}}}
 		g := newGate(t, cfg, nil)
 		alice := user(t, "alice")
 		upload := func(listener string, n int64) bool {

@@ -96,7 +96,7 @@ func TestANeighborCannotLockAUserOutOfItsHome(t *testing.T) {
 		if _, err := logIn(t, g, home, victim); err != nil {
 			t.Fatal(err)
 		}
-		for i := range 3 * defaultPairHour {
+		for i := range 3 * usual().Failures.PerUserNetworkHour {
 			_, _ = guess(t, g, at(fmt.Sprintf("192.0.2.%d", 200+i%20)), victim, secret("%d", i))
 		}
 		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {

@@ -241,7 +241,7 @@ func (s *shared) forget(ctx context.Context, key string) error {
 // as this gateway does.
 func (g *Limiter) InspectAddress(ctx context.Context, addr netip.Addr) (AddressStatus, error) {
 	addr = plain(addr)
-	a := AddressStatus{AddrNet: home(addr), UserNet: near(addr), Exempt: contains(g.cfg.Exempt, addr)}
+	a := AddressStatus{AddrNet: home(addr), UserNet: near(addr), Exempt: contains(g.cfg.ExemptNetworks, addr)}
 	past, t := g.past.look(pair{net: a.UserNet}, addr, g.now()), g.now()
 	a.Sessions = g.places.count(place{kind: addressSessions, net: a.AddrNet})
 	a.Active = g.good.lived(a.UserNet, t)
@@ -327,7 +327,7 @@ func (g *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 			return a, fmt.Errorf("show %v: %w", u, err)
 		}
 	}
-	a.UploadLimit, a.UploadsCounted = g.cfg.Quotas.Upload, g.uploads
+	a.UploadLimit, a.UploadsCounted = int64(g.cfg.UserQuota.AppendBytesPerDay), g.uploads
 	if a.UploadsCounted {
 		var err error
 		if a.Uploaded, err = g.uploadedToday(ctx, u); err != nil {
@@ -353,7 +353,7 @@ func (g *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 // there.
 func (g *Limiter) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
 	s := g.shared
-	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.KnownFor.Milliseconds()}})
+	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.Failures.KnownFor.Milliseconds()}})
 	if err != nil {
 		return nil, err
 	}

@@ -171,7 +171,7 @@ func TestALoginCostsOneTrip(t *testing.T) {
 func TestAClusterIsAskedSlotBySlot(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
 	cfg := quick()
-	cfg.Settings = Settings{PerUser: 10, PerUserAddress: 10, PerAddress: 100, Total: 1000, NewPerMinute: 60, NewBurst: 30}
+	cfg.Connections = Connections{PerUser: 10, PerUserAddress: 10, PerAddress: 100, Total: 1000, NewPerMinute: 60, NewBurst: 30}
 	var away atomic.Int64
 	hooks := Hooks{OnRedis: func(up bool) {
 		if !up {

@@ -19,7 +19,7 @@ func TestAPasswordThatMayBeRightGivesWayToTheNextOne(t *testing.T) {
 		},
 		"time passes": func(_ testing.TB, g *Limiter, i int) {
 			if i == 0 {
-				time.Sleep(g.cfg.Bans.Window)
+				time.Sleep(g.cfg.Failures.BanWithin)
 			}
 		},
 	} {
@@ -52,7 +52,7 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 		u, nat := user(t, "someone"), at("203.0.113.7")
 		for i := range 100 {
 			if i > 0 {
-				time.Sleep(g.cfg.Bans.Window - time.Minute)
+				time.Sleep(g.cfg.Failures.BanWithin - time.Minute)
 			}
 			if _, err := unclear(t, g, nat, u, secret("own")); err != nil {
 				t.Fatal(err)

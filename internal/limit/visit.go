@@ -24,7 +24,7 @@ const (
 type Conn struct {
 	// Set once.
 	gate   *Limiter
-	limits *Listener // of where it has arrived
+	limits *Settings // of where it has arrived
 
 	// Owned by whoever serves the connection.
 	addr   netip.Addr // the zero Addr while nobody knows who comes
@@ -75,9 +75,9 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // come takes the places of a stranger.
 func (v *Conn) come(addr netip.Addr) error {
-	g, s := v.gate, &v.limits.Settings
+	g, s := v.gate, v.limits
 	v.addr = plain(addr)
-	v.exempt = !v.addr.IsValid() || contains(s.Exempt, v.addr)
+	v.exempt = !v.addr.IsValid() || contains(s.ExemptNetworks, v.addr)
 	if v.exempt {
 		return nil
 	}
@@ -103,7 +103,7 @@ func (v *Conn) lobby() []bounded { return append(v.strangers(), v.conn()) }
 func (v *Conn) strangers() []bounded {
 	net, s := home(v.addr), v.limits
 	want := []bounded{{place{kind: addressLobby, net: net}, s.PreauthPerAddress, event.LimitPreauthAddress}}
-	share := v.gate.networkShare(&s.Settings)
+	share := v.gate.networkShare(s)
 	if share == 0 {
 		return want
 	}

@@ -12,19 +12,19 @@ import (
 func TestAnAddressHasSoManyConnections(t *testing.T) {
 	for _, c := range []struct {
 		name        string
-		cfg         Settings
+		cfg         Connections
 		first, same string // two addresses that count as one
 		other       string
 		want        event.Limit
 	}{
-		{"before the login", Settings{PreauthPerAddress: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitPreauthAddress},
-		{"altogether", Settings{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", event.LimitAddress},
-		{"in a /64", Settings{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", event.LimitAddress},
-		{"in a minute", Settings{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitConnectionRate},
+		{"before the login", Connections{PreauthPerAddress: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitPreauthAddress},
+		{"altogether", Connections{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", event.LimitAddress},
+		{"in a /64", Connections{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", event.LimitAddress},
+		{"in a minute", Connections{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", event.LimitConnectionRate},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := usual()
-			cfg.Settings = c.cfg
+			cfg.Connections = c.cfg
 			g := newGate(t, cfg, nil)
 			var in []*Conn
 			for range 3 {
@@ -77,16 +77,16 @@ func TestTheRateOfConnectionsRecovers(t *testing.T) {
 
 func TestAUserHasSoManySessions(t *testing.T) {
 	for _, c := range []struct {
-		cfg  Settings
+		cfg  Connections
 		addr func(i int) netip.Addr
 		want event.Limit
 	}{
-		{Settings{PerUser: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitUser},
-		{Settings{PerUserAddress: 3}, func(int) netip.Addr { return at("192.0.2.1") }, event.LimitUserAddress},
-		{Settings{Total: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitTotal},
+		{Connections{PerUser: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitUser},
+		{Connections{PerUserAddress: 3}, func(int) netip.Addr { return at("192.0.2.1") }, event.LimitUserAddress},
+		{Connections{Total: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, event.LimitTotal},
 	} {
 		cfg := usual()
-		cfg.Settings = c.cfg
+		cfg.Connections = c.cfg
 		g, alice := newGate(t, cfg, nil), user(t, "alice")
 		var in []*Conn
 		for i := range 4 {
@@ -116,7 +116,7 @@ func TestAUserHasSoManySessions(t *testing.T) {
 
 func TestWhoHasLoggedInLeavesTheLobby(t *testing.T) {
 	cfg := usual()
-	cfg.Settings = Settings{PreauthPerAddress: 1, PerAddress: 2}
+	cfg.Connections = Connections{PreauthPerAddress: 1, PerAddress: 2}
 	g := newGate(t, cfg, nil)
 	first := arrive(t, g, at("192.0.2.1"))
 	if err := first.BeginSession(t.Context(), user(t, "alice")); err != nil {
@@ -132,7 +132,7 @@ func TestWhoHasLoggedInLeavesTheLobby(t *testing.T) {
 
 func TestABalancersConnectionsAreTheirClients(t *testing.T) {
 	cfg := usual()
-	cfg.Settings = Settings{PreauthPerAddress: 1}
+	cfg.Connections = Connections{PreauthPerAddress: 1}
 	g := newGate(t, cfg, nil)
 	var in []*Conn
 	for i := range 5 {
@@ -159,8 +159,8 @@ func TestABalancersConnectionsAreTheirClients(t *testing.T) {
 func TestEachListenerHasItsOwnLimits(t *testing.T) {
 	cfg := usual()
 	inside := cfg.Settings
-	inside.Exempt, inside.PerUser = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 2
-	cfg.Listeners = map[string]Listener{"webmail": {Settings: inside, Failures: cfg.Failures}}
+	inside.ExemptNetworks, inside.PerUser = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 2
+	cfg.Listeners = map[string]Settings{"webmail": inside}
 	g := newGate(t, cfg, nil)
 	for i := range 200 { // far beyond every limit of an address
 		v, err := g.Open("webmail", at("192.0.2.1"))

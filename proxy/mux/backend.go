@@ -36,15 +36,11 @@ type cachedOffer struct {
 }
 
 func newBackend(h *Hub, name string, cfg Backend) *backend {
-	s := cfg.Settings.WithDefaults()
-	m := h.deps.Metrics
+	s, m := cfg.Settings, h.deps.Metrics
 	b := &backend{
 		hub: h, name: name, settings: s, metrics: m, log: h.deps.Log.With(zap.String("backend", name)),
 		attachQueue: newAttachQueue(s.MaxConcurrentReattaches),
-		pool: pool.New(cfg.Upstream, pool.Config{
-			IdleTimeout: s.PoolIdleTimeout, MaxAge: s.MaxAge, CacheCredentials: s.CredentialCache, CredentialTTL: s.CredentialCacheTTL,
-			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
-		}, &h.shared, pool.Hooks{
+		pool: pool.New(cfg.Upstream, pool.Config{Settings: s.Settings}, &h.shared, pool.Hooks{
 			OnReuse: m.Mux.CountPoolReuse, OnDiscard: m.Mux.CountPoolDiscard, OnWait: m.Mux.ObserveLeaseWait, OnIdleChange: m.Mux.AddPoolConnections,
 		}, h.deps.Log),
 	}

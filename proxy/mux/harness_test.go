@@ -87,16 +87,19 @@ type harness struct {
 
 const user = "alice"
 
+// zeroSettings are the keys whose zero means something in tests.
+var zeroSettings = []string{"pool_idle_timeout", "max_per_user", "silence_timeout", "read_after_write"}
+
 func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	t.Helper()
 	s.settings.CommandHoldTimeout = cmp.Or(s.settings.CommandHoldTimeout, 5*time.Second)
 	s.settings.UIDPrefetch = cmp.Or(s.settings.UIDPrefetch, PrefetchLazy)
 	h := &harness{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
-	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: testTimeout,
+	up := upstream.Config{Name: "stub", Settings: upstream.Settings{TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testTimeout},
 		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
 	var secure *tls.Config
 	if s.transport == "tls" {
-		secure, up.TLS, up.TLSMode = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
+		secure, up.TLSConfig, up.TLS = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
 	}
 	var err error
 	h.stub, err = newStub(secure, splitters[cmp.Or(s.split, "whole")])
@@ -107,10 +110,10 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	up.Address = h.stub.l.Addr().String()
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), h.logs, zapcore.DebugLevel))
 	h.deps = Deps{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
-		"stub": {Upstream: upstream.New(up, upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
+		"stub": {Upstream: upstream.New(testbed.WithDefaults(up), upstream.Hooks{}, zap.NewNop()), Settings: testbed.WithDefaults(s.settings, zeroSettings...)},
 	}}
 	h.auditPath = filepath.Join(t.TempDir(), "audit")
-	h.deps.Audit, err = audit.Open(audit.Config{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}, log)
+	h.deps.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}}, "path", "first_per_minute"), log)
 	must(t, err)
 	h.deps.Sessions = relay.NewRegistry(relay.Config{IdleTimeout: cmp.Or(s.idleTimeout, time.Hour)})
 	h.deps.Splices, err = splice.NewSet(splice.Config{ParkAfter: time.Second, HalfClosedTimeout: 100 * time.Millisecond, WriteTimeout: time.Hour}, h.deps.Sessions)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"imapgate/internal/event"
+	"imapgate/proxy/mux/pool"
 )
 
 // TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection has two sessions of
@@ -12,7 +13,7 @@ import (
 // session that does not get it retries later.
 func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testing.T) {
 	checkGoroutineLeaks(t)
-	h := newHarness(t, setup{settings: Settings{UIDPrefetch: PrefetchEager, ReadAfterWrite: true, MaxPerUser: 8}}, nil)
+	h := newHarness(t, setup{settings: Settings{UIDPrefetch: PrefetchEager, ReadAfterWrite: true, Settings: pool.Settings{MaxPerUser: 8}}}, nil)
 	defer h.stub.close()
 	all := []*testClient{h.logIn(), h.logIn()}
 	peer := func(n int) *scriptedConn {

@@ -171,8 +171,10 @@ func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 	if last := b.lastOffer.Load(); last != nil && last.backendCaps == caps.String() {
 		return last.caps
 	}
-	hidden := b.settings.HideCapabilities
-	offered := caps.Without(func(name string) bool { return isNeverOffered(name) || slices.Contains(hidden, name) })
+	isHidden := func(name string) bool {
+		return slices.ContainsFunc(b.settings.HideCapabilities, func(hidden string) bool { return strings.EqualFold(hidden, name) })
+	}
+	offered := caps.Without(func(name string) bool { return isNeverOffered(name) || isHidden(name) })
 	b.lastOffer.Store(&cachedOffer{caps.String(), offered})
 	return offered
 }

@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/mailbox"
@@ -32,7 +33,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	s, err := newStub(nil, splitters["whole"])
 	must(t, err)
 	t.Cleanup(s.close)
-	up := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS}, upstream.Hooks{}, zap.NewNop())
+	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	name, err := identity.Canonicalize(user, "")
 	must(t, err)
 	login, err := up.Login(context.Background(), upstream.Request{User: name, Password: identity.NewSecret("right")})

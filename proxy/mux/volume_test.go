@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/proxy/mux/pool"
 )
 
 // scriptedTest is a harness with one client and its upstreams, driven by Go code.
@@ -242,7 +243,7 @@ func TestASlowClientReceivesTheWholeResponse(t *testing.T) {
 }
 
 func TestTwoSessionsThatWakeAtTheLimitWaitForEachOther(t *testing.T) {
-	s := newScriptedTest(t, setup{settings: Settings{MaxPerUser: 3, CommandHoldTimeout: 5 * time.Second}})
+	s := newScriptedTest(t, setup{settings: Settings{Settings: pool.Settings{MaxPerUser: 3}, CommandHoldTimeout: 5 * time.Second}})
 	s.run("OPEN 1 2 7")
 	other := s.logIn()
 	other.send("s SELECT INBOX\r\n")

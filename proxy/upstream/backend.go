@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ type Backend struct {
 
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
-	cfg = cfg.withDefaults()
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
 	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a host name
 	return &Backend{
 		cfg:      cfg,
@@ -47,8 +48,8 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 		log:      log.With(zap.String("backend", cfg.Name)),
 		dialer:   newDialer(),
 		addr:     addr,
-		slots:    semaphore.NewWeighted(int64(cfg.MaxLogins)),
-		connRate: newConnRate(cfg.LoginRate),
+		slots:    semaphore.NewWeighted(int64(cfg.MaxUpstreamLogins)),
+		connRate: newConnRate(cfg.MaxUpstreamConnectsPerSecond),
 	}
 }
 
@@ -71,7 +72,9 @@ func (b *Backend) UsesMasterLogin() bool { return b.cfg.Login == MasterLogin }
 func (b *Backend) Address() string { return b.cfg.Address }
 
 // MaxLoginTime returns the longest time that Login can take.
-func (b *Backend) MaxLoginTime() time.Duration { return b.cfg.LoginTimeout + b.cfg.AnswerTimeout }
+func (b *Backend) MaxLoginTime() time.Duration {
+	return b.cfg.UpstreamLoginTimeout + b.cfg.AnswerTimeout
+}
 
 // Login connects to the backend and logs the user of req in, within LoginTimeout and ctx.
 // After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
@@ -98,7 +101,7 @@ func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err er
 		return nil, ErrLoop
 	}
 	began := time.Now()
-	deadline := began.Add(b.cfg.LoginTimeout)
+	deadline := began.Add(b.cfg.UpstreamLoginTimeout)
 	t, err := b.health.allow(ctx, deadline)
 	if t != nil {
 		defer b.health.endTrial(t)
@@ -153,7 +156,7 @@ type request struct {
 
 // loginOn logs in over nc. On success the Conn owns nc; otherwise nc is closed.
 func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, req request) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLSMode != NoTLS {
+	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != NoTLS {
 		nc = b.cfg.WrapConn(tcp)
 	}
 	lc := newLoginConn(nc)
@@ -221,9 +224,9 @@ func (b *Backend) isLoop(c Client) bool {
 // hops returns how many gateways the login may still pass, including this one.
 func (b *Backend) hops(c Client) int {
 	if c.TTL != 0 {
-		return min(c.TTL, b.cfg.TTL)
+		return min(c.TTL, b.cfg.ProxyTTL)
 	}
-	return b.cfg.TTL
+	return b.cfg.ProxyTTL
 }
 
 // maxSlotTime is how long a login holds one of the MaxLogins slots. A login does its work in

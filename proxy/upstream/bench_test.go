@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
 )
 
 // instantBackend is a backend that answers every login at once, to measure the gateway's side.
@@ -56,7 +58,7 @@ func (q *instantBackend) serve(nc net.Conn, r *bufio.Reader) {
 
 func BenchmarkLogin(b *testing.B) {
 	q := startInstantBackend(b)
-	backend := New(Config{Address: q.l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -54,7 +54,7 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 				p := &scriptedBackend{steps: append(steps[:len(steps):len(steps)], rest...), tls: &tls.Config{Certificates: []tls.Certificate{pair},
 					ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: version}}
 				a := loginAttempt{scriptedBackend: p}
-				b := New(Config{Name: "east", Address: startScripted(t, p), TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r event.ConnectResult) { a.result = r }}, zap.NewNop())
+				b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: startScripted(t, p), TLS: mode}, TLSConfig: c.tls}), Hooks{OnConnect: func(r event.ConnectResult) { a.result = r }}, zap.NewNop())
 				a.conn, a.err = b.Login(context.Background(), testRequest(t))
 				a.finish()
 				switch {
@@ -86,7 +86,7 @@ func TestDovecotAcceptsTheClientCertificate(t *testing.T) {
 			"another's":     {tlsWithCertificate(t, ca, testbed.DovecotName, wrong, wrongKey), event.ConnectTLS},
 		} {
 			var got event.ConnectResult
-			b := New(Config{Name: "east", Address: address, TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r event.ConnectResult) { got = r }}, zap.NewNop())
+			b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: address, TLS: mode}, TLSConfig: c.tls}), Hooks{OnConnect: func(r event.ConnectResult) { got = r }}, zap.NewNop())
 			conn, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: testSecret("pw")})
 			if conn != nil {
 				_ = conn.Close()

@@ -11,7 +11,6 @@
 package upstream
 
 import (
-	"cmp"
 	"crypto/tls"
 	"net"
 	"net/netip"
@@ -46,46 +45,22 @@ const (
 	ForwardNone  = "none"  // no address in ID
 )
 
-// Defaults of Config.
-const (
-	DefaultConnectTimeout = 5 * time.Second
-	DefaultLoginTimeout   = 30 * time.Second
-	DefaultAnswerTimeout  = 20 * time.Second // Dovecot delays the answer to a wrong password by up to 17 s
-	DefaultMaxLogins      = 64
-	DefaultTTL            = 5
-)
+// answerTimeout is LoginSettings.AnswerTimeout unless a test sets it: Dovecot delays the answer to a
+// wrong password by up to 17 s.
+const answerTimeout = 20 * time.Second
 
 // Config is the configuration of one backend.
 type Config struct {
-	Name    string // as in routes and logs
-	Address string // host:port; a host name is resolved for each connection
-	TLSMode TLSMode
-	TLS     func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
+	Name string // as in routes and logs
+	Settings
+	LoginSettings
+
+	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
 	// WrapConn returns the connection to run TLS over; nil: the TCP connection.
 	WrapConn func(*net.TCPConn) net.Conn
 	// Sockets counts the connections; may be nil.
-	Sockets *descriptors.Counter
-
-	Login   string // Passthrough, MasterLogin or OAuthLogin
-	Master  Master
-	Forward string // ForwardID, ForwardProxy or ForwardNone
-
-	ConnectTimeout time.Duration // for all connect attempts of a login
-	LoginTimeout   time.Duration // for a whole login, including waits for limits
-	AnswerTimeout  time.Duration // least time for the answer to the credentials, even beyond LoginTimeout
-	MaxLogins      int           // concurrent logins; others wait
-	LoginRate      int           // new connections per second; others wait; 0: unlimited
-
-	TTL           int    // gateways a login may pass, including this one
+	Sockets       *descriptors.Counter
 	SessionPrefix string // prefix of this gateway's session ids; "": no check
-}
-
-// Master is the account that may log in as any user.
-type Master struct {
-	User      string
-	Password  identity.Secret
-	Style     string // AuthzidStyle or SeparatorStyle
-	Separator string
 }
 
 // Client is the client of a login, as reported to the backend.
@@ -123,27 +98,12 @@ type Hooks struct {
 	OnWait func(Wait)
 }
 
-// withDefaults returns c with defaults for zero fields.
-func (c Config) withDefaults() Config {
-	c.TLSMode = cmp.Or(c.TLSMode, ImplicitTLS)
-	c.Login = cmp.Or(c.Login, Passthrough)
-	c.Forward = cmp.Or(c.Forward, ForwardID)
-	c.Master.Style = cmp.Or(c.Master.Style, AuthzidStyle)
-	c.Master.Separator = cmp.Or(c.Master.Separator, "*")
-	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, DefaultConnectTimeout)
-	c.LoginTimeout = cmp.Or(c.LoginTimeout, DefaultLoginTimeout)
-	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, DefaultAnswerTimeout)
-	c.MaxLogins = cmp.Or(c.MaxLogins, DefaultMaxLogins)
-	c.TTL = cmp.Or(c.TTL, DefaultTTL)
-	return c
-}
-
 // clientTLS returns the TLS configuration for a new connection. It raises the given one to
 // safe minimums.
 func (c Config) clientTLS() *tls.Config {
 	cfg := &tls.Config{}
-	if c.TLS != nil {
-		cfg = c.TLS().Clone()
+	if c.TLSConfig != nil {
+		cfg = c.TLSConfig().Clone()
 	}
 	cfg.MinVersion = max(cfg.MinVersion, tls.VersionTLS12)
 	cfg.InsecureSkipVerify = false

@@ -29,7 +29,7 @@ func newDialer() *net.Dialer {
 // connect tries to connect until the deadline, up to maxConnectAttempts times. Retries are
 // safe: nothing has been sent. A backend that is down gets one attempt.
 func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
-	if limit := time.Now().Add(b.cfg.ConnectTimeout); limit.Before(deadline) {
+	if limit := time.Now().Add(b.cfg.UpstreamConnectTimeout); limit.Before(deadline) {
 		deadline = limit
 	}
 	for attempt := 1; ; attempt++ {

@@ -24,10 +24,10 @@ func TestDovecotAcceptsTheClientsToken(t *testing.T) {
 		t.Run(mechanisms, func(t *testing.T) {
 			d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, mechanisms)})
 			for _, cfg := range []Config{
-				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
+				{Settings: Settings{Address: d.Plain, TLS: StartTLS, Login: OAuthLogin}}, {Settings: Settings{Address: d.TLS, TLS: ImplicitTLS, Login: Passthrough}},
 			} {
-				cfg.Name, cfg.TLS = "east", d.CA.ClientTLSFunc(testbed.DovecotName)
-				b := New(cfg, Hooks{}, zap.NewNop())
+				cfg.Name, cfg.TLSConfig = "east", d.CA.ClientTLSFunc(testbed.DovecotName)
+				b := New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())
 				for name, token := range map[string]string{"alice@example.org": alice, "bob@example.org": bob} {
 					checkTokenLogin(t, b, name, token)
 				}
@@ -45,7 +45,7 @@ func TestDovecotWithAnUnavailableProviderDeniesNoUser(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	token := p.Login(t, openid.OpaqueClient, "alice@example.org").Access
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer")})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: d.TLS, Login: OAuthLogin}, TLSConfig: d.CA.ClientTLSFunc(testbed.DovecotName)}), Hooks{}, zap.NewNop())
 	p.SetFault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	var refused *RefusedError
 	if err := tryToken(t, b, "alice@example.org", token); errors.Is(err, ErrDenied) || !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
@@ -60,7 +60,7 @@ func TestATokenTooLongForDovecotIsNotDenied(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer xoauth2")})
 	result := event.ConnectResult("")
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin},
+	b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: d.TLS, Login: OAuthLogin}, TLSConfig: d.CA.ClientTLSFunc(testbed.DovecotName)}),
 		Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
 	for _, n := range []int{LongTokenSize + 1, 8 << 10, identity.MaxToken} {
 		if err := tryToken(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted) {

@@ -38,8 +38,7 @@ func loginVariants() (all []loginVariant) {
 }
 
 func (w loginVariant) backend(d *testbed.Dovecot) *Backend {
-	cfg := Config{Name: "east", TLSMode: w.mode, Login: w.login, Forward: w.forward,
-		Master: Master{User: "gateway", Password: identity.NewSecret("m-pw"), Style: w.style, Separator: "*"}}
+	cfg := Config{Name: "east", Settings: Settings{TLS: w.mode, Login: w.login, Forward: w.forward, Master: Master{User: "gateway", Password: identity.NewSecret("m-pw"), Style: w.style, Separator: "*"}}}
 	switch {
 	case w.mode == ImplicitTLS && w.forward == ForwardProxy:
 		cfg.Address = d.ProxiedTLS
@@ -51,9 +50,9 @@ func (w loginVariant) backend(d *testbed.Dovecot) *Backend {
 		cfg.Address = d.Plain
 	}
 	if w.mode != NoTLS {
-		cfg.TLS = d.CA.ClientTLSFunc(testbed.DovecotName)
+		cfg.TLSConfig = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
-	return New(cfg, Hooks{}, zap.NewNop())
+	return New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())
 }
 
 func TestDovecotAcceptsEveryLoginVariantAndLogsTheClientAddress(t *testing.T) {
@@ -122,7 +121,7 @@ func TestDovecotRefusalsAreReported(t *testing.T) {
 	}
 	wg.Wait()
 	b := loginVariant{mode: ImplicitTLS}.backend(d)
-	b.cfg.TLS = d.CA.ClientTLSFunc("another.test")
+	b.cfg.TLSConfig = d.CA.ClientTLSFunc("another.test")
 	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errTLS) {
 		t.Errorf("%v", err)
 	}
@@ -166,7 +165,7 @@ func TestConcurrentLoginsDoNotMixUsers(t *testing.T) {
 func TestDovecotVerifiesAPasswordInLatin1(t *testing.T) {
 	const latin1 = "p\xe4ssw\xf6rd"
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice@example.org": latin1}})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName)}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: d.TLS}, TLSConfig: d.CA.ClientTLSFunc(testbed.DovecotName)}), Hooks{}, zap.NewNop())
 	for password, want := range map[string]error{latin1: nil, "p\u00e4ssw\u00f6rd": ErrDenied, latin1 + "\xff": ErrDenied} {
 		conn, err := b.Login(t.Context(), Request{User: user(t, "alice@example.org"), Password: identity.NewSecret(password)})
 		if !errors.Is(err, want) {

@@ -17,6 +17,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
+	"imapgate/internal/testbed"
 )
 
 // parseAsServer parses stream as a server does that knows only the grammar. It returns every
@@ -94,7 +95,7 @@ func FuzzUpstreamLogin(f *testing.F) {
 				caps += c
 			}
 		}
-		cfg := Config{Address: "127.0.0.1:1", TLSMode: NoTLS}
+		cfg := Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}
 		req := Request{User: user(t, "joe"), Login: name, Password: identity.NewSecret(password)}
 		if name == "" {
 			name = "joe"
@@ -107,7 +108,7 @@ func FuzzUpstreamLogin(f *testing.F) {
 				cfg.Master.Style, wantUser, wantAuthzid = AuthzidStyle, "boss", name
 			}
 		}
-		b := New(cfg, Hooks{}, zap.NewNop())
+		b := New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())
 		creds, err := b.buildCredentials(req)
 		if err != nil {
 			return
@@ -231,7 +232,7 @@ func FuzzBackendLogin(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, req := range []Request{testRequest(t), tokenRequest(t)} {
 			checkLogin(t, b, req, text)

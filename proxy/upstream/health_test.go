@@ -153,7 +153,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
-	b := New(Config{Address: l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	b.health.failingSince = time.Now().Add(-time.Minute)
 	var logins sync.WaitGroup
 	login := func() {

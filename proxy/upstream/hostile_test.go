@@ -47,7 +47,7 @@ func (h attack) run(t *testing.T, cfg Config) {
 // runWith runs the attack with a configuration and a login.
 func (h attack) runWith(t *testing.T, cfg Config, req Request) {
 	t.Helper()
-	cfg.TLSMode = h.mode
+	cfg.TLS = h.mode
 	h.shortenTimeouts(&cfg)
 	a := logIn(t, cfg, req, h.steps...)
 	h.checkResult(t, a)
@@ -56,7 +56,7 @@ func (h attack) runWith(t *testing.T, cfg Config, req Request) {
 // shortenTimeouts makes a login at a silent backend time out soon.
 func (h attack) shortenTimeouts(cfg *Config) {
 	if strings.Contains(h.name, "silence") {
-		cfg.LoginTimeout, cfg.AnswerTimeout = 150*time.Millisecond, 150*time.Millisecond
+		cfg.UpstreamLoginTimeout, cfg.AnswerTimeout = 150*time.Millisecond, 150*time.Millisecond
 	}
 }
 
@@ -227,7 +227,7 @@ func TestAHostileBackendGetsNoCredentialsAndBoundedMemory(t *testing.T) {
 // leaksCredentials must detect what a login without TLS sends.
 func TestLeakedCredentialsAreDetected(t *testing.T) {
 	for _, caps := range []string{"AUTH=PLAIN", "AUTH=PLAIN SASL-IR", "LITERAL+"} {
-		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 "+caps+"] hi", "< ", "> + ", "fin")
+		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 "+caps+"] hi", "< ", "> + ", "fin")
 		a.finish()
 		received := strings.NewReplacer(" LOGIN ", "", " AUTHENTICATE ", "").Replace(a.plaintext.String())
 		if !leaksCredentials(received) {
@@ -250,7 +250,7 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 	} {
 		for mode, steps := range map[TLSMode][]string{ImplicitTLS: {"tls", greetingFull}, StartTLS: {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls"}} {
 			server, pool := certificate(t, change)
-			a := logInTLS(t, Config{TLSMode: mode}, testRequest(t), &scriptedBackend{steps: steps, tls: server}, pool)
+			a := logInTLS(t, Config{Settings: Settings{TLS: mode}}, testRequest(t), &scriptedBackend{steps: steps, tls: server}, pool)
 			attack{name, mode, steps, "tls", false}.checkResult(t, a)
 			var invalid *tls.CertificateVerificationError
 			if !errors.As(a.err, &invalid) {
@@ -260,24 +260,24 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 	}
 	server, _ := certificate(t, nil)
 	_, other := certificate(t, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(2) })
-	a := logInTLS(t, Config{TLSMode: ImplicitTLS}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: server}, other)
+	a := logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: server}, other)
 	attack{"another authority", ImplicitTLS, nil, "tls", false}.checkResult(t, a)
 
 	old, pool := certificate(t, nil)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-	a = logInTLS(t, Config{TLSMode: ImplicitTLS}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: old}, pool)
+	a = logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: old}, pool)
 	attack{"TLS 1.1", ImplicitTLS, nil, "tls", false}.checkResult(t, a)
 }
 
 // No configuration disables the verification of certificates.
 func TestTLSSettingsAreNeverLowered(t *testing.T) {
 	given := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
-	got := New(Config{Address: "mail.example:993", TLS: testbed.StaticTLS(given)}, Hooks{}, zap.NewNop()).cfg.clientTLS()
+	got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg.clientTLS()
 	if got.InsecureSkipVerify || got.MinVersion != tls.VersionTLS12 || got.ServerName != "mail.example" || given.ServerName != "" {
 		t.Errorf("%+v", got)
 	}
 	given = &tls.Config{ServerName: "x", MinVersion: tls.VersionTLS13}
-	if got := New(Config{Address: "mail.example:993", TLS: testbed.StaticTLS(given)}, Hooks{}, zap.NewNop()).cfg.clientTLS(); got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
+	if got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg.clientTLS(); got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -294,7 +294,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 			p := &scriptedBackend{steps: append(append([]string{}, full[:i]...), end), tls: server}
 			// A reset may arrive while the connect is in progress. With less than a second for
 			// it there is no second attempt.
-			a := logInTLS(t, Config{TLSMode: StartTLS, ConnectTimeout: time.Second}, testRequest(t), p, pool)
+			a := logInTLS(t, Config{Settings: Settings{TLS: StartTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Second}}, testRequest(t), p, pool)
 			a.finish()
 			early := i < 2 && a.result == "unreachable"
 			if !errors.Is(a.err, ErrUnavailable) || a.conn != nil || a.result != "closed" && a.result != "tls" && !early {
@@ -309,7 +309,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 
 func TestAConnectionOfAFailedLoginIsClosed(t *testing.T) {
 	for _, steps := range [][]string{{"> * BYE"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} NO"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} OK [CAPABILITY X] in\r\nx"}} {
-		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), append(steps, "hang")...)
+		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), append(steps, "hang")...)
 		<-a.done // the script runs until the connection is closed
 		if a.err == nil {
 			t.Error(steps)
@@ -320,8 +320,8 @@ func TestAConnectionOfAFailedLoginIsClosed(t *testing.T) {
 func testSecret(s string) identity.Secret { return identity.NewSecret(s) }
 
 func TestUnsendableCredentialsAreDeniedBeforeConnecting(t *testing.T) {
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
-	master := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}, Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
+	master := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}}), Hooks{OnConnect: func(event.ConnectResult) { t.Error("connected") }}, zap.NewNop())
 	for _, bad := range []string{"u\r\nX DELETE INBOX", "u\n", "u\r", "u\x00", "\x1b", "u\x7f", "\t", strings.Repeat("x", 5000)} {
 		for _, req := range []Request{
 			{User: user(t, "joe"), Login: bad, Password: testSecret("pw")},

@@ -18,7 +18,7 @@ func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 			return err
 		}
 	}
-	if b.cfg.TLSMode == ImplicitTLS {
+	if b.cfg.TLS == ImplicitTLS {
 		if err := lc.handshakeTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}
@@ -26,7 +26,7 @@ func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 	if err := lc.readGreeting(); err != nil {
 		return err
 	}
-	if b.cfg.TLSMode == StartTLS {
+	if b.cfg.TLS == StartTLS {
 		if err := lc.startTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}

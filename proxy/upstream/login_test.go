@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 const (
@@ -21,7 +22,7 @@ const (
 )
 
 func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
-	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -60,13 +61,13 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 		"the list in the OK":          {Config{}, []string{"> * OK hi", "< CAPABILITY", "> {C} OK [CAPABILITY IMAP4rev1 LITERAL+] done", "< LOGIN {15+}\r\n", "< joe", "< CANARY", loginOK}},
 		"an untagged list":            {Config{}, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * CAPABILITY IMAP4rev1 X\r\n{L} OK in", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 IDLE\r\n{A} OK"}},
 		"untagged lines and literals": {Config{}, []string{greetingFull, "< ID", "> * ID (\"name\" {5}\r\n\r\nX\r\n)\r\n* OK still here {99}\r\n{I} OK", "< AUTHENTICATE", "> * OK [ALERT] x\r\n" + loginOK[2:]}},
-		"master by authzid":           {Config{Login: MasterLogin, Master: testMaster("authzid")}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("joe@example.org\x00boss\x00m-pw")), "> {I} OK", loginOK}},
-		"master by separator":         {Config{Login: MasterLogin, Master: testMaster("separator")}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org*boss\x00m-pw")), "> {I} OK", loginOK}},
-		"master by separator, LOGIN":  {Config{Login: MasterLogin, Master: testMaster("separator")}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {20+}", "< joe@example.org*boss {4+}", "< m-pw", loginOK}},
-		"no address by ID":            {Config{Forward: ForwardNone}, []string{greetingFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
+		"master by authzid":           {Config{Settings: Settings{Login: MasterLogin, Master: testMaster("authzid")}}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("joe@example.org\x00boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator":         {Config{Settings: Settings{Login: MasterLogin, Master: testMaster("separator")}}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org*boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator, LOGIN":  {Config{Settings: Settings{Login: MasterLogin, Master: testMaster("separator")}}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {20+}", "< joe@example.org*boss {4+}", "< m-pw", loginOK}},
+		"no address by ID":            {Config{Settings: Settings{Forward: ForwardNone}}, []string{greetingFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tc.cfg.TLSMode = NoTLS
+			tc.cfg.TLS = NoTLS
 			a := logIn(t, tc.cfg, testRequest(t), tc.steps...)
 			if a.err != nil {
 				a.finish()
@@ -96,7 +97,7 @@ func TestThePROXYHeaderIsSentFirst(t *testing.T) {
 		for want, client := range map[string]Client{header: testRequest(t).Client, local: {Session: "s-1"}} {
 			req := testRequest(t)
 			req.Client = client
-			a := logIn(t, Config{TLSMode: mode, Forward: ForwardProxy}, req, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetingFull, "fin")
+			a := logIn(t, Config{Settings: Settings{TLS: mode, Forward: ForwardProxy}}, req, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetingFull, "fin")
 			a.finish()
 			if got := a.plaintext.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
 				t.Errorf("%s: %q", mode, got)
@@ -115,7 +116,7 @@ func testMaster(style string) Master {
 // The client's password was right when a master login is tried. Clients forget a password that
 // is reported wrong.
 func TestAFailedMasterLoginIsUnavailable(t *testing.T) {
-	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}, testRequest(t),
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, testRequest(t),
 		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
 	if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != "denied" {
 		t.Errorf("%v %s", a.err, a.result)
@@ -143,7 +144,7 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 			if c.steps[len(c.steps)-1] == loginOK { // the script has its own login
 				steps = append(append([]string{}, c.steps[:len(c.steps)-1]...), "> {L} "+answer)
 			}
-			a := logIn(t, Config{TLSMode: c.mode}, testRequest(t), steps...)
+			a := logIn(t, Config{Settings: Settings{TLS: c.mode}}, testRequest(t), steps...)
 			var got []Alert
 			var refusal *RefusedError
 			switch {
@@ -160,7 +161,7 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 			}
 		}
 	}
-	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
 	if a.finish(); !errors.Is(a.err, ErrDenied) || errors.As(a.err, new(*RefusedError)) {
 		t.Errorf("a denial with an alert: %v", a.err)
 	}
@@ -178,7 +179,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 		"without a list": {[]string{"> * OK before\r\n{L} OK in\r\n* OK [ALERT] one", "< CAPABILITY", "> * OK two\r\n* CAPABILITY IMAP4rev1\r\n{A} OK done\r\n* OK three"}, "* OK [ALERT] one\r\n* OK two\r\n* OK three\r\n"},
 	} {
 		steps := append([]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE"}, tc.steps...)
-		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), steps...)
 		if a.err != nil {
 			t.Errorf("%s: %v", name, a.err)
 			continue
@@ -191,7 +192,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 
 // Literals are skipped until the login, so that a response with one cannot be forwarded.
 func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
-	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
 		"> {L} OK in\r\n* 1 FETCH (X {3}\r\nabc)", "< CAPABILITY", "> * CAPABILITY IMAP4rev1\r\n{A} OK done")
 	if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
 		t.Errorf("%v", a.err)
@@ -200,7 +201,7 @@ func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
 
 func TestTaggedResponsesAfterTheOKFailTheLogin(t *testing.T) {
 	for _, after := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
-		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t),
+		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t),
 			"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", ">> {L} OK [CAPABILITY IMAP4rev1] in\r\n"+after)
 		if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
 			t.Errorf("%q: %v", after, a.err)
@@ -209,7 +210,7 @@ func TestTaggedResponsesAfterTheOKFailTheLogin(t *testing.T) {
 }
 
 func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
-	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -240,7 +241,7 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 	} {
 		req := testRequest(t)
 		req.Client = tc.client
-		tc.cfg.TLSMode = NoTLS
+		tc.cfg.TLS = NoTLS
 		a := logIn(t, tc.cfg, req, greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:])
 		if errors.Is(a.err, ErrLoop) != tc.loop || (a.err == nil) == tc.loop {
 			t.Errorf("%s: %v", name, a.err)
@@ -255,7 +256,7 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 }
 
 func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	long := strings.Repeat("v", 250)
 	c := Client{
 		Addr: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1"), Local: netip.MustParseAddrPort("[fe80::1%eth0]:2"), Session: "bad\r\nid",
@@ -270,7 +271,7 @@ func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
 
 // RFC 2971 §3.3 allows 30 pairs, and a gateway after this one accepts no more.
 func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	c := Client{Addr: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("192.0.2.8:2"), Session: "s-1"}
 	for i := range 30 {
 		c.ID = append(c.ID, [2]string{fmt.Sprint("f", i), "v"})

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 const (
@@ -47,13 +48,13 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 		"an answer to another":    {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> {L} OK in"}, errLoginBad, VerdictUnclear},
 		"an answer come too soon": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD what\r\n{L} OK in"}, errLoginBad, VerdictUnclear},
 	} {
-		a := logIn(t, Config{TLSMode: NoTLS}, c.req, c.steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, c.req, c.steps...)
 		a.finish()
 		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.scriptedBackend.err != nil {
 			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.scriptedBackend.err)
 		}
 	}
-	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
+	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
 	if a.finish(); !errors.Is(a.err, errLoginBad) || a.scriptedBackend.err != nil {
 		t.Errorf("a master's authorization identity has no other form: %v, %v", a.err, a.scriptedBackend.err)
 	}
@@ -62,7 +63,7 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 // A login begins with the form that was accepted last. A BAD to that form is taken to be about
 // the credentials.
 func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
-	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	const (
 		continuation    = "< AUTHENTICATE PLAIN\r\n"
 		initialResponse = "< AUTHENTICATE PLAIN A"
@@ -81,7 +82,7 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
 		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(Config{Address: "x"}, Hooks{}, zap.NewNop()).addr
+		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
 		req := testRequest(t)
 		req.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), req); err == nil {
@@ -95,13 +96,13 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 
 // Until a login succeeds, each login begins with the form after those rejected.
 func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
-	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	for i, steps := range [][]string{
 		{greetingSASLIR, "< AUTHENTICATE PLAIN A", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"},
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 	} {
 		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(Config{Address: "x"}, Hooks{}, zap.NewNop()).addr
+		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
 		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
 			_ = conn.Close()
 		}

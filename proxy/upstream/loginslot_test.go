@@ -49,7 +49,7 @@ func startSilentBackend(t *testing.T) (address string, received <-chan struct{})
 
 func TestASlowLoginReleasesItsSlot(t *testing.T) {
 	address, logins := startSilentBackend(t)
-	b := New(Config{Address: address, TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: time.Hour}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: time.Hour}}), Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 3)
 	began := time.Now()
@@ -75,7 +75,7 @@ func TestASlowLoginReleasesItsSlot(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if !b.slots.TryAcquire(int64(b.cfg.MaxLogins)) {
+	if !b.slots.TryAcquire(int64(b.cfg.MaxUpstreamLogins)) {
 		t.Error("not all slots were released")
 	}
 }
@@ -122,7 +122,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 			all.Go(func() { counter.serve(nc) })
 		}
 	})
-	b := New(Config{Address: l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	var clients sync.WaitGroup
 	for range 1000 {
 		clients.Go(func() {
@@ -137,7 +137,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 	clients.Wait()
 	_ = l.Close()
 	all.Wait()
-	if counter.peak > DefaultMaxLogins || counter.peak < 2 {
+	if counter.peak > testLimits.MaxUpstreamLogins || counter.peak < 2 {
 		t.Errorf("%d concurrent logins", counter.peak)
 	}
 }
@@ -145,7 +145,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 func TestNewConnectionsAreRateLimited(t *testing.T) {
 	address, logins := startSilentBackend(t)
 	waits := make(chan Wait, 6)
-	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 4}, Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 4}}), Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 6)
 	waited := make([]time.Duration, cap(results))
@@ -182,7 +182,7 @@ func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 	address, logins := startSilentBackend(t)
 	var last event.ConnectResult
 	var wait Wait
-	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 1, UpstreamLoginTimeout: 500 * time.Millisecond}}),
 		Hooks{OnConnect: func(result event.ConnectResult) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
 	if !b.connRate.Allow() {
 		t.Fatal("nothing is allowed")

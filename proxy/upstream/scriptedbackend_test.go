@@ -206,14 +206,14 @@ func logIn(t testing.TB, cfg Config, req Request, steps ...string) loginAttempt 
 func logInTLS(t testing.TB, cfg Config, req Request, p *scriptedBackend, pool *x509.CertPool) loginAttempt {
 	t.Helper()
 	cfg.Name, cfg.Address = "east", startScripted(t, p)
-	if cfg.TLSMode != NoTLS {
-		cfg.TLS = testbed.StaticTLS(&tls.Config{RootCAs: pool})
+	if cfg.TLS != NoTLS {
+		cfg.TLSConfig = testbed.StaticTLS(&tls.Config{RootCAs: pool})
 	}
-	if cfg.LoginTimeout == 0 {
-		cfg.LoginTimeout = 10 * time.Second
+	if cfg.UpstreamLoginTimeout == 0 {
+		cfg.UpstreamLoginTimeout = 10 * time.Second
 	}
 	a := loginAttempt{scriptedBackend: p}
-	b := New(cfg, Hooks{OnConnect: func(r event.ConnectResult) { a.result += r }}, zap.NewNop())
+	b := New(testbed.WithDefaults(cfg), Hooks{OnConnect: func(r event.ConnectResult) { a.result += r }}, zap.NewNop())
 	a.conn, a.err = b.Login(context.Background(), req)
 	if a.conn != nil {
 		t.Cleanup(func() { _ = a.conn.Close() })
@@ -228,3 +228,6 @@ func (a loginAttempt) finish() {
 	}
 	<-a.done
 }
+
+// testLimits has the defaults of all keys.
+var testLimits = testbed.WithDefaults(LoginSettings{})

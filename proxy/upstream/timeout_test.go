@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/event"
+	"imapgate/internal/testbed"
 )
 
 // loginOverPipe logs in over an in-memory connection with serve at the other end, in a bubble
@@ -29,14 +30,14 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 		serve(server)
 		_, _ = io.Copy(io.Discard, server)
 	}()
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
 	creds, err := b.buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	conn, err := b.loginOn(ctx, client, began.Add(DefaultLoginTimeout), request{req, creds})
+	conn, err := b.loginOn(ctx, client, began.Add(testLimits.UpstreamLoginTimeout), request{req, creds})
 	took := time.Since(began)
 	if conn != nil {
 		_ = conn.Close()
@@ -76,7 +77,7 @@ func TestSlowBytesDoNotExtendTheDeadline(t *testing.T) {
 				writeString(nc, string(c))
 			}
 		})
-		if took != DefaultLoginTimeout || !isTimeout(err) {
+		if took != testLimits.UpstreamLoginTimeout || !isTimeout(err) {
 			t.Errorf("%v after %v", err, took)
 		}
 	})
@@ -97,7 +98,7 @@ func TestALoginEndsWhenItsContextIsCanceled(t *testing.T) {
 func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
 	creds, err := b.buildCredentials(req)
 	if err != nil {
@@ -147,7 +148,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 		ErrDenied: false, ErrLoop: false, errBusy: false, errDown: false, errMasterDenied: false,
 		error(&RefusedError{Code: "UNAVAILABLE"}): false,
 	} {
-		b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+		b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 		b.recordResult(context.Background(), nil, err)
 		if b.health.failingSince.IsZero() == counts {
 			t.Errorf("%v: %v", err, !counts)
@@ -155,7 +156,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 	}
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	if b.recordResult(canceled, nil, io.EOF); !b.health.failingSince.IsZero() {
 		t.Error("a client that disconnected counts against the backend")
 	}
@@ -163,7 +164,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 
 // A client may begin its login shortly before its own deadline.
 func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
-	b := New(Config{Address: startScripted(t, &scriptedBackend{steps: []string{"hang"}}), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: startScripted(t, &scriptedBackend{steps: []string{"hang"}}), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
@@ -180,7 +181,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	address := l.Addr().String()
 	_ = l.Close()
 	var results []event.ConnectResult
-	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
 	tries := 0
 	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error { tries++; return nil }
 	began := time.Now()
@@ -212,7 +213,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 	}
 	address := l.Addr().String()
 	_ = l.Close()
-	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	var tries atomic.Int32
 	p := &scriptedBackend{steps: []string{greetingFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}, done: make(chan struct{})}
 	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error {
@@ -234,7 +235,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 }
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
-	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: 50 * time.Millisecond}, Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
 	if err := b.awaitSlot(context.Background(), time.Now()); err != nil {
 		t.Fatal(err)
 	}

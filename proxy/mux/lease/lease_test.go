@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
@@ -54,7 +55,7 @@ func newTestConn(t *testing.T, script func(command string) string) *Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := upstream.New(upstream.Config{Name: "b", Address: l.Addr().String(), TLSMode: upstream.NoTLS}, upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	up, err := b.Login(context.Background(), upstream.Request{User: user, Password: identity.NewSecret("pw")})
 	if err != nil {
 		t.Fatal(err)

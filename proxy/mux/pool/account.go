@@ -219,7 +219,7 @@ func (a *Account) releaseUnused(pc *pooledConn) {
 	p := a.pool
 	reason := event.DiscardTTL
 	switch {
-	case p.cfg.IdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // no later login could use it
+	case p.cfg.PoolIdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // no later login could use it
 	case pc.Age() >= p.cfg.MaxAge:
 		reason = event.DiscardAge
 	default:

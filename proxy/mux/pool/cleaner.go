@@ -84,7 +84,7 @@ func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason event.DiscardRea
 	switch {
 	case pc.idleElem == nil:
 		return "", false
-	case now.Sub(pc.idleSince) >= p.cfg.IdleTimeout:
+	case now.Sub(pc.idleSince) >= p.cfg.PoolIdleTimeout:
 		reason = event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
 		reason = event.DiscardAge

@@ -148,7 +148,7 @@ func (p *Pool) canReuseLogin(cred *credential) bool {
 
 // isCacheable reports whether the backend's acceptance of a credential may be cached. A token
 // is not cacheable: only the backend knows its expiry.
-func (p *Pool) isCacheable(cred *credential) bool { return p.cfg.CacheCredentials && !cred.isToken }
+func (p *Pool) isCacheable(cred *credential) bool { return p.cfg.CredentialCache && !cred.isToken }
 
 // unref drops a reference to a credential. mu is held.
 func (p *Pool) unref(cred *credential) {
@@ -170,7 +170,7 @@ func (p *Pool) cachedLogin(cred *credential, verification Verification) (imap.Ca
 	defer p.mu.Unlock()
 	if verification == VerifiedHere {
 		cred.verifiedHere = true
-	} else if !p.isCacheable(cred) || now.Sub(cred.verifiedAt) >= p.cfg.CredentialTTL {
+	} else if !p.isCacheable(cred) || now.Sub(cred.verifiedAt) >= p.cfg.CredentialCacheTTL {
 		return imap.Caps{}, false
 	}
 	for _, pc := range slices.Backward(cred.idle[clientUse]) {
@@ -183,7 +183,7 @@ func (p *Pool) cachedLogin(cred *credential, verification Verification) (imap.Ca
 
 // isUsable reports whether an idle connection has not expired. mu is held.
 func (p *Pool) isUsable(pc *pooledConn, now time.Time) bool {
-	return now.Sub(pc.idleSince) < p.cfg.IdleTimeout && pc.Age() < p.cfg.MaxAge
+	return now.Sub(pc.idleSince) < p.cfg.PoolIdleTimeout && pc.Age() < p.cfg.MaxAge
 }
 
 func (p *Pool) generation(cred *credential) int {

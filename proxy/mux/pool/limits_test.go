@@ -35,7 +35,7 @@ func (tp *testPool) startAcquire(a *Account, n int) <-chan *lease.Conn {
 
 func TestQueueIsFirstComeFirstServed(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 3}) // two, and one for the gateway
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 3}}) // two, and one for the gateway
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	c1, c2 := acquireLease(t, a), acquireLease(t, a)
 	b, d := newAccount(a), newAccount(a)
@@ -66,7 +66,7 @@ func newAccount(a *Account) *Account {
 
 func TestAWaitEndsWithItsContext(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxTotal: 1})
+	tp := s.newPool(Config{Settings: Settings{MaxTotal: 1}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	c := acquireLease(t, a)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
@@ -87,7 +87,7 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 
 func TestUserAtTheLimitDoesNotBlockOthers(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 2, MaxTotal: 10})
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 2, MaxTotal: 10}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	c := acquireLease(t, a)
 	released := tp.startAcquire(newAccount(a), 1)
@@ -98,7 +98,7 @@ func TestUserAtTheLimitDoesNotBlockOthers(t *testing.T) {
 
 func TestOneConnectionPerUserIsReservedForTheGateway(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 2})
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 2}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	c := acquireLease(t, a)
 	aux, err := a.AcquireAux(context.Background())
@@ -122,7 +122,7 @@ func TestOneConnectionPerUserIsReservedForTheGateway(t *testing.T) {
 
 func TestSingleConnectionPerUserIsForTheClient(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 1})
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 1}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	if _, err := a.AcquireAux(context.Background()); !errors.Is(err, ErrBusy) {
 		t.Error(err)
@@ -148,7 +148,7 @@ func TestIdleConnectionsPerCredentialAreLimited(t *testing.T) {
 
 func TestClosingThePoolEndsTheWait(t *testing.T) {
 	s := startStub(t, stubCaps)
-	cfg := Config{IdleTimeout: time.Hour, MaxTotal: 1}
+	cfg := Config{Settings: Settings{PoolIdleTimeout: time.Hour, MaxTotal: 1}}
 	like := s.newPool(cfg)
 	p := New(like.backend, cfg, like.resources, Hooks{}, nopLog())
 	a, err := p.Login(context.Background(), newRequest(t, "alice", "pw"), VerifiedHere)

@@ -46,7 +46,7 @@ func TestLeasesNeverMixSessions(t *testing.T) {
 	for seed := range uint64(12) {
 		s := startStub(t, stubCaps)
 		m := &model{t: t, r: rand.New(rand.NewPCG(seed, 7)), stub: s,
-			pool: s.newPool(Config{CacheCredentials: true, MaxIdlePerCredential: 3, MaxTotal: 40, AnswerTimeout: time.Second})}
+			pool: s.newPool(Config{Settings: Settings{CredentialCache: true, MaxTotal: 40}, MaxIdlePerCredential: 3, AnswerTimeout: time.Second})}
 		for range 150 {
 			m.step()
 			if t.Failed() {
@@ -199,7 +199,7 @@ func (m *model) ageIdle() {
 
 func TestConcurrentSessionsNeverShareConnections(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 3, MaxTotal: 5, ValidateAfter: time.Millisecond})
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 3, MaxTotal: 5}, ValidateAfter: time.Millisecond})
 	var wg sync.WaitGroup
 	for n := range uint64(16) {
 		wg.Go(func() {

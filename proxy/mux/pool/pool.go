@@ -44,31 +44,20 @@ var (
 	errNotEnabled       = fmt.Errorf("%w: backend did not enable the requested extensions", upstream.ErrUnavailable)
 )
 
-// Config is the configuration of one backend's pool. With IdleTimeout 0 no connection is
-// pooled; a limit of 0 is no limit.
+// Config is the configuration of one backend's pool. Only tests set what is not in Settings.
 type Config struct {
-	IdleTimeout          time.Duration // longest idle time
-	MaxAge               time.Duration // longest time since the login for reuse; default 1 h
+	Settings
 	MaxIdlePerCredential int           // idle connections per credential; default 8
 	ValidateAfter        time.Duration // a connection idle longer is sent NOOP before reuse; default 5 s
 	KeepAliveInterval    time.Duration // between NOOPs on an idle connection; default 2 min
 	AnswerTimeout        time.Duration // for the response to a command of the pool; default 5 s
-
-	// Whether logins that the backend accepted are cached …
-	CacheCredentials bool
-	CredentialTTL    time.Duration // … and how long after the backend was asked; default 5 min
-
-	MaxPerUser int // connections of one user; one of them is reserved for AcquireAux
-	MaxTotal   int // connections of all users
 }
 
 func (c Config) withDefaults() Config {
-	c.MaxAge = cmp.Or(c.MaxAge, time.Hour)
 	c.MaxIdlePerCredential = cmp.Or(c.MaxIdlePerCredential, 8)
 	c.ValidateAfter = cmp.Or(c.ValidateAfter, 5*time.Second)
 	c.KeepAliveInterval = cmp.Or(c.KeepAliveInterval, 2*time.Minute)
 	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, 5*time.Second)
-	c.CredentialTTL = cmp.Or(c.CredentialTTL, 5*time.Minute)
 	return c
 }
 

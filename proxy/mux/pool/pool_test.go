@@ -95,7 +95,7 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 	}
 	for _, verification := range []Verification{VerifiedHere, BackendDecides} {
 		logins := s.loginAttempts()
-		tp = s.newPool(Config{CacheCredentials: true})
+		tp = s.newPool(Config{Settings: Settings{CredentialCache: true}})
 		var conns []*lease.Conn
 		for _, req := range []upstream.Request{bearer("t1"), bearer("t2"), newRequest(t, "alice", "t1"), newRequest(t, "alice", "token t1")} {
 			for again := range 2 {
@@ -137,10 +137,9 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 func TestExpiredTokenIsNotSent(t *testing.T) {
 	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
 	passthrough := s.newPool(Config{})
-	master := Config{IdleTimeout: time.Hour}.newTestPool(t, upstream.New(upstream.Config{
-		Name: "m", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
-		Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")},
-	}, upstream.Hooks{}, nopLog()))
+	master := Config{Settings: Settings{PoolIdleTimeout: time.Hour}}.newTestPool(t, upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: "m", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
+	}), upstream.Hooks{}, nopLog()))
 	for tp, more := range map[*testPool]int{passthrough: 0, master: 2} { // logins after the token expired
 		req := newRequest(t, "alice", "")
 		req.Password, req.Token = identity.Secret{}, identity.NewSecret("t1")
@@ -235,7 +234,7 @@ func TestEnableEffectIsProbedOnce(t *testing.T) {
 
 func TestProbedConnectionDoesNotBlockItsSession(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 2}) // one, and one for the gateway
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 2}}) // one, and one for the gateway
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	if _, err := a.ProbeExtensions(context.Background(), []string{"QRESYNC"}); err != nil {
 		t.Fatal(err)
@@ -266,7 +265,7 @@ func TestBackendVerifiesEveryUnverifiedLogin(t *testing.T) {
 
 func TestCachedCredentialExpiresAfterItsTTL(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true, CredentialTTL: time.Minute})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true, CredentialCacheTTL: time.Minute}})
 	use := func() {
 		a := tp.mustLogIn("alice", "pw", BackendDecides)
 		a.Release(acquireLease(t, a))
@@ -291,7 +290,7 @@ func TestCachedCredentialExpiresAfterItsTTL(t *testing.T) {
 func TestWrongPasswordDoesNotEvictTheRightOne(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.deny("alice", "wrong", "[AUTHENTICATIONFAILED] no")
-	tp := s.newPool(Config{CacheCredentials: true, MaxPerUser: 2, MaxTotal: 1})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true, MaxPerUser: 2, MaxTotal: 1}})
 	tp.mustLogIn("alice", "pw", BackendDecides).Close()
 	for range 3 {
 		_, err := tp.Login(context.Background(), newRequest(t, "alice", "wrong"), BackendDecides)
@@ -311,7 +310,7 @@ func TestWrongPasswordDoesNotEvictTheRightOne(t *testing.T) {
 func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 	for _, no := range []string{"[AUTHENTICATIONFAILED] no", "[EXPIRED] change it", "no"} {
 		s := startStub(t, stubCaps)
-		tp := s.newPool(Config{CacheCredentials: true})
+		tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 		tp.useSeveralPasswords("pw", "app-pw")
 		before := tp.discardedFor(event.DiscardCredentials)
 		a := tp.mustLogIn("alice", "pw", BackendDecides)
@@ -351,7 +350,7 @@ func TestRevokeCredentialDiscardsIdleConnections(t *testing.T) {
 
 func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{MaxPerUser: 2})
+	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 2}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	a.Discard(acquireLease(t, a), event.DiscardPinned)
 	_ = s.l.Close()
@@ -370,8 +369,8 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 }
 
 func TestMasterLoginNeedsVerification(t *testing.T) {
-	b := upstream.New(upstream.Config{Name: "m", Address: "127.0.0.1:1", TLSMode: upstream.NoTLS, Login: upstream.MasterLogin}, upstream.Hooks{}, nopLog())
-	tp := Config{IdleTimeout: time.Hour, CacheCredentials: true}.newTestPool(t, b)
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "m", Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: upstream.NoTLS, Login: upstream.MasterLogin}}), upstream.Hooks{}, nopLog())
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Hour, CredentialCache: true}}.newTestPool(t, b)
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "any"), BackendDecides); !errors.Is(err, errUnverifiedMaster) {
 		t.Error(err)
 	}

@@ -38,7 +38,7 @@ func (tp *testPool) asksBackend(s *stub, password string) bool {
 func TestNewPasswordInvalidatesTheOldOne(t *testing.T) {
 	for _, verification := range []Verification{BackendDecides, VerifiedHere} {
 		s := startStub(t, stubCaps)
-		tp := s.newPool(Config{CacheCredentials: true})
+		tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 		old := tp.mustLogIn("alice", "old", BackendDecides)
 		out, released := acquireLease(t, old), acquireLease(t, old)
 		old.Release(released)
@@ -67,7 +67,7 @@ func TestNewPasswordInvalidatesTheOldOne(t *testing.T) {
 
 func TestPasswordChangedBackIsTheOnlyOneCached(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	for _, pw := range []string{"first", "second", "first"} {
 		if !tp.asksBackend(s, pw) {
 			t.Errorf("%s is cached", pw)
@@ -84,7 +84,7 @@ func TestPasswordChangedBackIsTheOnlyOneCached(t *testing.T) {
 
 func TestSeveralPasswordsStayCached(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	all := []string{"phone", "desk", "tablet"}
 	tp.useSeveralPasswords(all...)
 	for range 3 {
@@ -101,7 +101,7 @@ func TestSeveralPasswordsStayCached(t *testing.T) {
 
 func TestRefusedPasswordMakesOthersInvalidateAgain(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	tp.useSeveralPasswords("phone", "desk", "tablet")
 	tp.Pool.mu.Lock()
 	for _, cred := range tp.users[newRequest(t, "alice", "").User].credentials[:2] { // all but tablet
@@ -122,7 +122,7 @@ func TestRefusedPasswordMakesOthersInvalidateAgain(t *testing.T) {
 
 func TestWrongGuessKeepsCachedPasswords(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	tp.useSeveralPasswords("phone", "desk")
 	s.deny("alice", "guess", "no")
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "guess"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
@@ -145,7 +145,7 @@ func TestLateSuccessOfOldPasswordIsIgnored(t *testing.T) {
 		}
 		return false
 	}
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	logins := make(chan *Account, 1)
 	go func() {
 		a, err := tp.Login(context.Background(), newRequest(t, "alice", "old"), BackendDecides)
@@ -167,7 +167,7 @@ func TestLateSuccessOfOldPasswordIsIgnored(t *testing.T) {
 
 func TestFormerCredentialsAreLimited(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	for n := range 3 * maxFormerCredentials {
 		tp.mustLogIn("alice", fmt.Sprint("pw", n), BackendDecides).Close()
 	}
@@ -179,7 +179,7 @@ func TestFormerCredentialsAreLimited(t *testing.T) {
 
 func TestEvictUserDiscardsIdleConnections(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{CacheCredentials: true})
+	tp := s.newPool(Config{Settings: Settings{CredentialCache: true}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	out, released, aux := acquireLease(t, a), acquireLease(t, a), acquireAux(t, a)
 	a.Release(released)

@@ -229,7 +229,7 @@ func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
 		OnDiscard:    func(reason event.DiscardReason) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
 		OnIdleChange: func(n int) { tp.mu.Lock(); tp.idle += n; tp.mu.Unlock() },
 	}
-	tp.Pool = New(b, c, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}, hooks, zap.NewNop())
+	tp.Pool = New(b, testbed.WithDefaults(c, "pool_idle_timeout", "max_per_user"), &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}, hooks, zap.NewNop())
 	t.Cleanup(func() {
 		tp.Close()
 		if tp.idleCount() != 0 {
@@ -268,14 +268,14 @@ func (tp *testPool) ageAnswer(c *lease.Conn, d time.Duration) {
 
 // newPool returns a pool at the stub without validation or expiry for an hour.
 func (s *stub) newPool(c Config) *testPool {
-	for _, d := range []*time.Duration{&c.IdleTimeout, &c.ValidateAfter} {
+	for _, d := range []*time.Duration{&c.PoolIdleTimeout, &c.ValidateAfter} {
 		if *d == 0 {
 			*d = time.Hour
 		}
 	}
-	b := upstream.New(upstream.Config{
-		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Timeout, Sockets: s.sockets,
-	}, upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
+	}), upstream.Hooks{}, zap.NewNop())
 	return c.newTestPool(s.t, b)
 }
 

@@ -34,7 +34,7 @@ const (
 // exchange is a command of the gateway, which proves that every earlier command was answered.
 func (p *Pool) reset(pc *pooledConn) (reason event.DiscardReason) {
 	switch {
-	case p.cfg.IdleTimeout <= 0:
+	case p.cfg.PoolIdleTimeout <= 0:
 		return event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
 		return event.DiscardAge

@@ -277,7 +277,7 @@ func TestLongIdleConnectionIsValidated(t *testing.T) {
 func TestUnresponsiveConnectionIsReplacedInItsSlot(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.onCommand = func(_ *stubConn, _, command string) bool { return command == "NOOP" }
-	tp := s.newPool(Config{AnswerTimeout: 20 * time.Millisecond, MaxPerUser: 2})
+	tp := s.newPool(Config{AnswerTimeout: 20 * time.Millisecond, Settings: Settings{MaxPerUser: 2}})
 	a, c, _ := tp.idleConn(s)
 	tp.ageAnswer(c, time.Hour)
 	if d := acquireLease(t, a); d == c || tp.discardedFor(event.DiscardUnanswered) != 1 || tp.slotCount() != 1 {
@@ -287,7 +287,7 @@ func TestUnresponsiveConnectionIsReplacedInItsSlot(t *testing.T) {
 
 func TestIdleTimeoutAndMaxAgeAreEnforced(t *testing.T) {
 	s := startStub(t, stubCaps)
-	tp := s.newPool(Config{IdleTimeout: 10 * time.Minute, MaxAge: time.Hour})
+	tp := s.newPool(Config{Settings: Settings{PoolIdleTimeout: 10 * time.Minute, MaxAge: time.Hour}})
 	_, c, p := tp.idleConn(s)
 	tp.sweep(time.Now().Add(9 * time.Minute))
 	if tp.idleCount() != 1 {
@@ -297,7 +297,7 @@ func TestIdleTimeoutAndMaxAgeAreEnforced(t *testing.T) {
 	if tp.idleCount() != 0 || tp.discardedFor(event.DiscardTTL) != 1 || p.countCommand("UNSELECT") != 1 || c.Age() > time.Minute {
 		t.Errorf("closed for %v", tp.discarded)
 	}
-	old := s.newPool(Config{MaxAge: time.Nanosecond})
+	old := s.newPool(Config{Settings: Settings{MaxAge: time.Nanosecond}})
 	a := old.mustLogIn("alice", "pw", VerifiedHere)
 	a.Release(acquireLease(t, a))
 	if old.discardedFor(event.DiscardAge) != 1 {
