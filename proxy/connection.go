@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -269,12 +270,11 @@ func (c *connection) admit(ctx context.Context, a *attempt, up backendLogin) err
 // session.end handles the end of the session.
 func (c *connection) relay(a *attempt, up backendLogin) error {
 	c.releasePreauthSlot()
-	sess := &session{
-		server: c.server, limits: c.limits, client: c.client, startedAt: time.Now(),
-		record:    audit.Session{User: up.User(), Backend: a.route.Backend, Mode: a.mode},
-		loginName: a.route.Login,
-	}
-	c.server.sessions.add(up.User(), sess.route())
+	sess := &session{server: c.server, limits: c.limits, client: c.client}
+	sess.live = c.server.sessions.Add(relay.Info{
+		ID: c.client.Session, User: up.User(), Backend: a.route.Backend, Login: a.route.Login, Mode: a.mode,
+		Client: c.clientAddr(), StartedAt: time.Now(), ExpiresAt: c.server.tokenDeadline(a),
+	}, sess.end)
 	c.server.deps.Metrics.BeginSession(a.mode)
 	caps := c.server.offeredCaps(a, up.Caps())
 	err := c.welcome(a, up, caps)
@@ -282,7 +282,7 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 	if err != nil {
 		_ = c.conn.Close()
 		_ = up.Close()
-		sess.end(event.ClientError, err, 0, 0)
+		sess.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
 		return nil
 	}
 	client, fromClient := c.conn.Detach()
@@ -297,16 +297,15 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 		if quota := sess.quota(); quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
-		c.server.spliceSet.Start(clientSide, backendSide, c.server.tokenDeadline(a), sess.endSpliced)
+		c.server.spliceSet.Start(sess.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
 	case pooledLogin:
 		muxClient := mux.Client{
-			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: a.mode, Caps: caps,
-			LoginFromRoute: a.loginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
+			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Caps: caps, LoginFromRoute: a.loginFromRoute,
 		}
 		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
-		c.server.hub.Start(muxClient, a.route.Backend, up.Account, sess.endMux)
+		c.server.hub.Start(sess.live, muxClient, up.Account)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 )
 
 // An LF followed by more bytes is no line end, and the bytes after it are no command.
@@ -141,7 +142,7 @@ func TestLoginBufferKeepsFollowingBytes(t *testing.T) {
 	}
 	_, rest := c.Detach()
 	w := new(wire.Conn)
-	w.Open(near, rest, imap.Commands, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)})
+	w.Open(near, rest, imap.Commands, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()})
 	if s, err := w.Next(); !errors.Is(err, imap.ErrLineEnding) {
 		t.Errorf("%q, %v", s.Bytes, err)
 	}

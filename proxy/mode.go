@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/event"
@@ -10,7 +9,6 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/mux/pool"
-	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -39,9 +37,8 @@ func (s *Server) newHub() (*mux.Hub, error) {
 		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
 	}
 	return mux.NewHub(mux.Config{
-		ParkAfter: parkAfter, IdleTimeout: s.cfg.IdleTimeout, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLine, OnBytes: s.deps.countBytes,
-		Locate: s.lookupLocation, Splice: s.splicePinned,
-	}, mux.Deps{Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
+		ParkAfter: parkAfter, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLine, Locate: s.lookupLocation,
+	}, mux.Deps{Sessions: s.sessions, Splices: s.spliceSet, Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
 }
 
 // lookupLocation returns the current location of a user, by routing.
@@ -58,13 +55,6 @@ func (a *attempt) location() mux.Location {
 		location.Login = a.route.Login
 	}
 	return location
-}
-
-// splicePinned splices the rest of a pinned session.
-func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, onEnd func(mux.Result)) {
-	s.spliceSet.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
-		onEnd(mux.Result{Reason: r.Reason, Err: r.Err, BytesIn: r.Up, BytesOut: r.Down})
-	})
 }
 
 // selectMode returns the mode for a user's session on a route. A backend that violates the

@@ -15,8 +15,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
-	"imapgate/proxy/mux"
-	"imapgate/proxy/splice"
+	"imapgate/proxy/relay"
 )
 
 // byeTimeout bounds the write of a BYE to a client that may not read.
@@ -216,40 +215,24 @@ func (c *connection) recoverPanic() {
 
 // session holds the data of a relayed client for the records of its end.
 type session struct {
-	server    *Server
-	limits    *limit.Conn
-	client    audit.Client
-	record    audit.Session
-	startedAt time.Time
-	loginName string // login name at the backend
-}
-
-func (s *session) route() SessionRoute {
-	return SessionRoute{s.record.Backend, s.loginName, s.record.Mode}
-}
-
-// endSpliced and endMux are the relays' callbacks at the end of a session.
-func (s *session) endSpliced(r splice.Result) {
-	s.server.deps.Sockets.RemoveBackend() // both are closed
-	s.end(r.Reason, r.Err, r.Up, r.Down)
-}
-
-func (s *session) endMux(r mux.Result) {
-	s.record.Commands = r.Commands
-	s.end(r.Reason, r.Err, r.BytesIn, r.BytesOut)
+	server *Server
+	limits *limit.Conn
+	client audit.Client
+	live   *relay.Session
 }
 
 // end records the end of a session and releases its slots. It is called once.
-func (s *session) end(reason event.Reason, err error, up, down int64) {
-	srv := s.server
-	s.record.BytesIn, s.record.BytesOut = uint64(up), uint64(down) // never negative
-	s.record.Duration = time.Since(s.startedAt)
+func (s *session) end(r relay.Result) {
+	srv, live := s.server, s.live
+	record := audit.Session{
+		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
+		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative
+	}
 	s.limits.Close()
-	srv.sessions.remove(s.record.User, s.route())
 	srv.removeConnection()
-	_ = srv.deps.Audit.SessionEnded(&s.client, &s.record, reason)
-	srv.deps.Metrics.EndSession(s.record.Mode, reason)
-	srv.deps.Log.Info("session", zap.String("session", s.client.Session), zap.Stringer("user", s.record.User),
-		zap.String("backend", s.record.Backend), zap.String("mode", string(s.record.Mode)), zap.String("reason", string(reason)),
-		zap.Int64("bytes", up+down), zap.Duration("dur", s.record.Duration), errorField(err))
+	_ = srv.deps.Audit.SessionEnded(&s.client, &record, r.Reason)
+	srv.deps.Metrics.EndSession(live.Mode, r.Reason)
+	srv.deps.Log.Info("session", zap.String("session", live.ID), zap.Stringer("user", live.User),
+		zap.String("backend", live.Backend), zap.String("mode", string(live.Mode)), zap.String("reason", string(r.Reason)),
+		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", record.Duration), errorField(r.Err))
 }

@@ -6,7 +6,7 @@
 // verified, how a route is found or what a mail command means.
 //
 // A Server owns its listeners and every connection until the login; afterwards the
-// splice.Set or the mux.Hub does. Only reply.go turns an error into a reply to a client.
+// splice.Set or the mux.Hub does, and the relay.Registry has its session. Only reply.go turns an error into a reply to a client.
 // Only record.go turns one into a record for the operator.
 package proxy
 
@@ -15,7 +15,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/netip"
 	"strconv"
@@ -35,6 +34,7 @@ import (
 	"imapgate/internal/listen"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -122,7 +122,7 @@ type Server struct {
 	listeners   []*listener
 	spliceSet   *splice.Set
 	hub         *mux.Hub
-	sessions    *sessionTable
+	sessions    *relay.Registry
 	maxConns    int64 // bound of openConns
 	handshakes  *handshakeLimiter
 	backends    *backendIndex
@@ -150,7 +150,7 @@ func NewInstance() string { return rand.Text()[:8] }
 // New returns a Server that does not listen yet.
 func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
-		cfg: cfg, deps: deps, sessions: newSessionTable(), maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
+		cfg: cfg, deps: deps, maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
 		backends: newBackendIndex(deps.Backends, cfg.ResolveTTL), minDenialTime: minDenialTime, denialJitter: denialJitter,
 		outages: newOutageSample(cfg.FleetSecret), refusalSlots: make(chan struct{}, maxRefusals),
 		refusedLog: newLogAggregator(deps.Log, "logins refused"), unavailableLog: newLogAggregator(deps.Log, "logins unavailable"), endedLog: newLogAggregator(deps.Log, "connections refused"),
@@ -163,21 +163,30 @@ func New(cfg Config, deps Deps) (*Server, error) {
 			Listener: l, server: s, acceptCounter: deps.Metrics.Connections(l.Name), probeCounters: deps.Metrics.Probes(l.Name),
 		})
 	}
-	set, err := splice.NewSet(splice.Config{
-		ParkAfter: parkAfter, IdleTimeout: cfg.IdleTimeout, HalfClosedTimeout: halfClosedTimeout, WriteTimeout: cfg.WriteTimeout,
-		OnBytes:  deps.countBytes,
-		OnParked: func(n int) { deps.Metrics.ParkedSessions.Set(float64(n) / 2) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.spliceSet = set
-	if s.hub, err = s.newHub(); err != nil {
-		set.Close()
+	if err := s.openRelays(); err != nil {
 		return nil, err
 	}
 	deps.Sockets.SetEvict(s.hub.CloseIdleConn)
 	return s, nil
+}
+
+// openRelays creates what carries sessions after their login.
+func (s *Server) openRelays() (err error) {
+	s.sessions = relay.NewRegistry(relay.Config{IdleTimeout: s.cfg.IdleTimeout, OnBytes: s.deps.countBytes})
+	s.spliceSet, err = splice.NewSet(splice.Config{
+		ParkAfter: parkAfter, HalfClosedTimeout: halfClosedTimeout, WriteTimeout: s.cfg.WriteTimeout,
+	}, s.sessions)
+	if err != nil {
+		s.sessions.Close()
+		return err
+	}
+	if s.hub, err = s.newHub(); err != nil {
+		s.spliceSet.Close()
+		s.sessions.Close()
+		return err
+	}
+	s.deps.Metrics.ObserveParked(func() float64 { return float64(s.spliceSet.Parked()) / 2 })
+	return nil
 }
 
 // ListenError reports a listener that could not be opened.
@@ -212,7 +221,7 @@ func (s *Server) Addrs() map[string]net.Addr {
 }
 
 // Sessions returns the number of logged-in sessions.
-func (s *Server) Sessions() int { return s.spliceSet.Len() + s.hub.Len() }
+func (s *Server) Sessions() int { return s.sessions.Len() }
 
 // IsDraining reports whether the Server has stopped accepting clients.
 func (s *Server) IsDraining() bool { return s.draining.Load() }
@@ -232,57 +241,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.refusedLog.flush()
 	s.unavailableLog.flush()
 	s.endedLog.flush()
-	s.drain()
+	s.sessions.Drain(s.cfg.DrainTimeout)
 	s.hub.Close() // pinned sessions end with spliceSet
 	s.spliceSet.Close()
+	s.sessions.Close()
 	return nil
 }
 
-// drain ends the sessions gradually over Config.DrainTimeout, so that their clients do not
-// reach the next gateway all at once. A mux session can end between two commands at any
-// time. A spliced session that is not idle gets the whole time.
-func (s *Server) drain() {
-	start := time.Now()
-	spliced, muxed := s.spliceSet.Len(), s.hub.Len()
-	ticker := time.NewTicker(drainInterval)
-	defer ticker.Stop()
-	for {
-		elapsed := time.Since(start)
-		s.hub.Drain(muxedToKeep(muxed, elapsed, s.cfg.DrainTimeout), event.Shutdown)
-		if s.Sessions() == 0 || elapsed >= s.cfg.DrainTimeout {
-			return
-		}
-		s.spliceSet.EndIdle(splicedToKeep(spliced, elapsed, s.cfg.DrainTimeout), event.Drained)
-		<-ticker.C
-	}
-}
-
-// splicedToKeep returns how many of n spliced sessions continue after elapsed of the drain
-// time.
-func splicedToKeep(n int, elapsed, drain time.Duration) int {
-	if elapsed >= drain {
-		return 0
-	}
-	return int(math.Ceil(float64(n) * float64(drain-elapsed) / float64(drain)))
-}
-
-// muxedToKeep is splicedToKeep for mux sessions. They end at drainRate per second or
-// faster, and a tenth of the drain time is left for the last BYEs.
-func muxedToKeep(n int, elapsed, drain time.Duration) int {
-	linear := splicedToKeep(n, elapsed, drain*9/10)
-	return max(0, min(linear, n-drainRate-int(drainRate*elapsed.Seconds())))
-}
-
-const (
-	drainInterval = 100 * time.Millisecond
-	drainRate     = 100 // sessions a second that the next gateway can take without overload
-)
-
 // Close ends every session now; Serve then returns without waiting for them.
-func (s *Server) Close() {
-	s.hub.AbortAll(event.Drained)
-	s.spliceSet.EndAll(event.Drained)
-}
+func (s *Server) Close() { s.sessions.AbortAll(event.Drained) }
 
 func (s *Server) closeListeners() {
 	for _, l := range s.listeners {

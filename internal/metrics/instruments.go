@@ -68,14 +68,12 @@ func instrumentFor[I any, V ~string](set map[string]I, value V) I {
 
 // Backend has the instruments of one configured backend.
 type Backend struct {
-	connects     map[string]prometheus.Counter // Set once.
-	spliced      prometheus.Gauge              // Set once.
-	splicedUsers prometheus.Gauge              // Set once.
+	connects map[string]prometheus.Counter // Set once.
 }
 
 // Backend returns the instruments of a configured backend. Call it once for each.
 func (m *Metrics) Backend(name string) *Backend {
-	b := &Backend{connects: make(map[string]prometheus.Counter), spliced: m.splicedBackends.WithLabelValues(name), splicedUsers: m.splicedUsers.WithLabelValues(name)}
+	b := &Backend{connects: make(map[string]prometheus.Counter)}
 	for _, result := range append([]string{event.Other}, event.Values("ConnectResult")...) {
 		b.connects[result] = m.upstreamConnects.WithLabelValues(name, result)
 	}
@@ -85,18 +83,33 @@ func (m *Metrics) Backend(name string) *Backend {
 // CountConnect counts an attempt to connect and log in, by its result.
 func (b *Backend) CountConnect(result event.ConnectResult) { instrumentFor(b.connects, result).Inc() }
 
-// SetSpliced sets whether new sessions are spliced, whatever their mode, because the
-// backend violated the protocol.
-func (b *Backend) SetSpliced(spliced bool) {
-	b.spliced.Set(0)
-	if spliced {
-		b.spliced.Set(1)
-	}
+// ObserveParked exports the number of sessions without a goroutine. Each scrape calls
+// count.
+func (m *Metrics) ObserveParked(count func() float64) {
+	m.observe("imapgate_parked_sessions", "Idle sessions that hold no goroutine.", nil, count)
 }
 
-// SetSplicedUsers sets the number of users whose new sessions are spliced because of
-// protocol violations.
-func (b *Backend) SetSplicedUsers(n int) { b.splicedUsers.Set(float64(n)) }
+// ObserveSplicing exports whether all new sessions of a backend are spliced because it
+// violated the protocol, and of how many users they are. Each scrape calls both.
+func (m *Metrics) ObserveSplicing(backend string, spliced func() bool, users func() int) {
+	labels := prometheus.Labels{"backend": backend}
+	m.observe("imapgate_mux_backend_spliced", "1 while a backend's new sessions are spliced because it violated the protocol.",
+		labels, func() float64 { return oneIf(spliced()) })
+	m.observe("imapgate_mux_spliced_users", "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
+		labels, func() float64 { return float64(users()) })
+}
+
+// observe exports a gauge that each scrape computes.
+func (m *Metrics) observe(name, help string, labels prometheus.Labels, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, value))
+}
+
+func oneIf(condition bool) float64 {
+	if condition {
+		return 1
+	}
+	return 0
+}
 
 // ObserveCertificates exports the expiry of the certificates. Each scrape calls
 // reportAll, which calls report for each certificate file.
@@ -111,18 +124,11 @@ func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, no
 // ObserveAudit exports the number of lost audit records, and whether new logins are
 // blocked because records cannot be written.
 func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
-	m.registry.MustRegister(
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "imapgate_audit_lost_records_total", Help: "Audit records that were lost.",
-		}, func() float64 { return float64(lostRecords()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "imapgate_audit_ready", Help: "0 while new logins are blocked because the audit log cannot be written.",
-		}, func() float64 {
-			if ready() != nil {
-				return 0
-			}
-			return 1
-		}))
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "imapgate_audit_lost_records_total", Help: "Audit records that were lost.",
+	}, func() float64 { return float64(lostRecords()) }))
+	m.observe("imapgate_audit_ready", "0 while new logins are blocked because the audit log cannot be written.",
+		nil, func() float64 { return oneIf(ready() == nil) })
 }
 
 // certificateCollector is a prometheus.Collector that queries the certificates at

@@ -24,7 +24,6 @@ var latencyBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1
 type Metrics struct {
 	// Set once. All instruments are safe for concurrent use.
 	PreauthConnections         prometheus.Gauge   // connections that have not logged in
-	ParkedSessions             prometheus.Gauge   // sessions that hold no goroutine
 	BytesToClient              prometheus.Counter // relayed after the login
 	BytesToBackend             prometheus.Counter
 	IdentityViolations         prometheus.Counter // must stay 0: a session got another user's upstream
@@ -37,8 +36,6 @@ type Metrics struct {
 	connections      *prometheus.CounterVec
 	probes           *prometheus.CounterVec
 	upstreamConnects *prometheus.CounterVec
-	splicedBackends  *prometheus.GaugeVec
-	splicedUsers     *prometheus.GaugeVec
 	sessions         map[string]prometheus.Gauge
 	logins           map[loginKey]prometheus.Counter
 	loginSeconds     map[string]prometheus.Observer
@@ -57,7 +54,6 @@ func New(version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	r := registrar{m.registry}
 	m.PreauthConnections = r.gauge("imapgate_preauth_connections", "Connections that have not logged in.")
-	m.ParkedSessions = r.gauge("imapgate_parked_sessions", "Idle sessions that hold no goroutine.")
 	m.IdentityViolations = r.counter("imapgate_identity_violations_total",
 		"Sessions ended because the upstream belonged to another user. Any value but 0 is an emergency.")
 	m.RouteInvalidationConnected = r.gauge("imapgate_route_invalidation_connected",
@@ -77,15 +73,6 @@ func New(version string) *Metrics {
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
 	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended cleanly without a login attempt, by activity.", "listener", "kind")
 	m.upstreamConnects = r.counterVec("imapgate_upstream_connects_total", "Connection and login attempts at backends, by result.", "backend", "result")
-	m.splicedBackends = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "imapgate_mux_backend_spliced",
-		Help: "1 while a backend's new sessions are spliced because it violated the protocol.",
-	}, []string{"backend"})
-	m.splicedUsers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "imapgate_mux_spliced_users",
-		Help: "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
-	}, []string{"backend"})
-	r.MustRegister(m.splicedBackends, m.splicedUsers)
 	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", event.Values("Mode"))
 	m.Mux = newMux(r)
 	m.Limits = newLimits(r)

@@ -37,7 +37,7 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	m := metrics.New("v1.2.3")
 	m.Connections("0.0.0.0:993").Add(3)
 	m.PreauthConnections.Inc()
-	m.ParkedSessions.Set(7)
+	m.ObserveParked(func() float64 { return 7 })
 	m.BytesToClient.Add(1 << 40)
 	m.BytesToBackend.Add(5)
 	m.RouteInvalidationConnected.Set(1)
@@ -146,7 +146,7 @@ func TestScrapesMayRunDuringCounting(t *testing.T) {
 	both.Go(func() {
 		for range 1000 {
 			m.BeginSession("park")
-			m.EndSession("park", "kicked")
+			m.EndSession("park", event.Drained)
 		}
 	})
 	both.Go(func() {

@@ -11,17 +11,14 @@ import (
 
 func TestEachMuxEventIsCountedInItsSeries(t *testing.T) {
 	m := metrics.New("v")
-	b := m.Backend("east")
+	m.ObserveSplicing("east", func() bool { return true }, func() int { return 2 })
+	m.ObserveSplicing("west", func() bool { return false }, func() int { return 0 })
 	m.Mux.CountReattach("lost", "ok", 30*time.Millisecond)
 	m.Mux.CountDeferredExpunge()
 	m.Mux.CountExpungeIssued()
 	m.Mux.CountRetry("UID FETCH")
 	m.Mux.CountTermination("mailbox_gone")
 	m.Mux.CountViolation(event.ExistsShrank)
-	b.SetSpliced(true)
-	b.SetSplicedUsers(2)
-	m.Backend("west").SetSpliced(true)
-	m.Backend("west").SetSpliced(false)
 	m.Mux.ObserveLeaseWait(2 * time.Millisecond)
 	m.Mux.ChangeState("", event.StateUnselected)
 	m.Mux.ChangeState("", event.StateUnselected)
@@ -94,7 +91,6 @@ func TestUnknownMuxValuesCountAsOther(t *testing.T) {
 
 func TestMuxCountingAllocatesNothing(t *testing.T) {
 	m := metrics.New("v")
-	b := m.Backend("east")
 	if n := testing.AllocsPerRun(100, func() {
 		m.Mux.CountReattach("detach", "ok", time.Millisecond)
 		m.Mux.CountDeferredExpunge()
@@ -107,7 +103,6 @@ func TestMuxCountingAllocatesNothing(t *testing.T) {
 		m.Mux.AddPoolConnections(-1)
 		m.Mux.CountPoolReuse()
 		m.Mux.CountPoolDiscard(event.DiscardTTL)
-		b.SetSpliced(false)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -131,7 +131,7 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	upstream.send("a1 OK done\r\n")
 	must(t, a.scriptedConn.expect("a1 OK done\r\n"))
 	all := append(idlers, a)
-	h.hub.AbortAll(event.Kicked)
+	h.deps.Sessions.AbortAll(event.Drained)
 	for _, a := range all {
 		h.awaitEnd(a)
 	}

@@ -21,7 +21,6 @@ type backend struct {
 	pool        *pool.Pool
 	attachQueue *attachQueue // of attaching sessions, MaxConcurrentReattaches at a time
 	metrics     *metrics.Metrics
-	gauges      *metrics.Backend
 	log         *zap.Logger
 
 	violations   violationTracker
@@ -35,19 +34,21 @@ type cachedOffer struct {
 	caps        imap.Caps
 }
 
-func newBackend(h *Hub, name string, b Backend) *backend {
-	s := b.Settings.WithDefaults()
+func newBackend(h *Hub, name string, cfg Backend) *backend {
+	s := cfg.Settings.WithDefaults()
 	m := h.deps.Metrics
-	return &backend{
-		name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.deps.Log.With(zap.String("backend", name)),
+	b := &backend{
+		name: name, settings: s, metrics: m, log: h.deps.Log.With(zap.String("backend", name)),
 		attachQueue: newAttachQueue(s.MaxConcurrentReattaches),
-		pool: pool.New(b.Upstream, pool.Config{
+		pool: pool.New(cfg.Upstream, pool.Config{
 			IdleTimeout: s.PoolIdleTimeout, MaxAge: s.MaxAge, CacheCredentials: s.CredentialCache, CredentialTTL: s.CredentialCacheTTL,
 			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
 		}, &h.shared, pool.Hooks{
 			OnReuse: m.Mux.CountPoolReuse, OnDiscard: m.Mux.CountPoolDiscard, OnWait: m.Mux.ObserveLeaseWait, OnIdleChange: m.Mux.AddPoolConnections,
 		}, h.deps.Log),
 	}
+	m.ObserveSplicing(name, func() bool { return b.violationStatus().Spliced }, func() int { return b.violationStatus().SplicedUsers })
+	return b
 }
 
 // recordViolation records a protocol violation. counts is false if the session has been
@@ -58,7 +59,7 @@ func (b *backend) recordViolation(violation event.Violation, user identity.User,
 	if counts && b.violations.record(user, b.sessionCount.Load(), time.Now()) {
 		b.log.Error("ALERT: backend violated IMAP for several users in an hour; its new sessions are spliced for now",
 			zap.String("kind", string(violation)))
-		b.updateGauges(b.violationStatus())
+		time.AfterFunc(time.Until(b.violationStatus().SplicedUntil), func() { b.violationStatus() })
 	}
 }
 
@@ -69,10 +70,4 @@ func (b *backend) violationStatus() ViolationStatus {
 		b.log.Info("new sessions of the backend are no longer spliced")
 	}
 	return status
-}
-
-// updateGauges updates the metrics of the backend.
-func (b *backend) updateGauges(status ViolationStatus) {
-	b.gauges.SetSpliced(status.Spliced)
-	b.gauges.SetSplicedUsers(status.SplicedUsers)
 }

@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 )
 
@@ -59,8 +60,6 @@ func stopError(reason event.Reason) *closeError {
 	switch reason {
 	case event.Idle:
 		return &closeError{reason, "Disconnected for inactivity.", nil}
-	case event.Kicked:
-		return &closeError{reason, "[UNAVAILABLE] Disconnected by the operator.", nil}
 	case event.TokenExpired:
 		return &closeError{reason, byeExpired, nil}
 	}
@@ -124,33 +123,26 @@ func (s *session) end(err error) {
 	if e.bye != "" {
 		s.hub.deps.Metrics.Mux.CountTermination(e.reason)
 	}
-	in, out := s.client.ByteCounts()
-	s.onEnd(Result{Reason: e.reason, Err: e.err, BytesIn: in, BytesOut: out, Commands: uint64(s.commandCount)})
+	s.live.Finish(relay.Result{Reason: e.reason, Err: e.err})
 }
 
-// unregister removes the session from all lists.
+// unregister ends the wakes and ticks of the session. It is idempotent.
 func (s *session) unregister() {
-	h := s.hub
 	s.mu.Lock()
+	wasEnded := s.isEnded
 	s.isEnded, s.running = true, false
 	s.mu.Unlock()
-	h.poller.Disarm(&s.client.ParkWaiter)
-	h.removeSession(s)
-	s.reportBytes()
-}
-
-// removeSession removes a session from the Hub's lists, if present.
-func (h *Hub) removeSession(s *session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, found := h.sessions[s]; !found {
+	if wasEnded {
 		return
 	}
-	delete(h.sessions, s)
+	if s.wakeTimer != nil {
+		s.wakeTimer.Stop()
+	}
+	s.hub.poller.Disarm(&s.client.ParkWaiter)
+	s.live.Deactivate(s)
+	s.live.Commands = uint64(s.commandCount)
 	s.backend.sessionCount.Add(-1)
-	delete(h.active, s)
-	delete(h.expiries, s)
-	h.wg.Done()
+	s.hub.wg.Done()
 }
 
 // closeWithBye closes the client's connection within byeTimeout. A client that has
@@ -238,8 +230,9 @@ func (s *session) recoverPanic() {
 	s.hub.deps.Log.Error("panic recovered", zap.String("session", s.auditClient.Session), zap.String("fault", fmt.Sprintf("%T", panicked)),
 		zap.ByteString("stack", debug.Stack()))
 	defer func() {
-		if second := recover(); second != nil { // panic in end: remove the session from the lists
-			s.hub.removeSession(s)
+		if second := recover(); second != nil { // panic in end
+			s.unregister()
+			s.live.Finish(relay.Result{Reason: event.InternalError})
 			s.hub.deps.Log.Error("panic while a session ended", zap.String("session", s.auditClient.Session), zap.ByteString("stack", debug.Stack()))
 		}
 	}()

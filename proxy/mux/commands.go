@@ -443,7 +443,7 @@ func (s *session) readUpstream() error {
 // readReply is readUpstream while an answer is due. A backend that stays silent for
 // StallTimeout is lost, because the client is not read in the meantime.
 func (s *session) readReply() error {
-	if s.hub.shared.Clock.Now()-s.upstream.LastByteTick() > toTicks(s.hub.cfg.StallTimeout) {
+	if s.silenceDuration() >= s.hub.cfg.StallTimeout && !s.upstream.IsReadable() {
 		return s.wrapUpstreamError(wire.ErrStalled)
 	}
 	if err := s.checkSilence(); err != nil {

@@ -146,7 +146,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, transport, splitMode s
 		if err := p.step(line); err != nil {
 			t.Errorf("line %d, %q: %v", i+1, line, err)
 			t.Logf("at line %d:\n%s", i+1, stacks())
-			p.hub.AbortAll(event.Kicked)
+			p.deps.Sessions.AbortAll(event.Drained)
 			p.scriptedConn.queueClose()
 			p.hub.Close()
 			t.Fatalf("log:\n%s", p.logs)
@@ -297,7 +297,7 @@ func (p *dialogueRun) control(verb, rest string) error {
 	case "ARRIVED":
 		return p.awaitArrival(rest)
 	case "ORDER":
-		p.hub.Drain(0, event.Reason(rest))
+		p.session.live.End(event.Reason(rest))
 	case "OVERDUE":
 		return p.expireSession(rest)
 	case "PINNED":
@@ -322,17 +322,17 @@ func (p *dialogueRun) control(verb, rest string) error {
 	return nil
 }
 
-// expireSession makes the session expire in the past.
+// expireSession ends the session as the clock does when it has expired.
 func (p *dialogueRun) expireSession(ago string) error {
 	d, err := time.ParseDuration(ago)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	p.hub.mu.Lock()
-	p.hub.expiries[p.session] = now.Add(-d)
-	p.hub.mu.Unlock()
-	p.hub.endExpired(now)
+	if d >= finishTimeout {
+		p.session.live.Abort(event.TokenExpired)
+	} else {
+		p.session.live.End(event.TokenExpired)
+	}
 	return nil
 }
 

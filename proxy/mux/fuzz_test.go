@@ -16,6 +16,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 )
 
@@ -99,9 +100,9 @@ func (f *fuzzRun) run(client []byte) []byte {
 	f.serving.Add(1)
 	go f.serveAll()
 	gatewayEnd, clientEnd := f.socketPair()
-	ended := make(chan Result, 2)
-	f.hub.Start(Client{Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: f.setup.mode, Caps: account.Caps()}, "stub", account,
-		func(r Result) { ended <- r })
+	ended := make(chan relay.Result, 2)
+	live := f.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: f.setup.mode}, func(r relay.Result) { ended <- r })
+	f.hub.Start(live, Client{Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Caps: account.Caps()}, account)
 	_, _ = clientEnd.Write(client)
 	_ = clientEnd.(*net.TCPConn).CloseWrite()
 	_ = clientEnd.SetReadDeadline(time.Now().Add(testTimeout))

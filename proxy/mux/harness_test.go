@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"net/http/httptest"
 	"path/filepath"
@@ -25,6 +24,8 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/relay"
+	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/tlsconf"
 )
@@ -79,11 +80,9 @@ type harness struct {
 	deps      Deps
 	logs      *testbed.Log
 	auditPath string // path of the audit log
-	splices   sync.WaitGroup
 
-	mu          sync.Mutex
-	pinnedCount int      // Guarded by mu.
-	location    Location // Guarded by mu. Current location of the mailbox; zero fields: unchanged.
+	mu       sync.Mutex
+	location Location // Guarded by mu. Current location of the mailbox; zero fields: unchanged.
 }
 
 const user = "alice"
@@ -113,9 +112,11 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	h.auditPath = filepath.Join(t.TempDir(), "audit")
 	h.deps.Audit, err = audit.Open(audit.Config{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}, log)
 	must(t, err)
+	h.deps.Sessions = relay.NewRegistry(relay.Config{IdleTimeout: cmp.Or(s.idleTimeout, time.Hour)})
+	h.deps.Splices, err = splice.NewSet(splice.Config{ParkAfter: time.Second, HalfClosedTimeout: 100 * time.Millisecond, WriteTimeout: time.Hour}, h.deps.Sessions)
+	must(t, err)
 	h.hub, err = NewHub(Config{
-		ParkAfter: cmp.Or(s.parkAfter, tick), IdleTimeout: cmp.Or(s.idleTimeout, time.Hour), StallTimeout: cmp.Or(s.stallTimeout, time.Hour),
-		MaxLine: s.maxLine, Locate: h.locate, Splice: h.splice,
+		ParkAfter: cmp.Or(s.parkAfter, relay.Tick), StallTimeout: cmp.Or(s.stallTimeout, time.Hour), MaxLine: s.maxLine, Locate: h.locate,
 	}, h.deps)
 	must(t, err)
 	return h
@@ -125,8 +126,8 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 type testClient struct {
 	*scriptedConn
 	session *session
-	results chan Result
-	result  Result // set by awaitEnd
+	results chan relay.Result
+	result  relay.Result // set by awaitEnd
 }
 
 // logIn logs a client in. Its upstream is the stub's next connection.
@@ -144,21 +145,13 @@ func (h *harness) logIn() *testClient {
 		account.SetTokenEnd(time.Now())
 	}
 	gatewayEnd, clientEnd := h.socketPair()
-	c := &testClient{scriptedConn: newScriptedConn(clientEnd, splitters[cmp.Or(h.setup.split, "whole")]), results: make(chan Result, 2)}
-	before := map[*session]bool{}
-	for _, s := range h.hub.allSessions() {
-		before[s] = true
-	}
-	caps := h.hub.OfferedCaps("stub", account.Caps())
-	h.hub.Start(Client{
-		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: cmp.Or(h.setup.mode, event.ModeResume), Caps: caps, Quota: h.setup.quota,
+	c := &testClient{scriptedConn: newScriptedConn(clientEnd, splitters[cmp.Or(h.setup.split, "whole")]), results: make(chan relay.Result, 2)}
+	live := h.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: cmp.Or(h.setup.mode, event.ModeResume)}, func(r relay.Result) { c.results <- r })
+	c.session = h.hub.newSession(live, Client{
+		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Caps: h.hub.OfferedCaps("stub", account.Caps()), Quota: h.setup.quota,
 		LoginFromRoute: !h.setup.loginNotFromRoute,
-	}, "stub", account, func(r Result) { c.results <- r })
-	for _, s := range h.hub.allSessions() {
-		if !before[s] {
-			c.session = s
-		}
-	}
+	}, account)
+	c.session.start()
 	return c
 }
 
@@ -183,28 +176,6 @@ func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 	return server, client
 }
 
-// splice relays the rest of a session that was handed over, until either side closes.
-func (h *harness) splice(client, backend SpliceSide, _ time.Time, onEnd func(Result)) {
-	h.mu.Lock()
-	h.pinnedCount++
-	h.mu.Unlock()
-	copyOneWay := func(from, to SpliceSide) {
-		defer h.splices.Done()
-		_, err := to.Conn.Write(to.Buffered)
-		if err == nil {
-			_, _ = io.Copy(to.Conn, from.Conn)
-		}
-		_ = to.Conn.Close()
-	}
-	h.splices.Add(2)
-	go copyOneWay(client, backend)
-	go func() {
-		copyOneWay(backend, client)
-		_ = backend.Conn.Close()
-		onEnd(Result{Reason: event.BackendClosed})
-	}()
-}
-
 // locate returns the location of every mailbox.
 func (h *harness) locate(context.Context, identity.User) (Location, error) {
 	h.mu.Lock()
@@ -213,9 +184,12 @@ func (h *harness) locate(context.Context, identity.User) (Location, error) {
 }
 
 func (h *harness) wasHandedOver() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.pinnedCount > 0
+	for series, n := range h.scrapeMetrics() {
+		if strings.HasPrefix(series, "imapgate_mux_pins_total") && n != "0" {
+			return true
+		}
+	}
+	return false
 }
 
 // metric returns the value of a series as it is scraped, "" without one.
@@ -234,7 +208,7 @@ func (h *harness) scrapeMetrics() map[string]string {
 }
 
 // awaitEnd waits for the end of c's session, which must occur once.
-func (h *harness) awaitEnd(c *testClient) Result {
+func (h *harness) awaitEnd(c *testClient) relay.Result {
 	h.t.Helper()
 	select {
 	case c.result = <-c.results:
@@ -242,14 +216,14 @@ func (h *harness) awaitEnd(c *testClient) Result {
 	case <-time.After(testTimeout):
 		h.t.Fatalf("the session does not end\n%s", stacks())
 	}
-	return Result{}
+	return relay.Result{}
 }
 
 // close stops everything and requires that nothing is left.
 func (h *harness) close(clients ...*testClient) {
 	h.t.Helper()
 	closed := make(chan struct{})
-	go func() { h.hub.Close(); close(closed) }()
+	go func() { h.hub.Close(); h.deps.Splices.Close(); h.deps.Sessions.Close(); close(closed) }()
 	select {
 	case <-closed:
 	case <-time.After(2 * testTimeout):
@@ -261,15 +235,14 @@ func (h *harness) close(clients ...*testClient) {
 			h.t.Error("a session ended twice")
 		}
 	}
-	h.splices.Wait()
 	m := h.scrapeMetrics()
 	for _, state := range event.Values("State") {
 		if n := m[`imapgate_mux_sessions{state="`+state+`"}`]; n != "0" {
 			h.t.Errorf("%s sessions are still %s", n, state)
 		}
 	}
-	if n := m["imapgate_mux_pool_connections"]; n != "0" || h.hub.Len() != 0 {
-		h.t.Errorf("%s connections and %d sessions are left", n, h.hub.Len())
+	if n := m["imapgate_mux_pool_connections"]; n != "0" || h.deps.Sessions.Len() != 0 {
+		h.t.Errorf("%s connections and %d sessions are left", n, h.deps.Sessions.Len())
 	}
 	must(h.t, h.deps.Audit.Close())
 	if text := h.logs.String(); strings.Contains(text, `"msg":"panic recovered"`) {

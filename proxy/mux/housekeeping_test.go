@@ -50,7 +50,7 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 	must(t, peer(2).expect("a2 NOOP\r\n"))
 	peer(2).send("a2 OK done\r\n")
 	must(t, all[1].scriptedConn.expect("a2 OK done\r\n"))
-	h.hub.AbortAll(event.Kicked)
+	h.deps.Sessions.AbortAll(event.Drained)
 	for _, a := range all {
 		h.awaitEnd(a)
 	}

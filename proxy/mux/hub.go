@@ -8,9 +8,8 @@
 // difference.
 //
 // One goroutine runs a session. While a session is quiet it has none: its sockets wait in
-// an epoll set. So relaying takes no locks. The package knows neither logins nor
-// splicing. A session whose state cannot be tracked is handed over to Config.Splice,
-// permanently.
+// an epoll set. So relaying takes no locks. The package does not know logins. A session
+// whose state cannot be tracked is handed over to package splice, permanently.
 //
 // Read in this order: session.go (the life of a session), commands.go and literals.go,
 // relay.go, select.go, attach.go, attachqueue.go, snapshot.go, resync.go and
@@ -20,13 +19,9 @@ package mux
 
 import (
 	"context"
-	"maps"
-	"net"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -39,25 +34,21 @@ import (
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
+	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 )
 
 // Config holds the settings and hooks that all backends share.
 type Config struct {
 	ParkAfter    time.Duration // quiet time after which a session gives up its goroutine
-	IdleTimeout  time.Duration // quiet time after which a session ends
 	StallTimeout time.Duration // time after which a peer that stops in the middle of a command or response is aborted
 	// MaxLine bounds a client's line in bytes, with its CRLF and without literals. It is
 	// at least 64 KB.
 	MaxLine int
-	OnBytes func(up, down int64)
 	// Locate returns the current location of a user's mailbox. Sessions call it before
 	// they open another connection.
 	Locate func(context.Context, identity.User) (Location, error)
-	// Splice takes over a session whose state cannot be tracked. until is
-	// Client.ExpiresAt. Splice calls ended once, with the bytes relayed since the
-	// handover.
-	Splice func(client, backend SpliceSide, until time.Time, ended func(Result))
 }
 
 // Location is the part of a route that determines which mail a session sees.
@@ -66,25 +57,10 @@ type Location struct {
 	Login   string // login name at the backend; "" if the route does not set one
 }
 
-// SpliceSide is one connection of a session that is handed over: Buffered is written to
-// it first, and Throttle paces reads from it (splice.Side).
-type SpliceSide struct {
-	Conn     net.Conn
-	Buffered []byte
-	Throttle func(n int) time.Duration
-}
-
-// Result describes how a session ended.
-type Result struct {
-	Reason            event.Reason
-	Err               error
-	BytesIn, BytesOut int64 // bytes from the client, to the client
-	// Commands is the number of client commands before the handover, if any.
-	Commands uint64
-}
-
 // Deps holds the services that sessions use.
 type Deps struct {
+	Sessions *relay.Registry
+	Splices  *splice.Set // takes over sessions whose state cannot be tracked
 	Backends map[string]Backend
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
@@ -97,29 +73,24 @@ type Backend struct {
 	Settings Settings
 }
 
-// Hub holds all sessions of the modes reuse and resume, with their clock, their pools,
-// and the epoll set of the quiet ones.
+// Hub relays all sessions of the modes reuse and resume. It holds their pools and the
+// epoll set of the quiet ones.
 type Hub struct {
 	// Set once.
-	cfg         Config
-	deps        Deps
-	shared      wire.Resources
-	poller      *parking.Poller
-	backends    map[string]*backend
-	ctx         context.Context // canceled by Close; parent of all waits
-	cancel      context.CancelFunc
-	startedAt   time.Time
-	wg          sync.WaitGroup // the clock, all sessions and their goroutines
-	pollerDone  sync.WaitGroup // the epoll goroutine
-	parkedConns atomic.Uint64  // connections that have ever been parked
+	cfg       Config
+	deps      Deps
+	shared    wire.Resources
+	poller    *parking.Poller
+	backends  map[string]*backend
+	ctx       context.Context // canceled by Close; parent of all waits
+	cancel    context.CancelFunc
+	startedAt time.Time
 
-	mu       sync.Mutex
-	sessions map[*session]struct{}  // Guarded by mu.
-	active   map[*session]struct{}  // Guarded by mu. Sessions with a goroutine.
-	expiries map[*session]time.Time // Guarded by mu. Ends of the sessions with a Client.ExpiresAt.
+	wg         sync.WaitGroup // all sessions and their goroutines
+	pollerDone sync.WaitGroup // the epoll goroutine
 }
 
-// NewHub returns a Hub and starts its clock. Close stops it.
+// NewHub returns a Hub. Close ends its goroutines.
 func NewHub(cfg Config, deps Deps) (*Hub, error) {
 	poller, err := parking.NewPoller()
 	if err != nil {
@@ -127,25 +98,15 @@ func NewHub(cfg Config, deps Deps) (*Hub, error) {
 	}
 	h := &Hub{
 		cfg: cfg, deps: deps, poller: poller, startedAt: time.Now(),
-		shared:   wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock), MaxLine: cfg.MaxLine},
+		shared:   wire.Resources{Buffers: parking.NewBufferPool(), Clock: deps.Sessions.Clock, MaxLine: cfg.MaxLine},
 		backends: make(map[string]*backend, len(deps.Backends)),
-		sessions: map[*session]struct{}{}, active: map[*session]struct{}{}, expiries: map[*session]time.Time{},
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for name, b := range deps.Backends {
 		h.backends[name] = newBackend(h, name, b)
 	}
-	h.wg.Add(1)
-	go h.runClock()
-	h.pollerDone.Add(1)
-	go h.runPoller()
+	h.pollerDone.Go(poller.Run)
 	return h, nil
-}
-
-// runPoller serves the epoll set. It ends when the Hub closes.
-func (h *Hub) runPoller() {
-	defer h.pollerDone.Done()
-	h.poller.Run()
 }
 
 // Login verifies a login at the backend of location, or finds that it is already
@@ -229,125 +190,18 @@ func isNeverOffered(name string) bool {
 	return false
 }
 
-// Len returns the number of sessions, without those handed over.
-func (h *Hub) Len() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.sessions)
-}
-
 // uptime returns the time since the Hub started. Sessions store it instead of a
 // time.Time, which is three times as large.
 func (h *Hub) uptime() time.Duration { return time.Since(h.startedAt) }
 
-func (h *Hub) allSessions() []*session {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.sessions))
-}
-
-// Drain requests the stop of all sessions but keep, not counting those already stopping.
-// Each session ends with a BYE as soon as it has no command outstanding.
-func (h *Hub) Drain(keep int, reason event.Reason) {
-	for _, s := range h.allSessions() {
-		if s.stopReason.Load() != nil {
-			continue
-		}
-		if keep > 0 {
-			keep--
-			continue
-		}
-		s.requestStop(reason)
-	}
-}
-
-// AbortAll aborts all remaining sessions.
-func (h *Hub) AbortAll(reason event.Reason) {
-	for _, s := range h.allSessions() {
-		s.abort(reason)
-	}
-}
-
-// Close ends every session and waits for every goroutine.
+// Close ends every session, those that are spliced too, and waits for its goroutines.
 func (h *Hub) Close() {
 	h.cancel()
-	h.AbortAll(event.Drained)
+	h.deps.Sessions.AbortAll(event.Drained)
 	h.wg.Wait()
 	h.poller.Close() // no session uses it any more
 	h.pollerDone.Wait()
 	for _, b := range h.backends {
 		b.pool.Close()
 	}
-}
-
-const (
-	tick        = 50 * time.Millisecond
-	secondTicks = 20 // ticks: 1 s
-)
-
-func toTicks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
-
-// runClock drives the timers of all sessions. It ends when the Hub closes.
-func (h *Hub) runClock() {
-	defer h.wg.Done()
-	t := time.NewTicker(tick)
-	defer t.Stop()
-	parkAfter, stallAfter := toTicks(h.cfg.ParkAfter), toTicks(h.cfg.StallTimeout)
-	var parkBurst parking.BurstDetector
-	for {
-		select {
-		case <-h.ctx.Done():
-			return
-		case <-t.C:
-		}
-		now := h.shared.Clock.Tick()
-		for _, s := range h.activeSessions() {
-			s.onTick(parkAfter, stallAfter)
-		}
-		if now%secondTicks == 0 {
-			for _, s := range h.allSessions() {
-				s.onSecond(now)
-			}
-			h.endExpired(time.Now())
-			for _, b := range h.backends {
-				b.updateGauges(b.violationStatus())
-			}
-			if parkBurst.CheckOver(h.parkedConns.Load(), h.Len()) {
-				h.wg.Go(debug.FreeOSMemory) // takes as long as a collection
-			}
-		}
-	}
-}
-
-func (h *Hub) activeSessions() []*session {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.active))
-}
-
-// endExpired ends the expired sessions: between two commands at first, unconditionally
-// after finishTimeout.
-func (h *Hub) endExpired(now time.Time) {
-	for s, expiresAt := range h.copyExpiries() {
-		switch {
-		case now.Before(expiresAt):
-		case now.Before(expiresAt.Add(finishTimeout)):
-			s.requestStop(event.TokenExpired)
-		default:
-			s.abort(event.TokenExpired)
-		}
-	}
-}
-
-func (h *Hub) copyExpiries() map[*session]time.Time {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return maps.Clone(h.expiries)
-}
-
-// expiryOf returns the time at which s must end, or zero.
-func (h *Hub) expiryOf(s *session) time.Time {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.expiries[s]
 }

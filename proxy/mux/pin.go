@@ -3,6 +3,7 @@ package mux
 import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
+	"imapgate/proxy/splice"
 )
 
 // pin hands over a session with connection state that no other connection can be given.
@@ -19,7 +20,7 @@ func (s *session) pin(unread []byte) error {
 	return s.handOver(s.pinReason, unread)
 }
 
-// handOver hands the session over to Config.Splice and returns errHandedOver. unread is
+// handOver hands the session over to package splice and returns errHandedOver. unread is
 // the client's input that the backend has not received.
 func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h := s.hub
@@ -31,22 +32,19 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	h.deps.Metrics.Mux.CountPin(reason)
 	s.abortRecords() // the answers bypass this package
 	s.commandLog = nil
-	expiresAt := h.expiryOf(s)
 	conn := s.unbindUpstream()
 	h.poller.Disarm(&s.client.ParkWaiter)
 	client, fromClient := s.client.Detach()
 	backend, fromBackend := conn.Detach()
 	s.unregister()
 	s.setStateMetric(event.StatePinned)
-	in, out := s.client.ByteCounts()
-	in -= int64(len(unread) + len(fromClient))
+	unread = append(unread, fromClient...)
+	s.live.Detach(len(unread))
 	throttleClient, throttleBackend := s.readThrottles()
-	h.cfg.Splice(SpliceSide{client, fromBackend, throttleClient}, SpliceSide{backend, append(unread, fromClient...), throttleBackend}, expiresAt, func(r Result) {
+	h.deps.Splices.Start(s.live, splice.Side{Conn: client, Buffered: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, Buffered: unread, Throttle: throttleBackend}, func() {
 		s.account.Discard(conn, event.DiscardPinned)
 		s.account.Close()
 		s.setStateMetric("")
-		r.BytesIn, r.BytesOut, r.Commands = r.BytesIn+in, r.BytesOut+out, uint64(s.commandCount)
-		s.onEnd(r)
 	})
 	return errHandedOver
 }

@@ -15,6 +15,7 @@ import (
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 )
 
@@ -39,7 +40,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	must(t, err)
 	h := harness{t: t}
 	gatewayEnd, clientEnd := h.socketPair()
-	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
+	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
 	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox{}}
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)

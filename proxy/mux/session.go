@@ -2,6 +2,7 @@ package mux
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 )
 
 // Client is a client after its login.
@@ -21,14 +23,12 @@ type Client struct {
 	Conn        net.Conn
 	Buffered    []byte // bytes already read from Conn
 	AuditClient *audit.Client
-	Mode        event.Mode
 	Caps        imap.Caps // the result of OfferedCaps
 	// LoginFromRoute is true if the route sets the account's login name. Each later
 	// connection of the session then requires that name in the route.
 	LoginFromRoute bool
 
-	Quota     Quota     // nil: unlimited
-	ExpiresAt time.Time // end of the session, also after a pin; zero: none
+	Quota Quota // nil: unlimited
 }
 
 // session is one client from its login to its end. It has a goroutine while it is active,
@@ -36,13 +36,13 @@ type Client struct {
 type session struct {
 	// Set once.
 	hub            *Hub
+	live           *relay.Session
 	backend        *backend
 	account        *pool.Account
 	canResume      bool // the mode is Resume
 	loginFromRoute bool // Client.LoginFromRoute
 	auditClient    *audit.Client
 	offeredCaps    imap.Caps // capabilities offered to the client
-	onEnd          func(Result)
 	client         wire.Conn
 
 	// Owned by run. nil while the session is parked with nothing outstanding.
@@ -73,20 +73,19 @@ type session struct {
 	idleState       *idleState // nil: not in IDLE
 	throttle        *throttle  // nil: unlimited
 	pinReason       event.PinReason
-	metricState     event.State // state under which the session is counted
+	metricState     event.State   // state under which the session is counted
+	wakeTimer       *time.Timer   // calls wake; nil: never scheduled
+	wakeAt          time.Duration // hub uptime at which wakeTimer fires, or has fired
 
 	upstreamWire atomic.Pointer[wire.Conn]    // the lease's, for the clock
 	stopReason   atomic.Pointer[event.Reason] // nil: none requested
 	aborted      atomic.Bool                  // abort was called
-	wakeAt       atomic.Uint32                // tick of the next wake; 0: none
 	readable     atomic.Uint32                // readable sockets: bits
 
 	mu          sync.Mutex
 	running     bool // Guarded by mu. The goroutine exists.
 	wakePending bool // Guarded by mu. Wake not yet seen by the goroutine.
 	isEnded     bool // Guarded by mu.
-
-	reportedIn, reportedOut int64 // Guarded by mu.
 }
 
 // commandState holds the current command, the outstanding commands and the output
@@ -109,26 +108,30 @@ const (
 	upstreamReadable
 )
 
-// Start relays c's session at the backend until it ends, and then calls onEnd once. Start
-// takes ownership of the connection and the account.
-func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(Result)) {
+// Start relays the session of c until it ends. It takes ownership of the connection and
+// the account.
+func (h *Hub) Start(live *relay.Session, c Client, account *pool.Account) {
+	h.newSession(live, c, account).start()
+}
+
+func (h *Hub) newSession(live *relay.Session, c Client, account *pool.Account) *session {
 	s := &session{
-		hub: h, backend: h.backends[backend], account: account, canResume: c.Mode == event.ModeResume, loginFromRoute: c.LoginFromRoute,
-		auditClient: c.AuditClient, offeredCaps: c.Caps, onEnd: onEnd,
+		hub: h, live: live, backend: h.backends[live.Backend], account: account, canResume: live.Mode == event.ModeResume,
+		loginFromRoute: c.LoginFromRoute, auditClient: c.AuditClient, offeredCaps: c.Caps,
 	}
 	if c.Quota != nil {
 		s.throttle = &throttle{Quota: c.Quota}
 	}
+	h.shared.Clock.Update() // else the session would seem silent since the clock last ran
 	s.client.Open(c.Conn, c.Buffered, imap.Commands, &h.shared)
+	return s
+}
+
+func (s *session) start() {
 	s.setStateMetric(event.StateUnselected)
-	h.mu.Lock()
-	h.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
-	h.sessions[s] = struct{}{}
+	s.hub.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
 	s.backend.sessionCount.Add(1)
-	if !c.ExpiresAt.IsZero() {
-		h.expiries[s] = c.ExpiresAt
-	}
-	h.mu.Unlock()
+	s.live.Start(s)
 	s.wake()
 }
 
@@ -160,11 +163,8 @@ func (s *session) wake() {
 	}
 	s.running = true
 	s.mu.Unlock()
-	h := s.hub
-	h.mu.Lock()
-	h.active[s] = struct{}{}
-	h.mu.Unlock()
-	h.wg.Add(1)
+	s.live.Activate(s)
+	s.hub.wg.Add(1)
 	go s.run()
 }
 
@@ -271,10 +271,7 @@ func (s *session) park() error {
 		}
 		return nil
 	}
-	h := s.hub
-	h.mu.Lock()
-	delete(h.active, s)
-	h.mu.Unlock()
+	s.live.Deactivate(s)
 	s.mu.Lock()
 	runAgain := s.wakePending
 	s.wakePending = false
@@ -286,9 +283,7 @@ func (s *session) park() error {
 	if !runAgain {
 		return errParked
 	}
-	h.mu.Lock()
-	h.active[s] = struct{}{}
-	h.mu.Unlock()
+	s.live.Activate(s)
 	return s.readReadable()
 }
 
@@ -317,7 +312,7 @@ func (s *session) releaseBuffers() {
 	s.commandBuf, s.outBuf = nil, nil
 	if !s.wasParked { // TLS and the login leave the most garbage
 		s.wasParked = true
-		s.hub.parkedConns.Add(2)
+		s.live.CountParked(2)
 	}
 	s.outstanding.releaseBuffers()
 	if s.mailbox != nil {
@@ -345,15 +340,25 @@ func (s *session) unbindUpstream() *lease.Conn {
 	return conn
 }
 
-// requestStop asks the session to end once no command is outstanding.
-func (s *session) requestStop(reason event.Reason) {
+// Usage implements relay.Relay.
+func (s *session) Usage() relay.Usage {
+	u := relay.Usage{LastByte: s.client.LastByteTick()}
+	u.Up, u.Down = s.client.ByteCounts()
+	if w := s.upstreamWire.Load(); w != nil && relay.Elapsed(w.LastByteTick(), u.LastByte) >= 0 {
+		u.LastByte = w.LastByteTick()
+	}
+	return u
+}
+
+// End implements relay.Relay. The session ends once no command is outstanding.
+func (s *session) End(reason event.Reason) {
 	s.stopReason.CompareAndSwap(nil, &reason)
 	s.client.InterruptWait()
 	s.wake()
 }
 
-// abort ends the session immediately.
-func (s *session) abort(reason event.Reason) {
+// Abort implements relay.Relay.
+func (s *session) Abort(reason event.Reason) {
 	s.stopReason.Store(&reason)
 	s.aborted.Store(true)
 	s.client.Abort()
@@ -363,49 +368,28 @@ func (s *session) abort(reason event.Reason) {
 	s.wake()
 }
 
-// onTick updates the timers of a session with a goroutine.
-func (s *session) onTick(parkAfter, stallAfter uint32) {
-	s.client.OnTick(parkAfter, stallAfter)
+// OnTick interrupts waits, and aborts stalled peers, of a session with a goroutine.
+func (s *session) OnTick(now uint32) {
+	s.client.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
 	if w := s.upstreamWire.Load(); w != nil {
-		w.OnTick(parkAfter, stallAfter)
+		w.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
 	}
 }
 
-// onSecond updates the timers of every session, once a second.
-func (s *session) onSecond(now uint32) {
-	s.reportBytes()
-	lastActivity := s.client.LastByteTick()
-	if w := s.upstreamWire.Load(); w != nil {
-		lastActivity = max(lastActivity, w.LastByteTick())
-	}
-	if now-lastActivity > toTicks(s.hub.cfg.IdleTimeout) && now > lastActivity {
-		s.requestStop(event.Idle)
-	}
-	if at := s.wakeAt.Load(); at != 0 && now >= at && s.wakeAt.CompareAndSwap(at, 0) {
-		s.wake()
-	}
-}
-
-// scheduleWake schedules a wake after d, with a resolution of one second, unless an
-// earlier one is scheduled.
+// scheduleWake schedules a wake after d and up to a second more, unless an earlier one is
+// scheduled. So the sessions that lose their upstreams together wake one by one.
 func (s *session) scheduleWake(d time.Duration) {
-	at := s.hub.shared.Clock.Now() + max(toTicks(d), 1)
-	if current := s.wakeAt.Load(); current == 0 || at < current {
-		s.wakeAt.Store(at)
+	now := s.hub.uptime()
+	d += rand.N(time.Second)
+	if s.wakeAt > now && s.wakeAt <= now+d {
+		return
 	}
-}
-
-// reportBytes reports the bytes relayed since its last call. The clock calls it, and
-// finally unregister.
-func (s *session) reportBytes() {
-	in, out := s.client.ByteCounts()
-	s.mu.Lock()
-	newIn, newOut := in-s.reportedIn, out-s.reportedOut
-	s.reportedIn, s.reportedOut = in, out
-	s.mu.Unlock()
-	if s.hub.cfg.OnBytes != nil && (newIn > 0 || newOut > 0) {
-		s.hub.cfg.OnBytes(newIn, newOut)
+	s.wakeAt = now + d
+	if s.wakeTimer == nil {
+		s.wakeTimer = time.AfterFunc(d, s.wake)
+		return
 	}
+	s.wakeTimer.Reset(d)
 }
 
 // updateStateMetric updates the metric of session states.

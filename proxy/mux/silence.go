@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/proxy/relay"
 )
 
 // errSilent reports the loss of a connection without answers while another connection of
@@ -49,7 +50,7 @@ func (s *session) scheduleSilenceCheck() {
 
 // silenceDuration returns the time since the last octet on the lease in either direction.
 func (s *session) silenceDuration() time.Duration {
-	return time.Duration(s.hub.shared.Clock.Now()-s.upstream.LastByteTick()) * tick
+	return relay.Elapsed(s.hub.shared.Clock.Now(), s.upstream.LastByteTick())
 }
 
 // canDropUpstream reports whether all outstanding commands may be resent elsewhere, and

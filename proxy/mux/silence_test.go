@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"imapgate/proxy/relay"
 	"testing"
 	"time"
 )
@@ -23,7 +24,7 @@ func (s *scriptedTest) wantLogins(n int) {
 // A hanging process may still execute a command after the client has been told that the
 // outcome is unknown.
 func TestAConnectionIsKeptDuringAWriteCommand(t *testing.T) {
-	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
+	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * relay.Tick}})
 	s.run("OPEN 3 4 7", `C! "a1 NOOP\r\na2 UID STORE 1 +FLAGS (\\Seen)\r\n"`, "U1 a1 NOOP", `U1 a2 UID STORE 1 +FLAGS (\Seen)`)
 	s.awaitSilenceCheck()
 	s.wantLogins(1)
@@ -37,7 +38,7 @@ func TestAConnectionIsKeptDuringAWriteCommand(t *testing.T) {
 
 // A command that is slow everywhere is sent a second time, but not a third time.
 func TestAConnectionIsDroppedOncePerCommand(t *testing.T) {
-	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
+	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * relay.Tick}})
 	s.run("OPEN 3 4 7", "C a1 SEARCH TEXT x", "U1 a1 SEARCH TEXT x", "U2 ~q NOOP", "B2 ~q OK done",
 		"REOPEN 3 3 4 7", "U3 a1 SEARCH TEXT x")
 	s.awaitSilenceCheck()
@@ -48,7 +49,7 @@ func TestAConnectionIsDroppedOncePerCommand(t *testing.T) {
 
 // SELECT and a message that is not requested are resent only once, too.
 func TestAConnectionIsDroppedOncePerSELECTAndAPPEND(t *testing.T) {
-	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick, CommandHoldTimeout: time.Minute}})
+	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * relay.Tick, CommandHoldTimeout: time.Minute}})
 	s.run("C s SELECT INBOX", "U1 s SELECT INBOX", "U2 ~q NOOP", "B2 ~q OK done", "U3 s SELECT INBOX")
 	s.awaitSilenceCheck()
 	s.wantLogins(3)
@@ -63,7 +64,7 @@ func TestAConnectionIsDroppedOncePerSELECTAndAPPEND(t *testing.T) {
 // A backend that is silent on every connection is checked repeatedly, and the session
 // waits.
 func TestASlowBackendIsCheckedAgain(t *testing.T) {
-	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
+	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * relay.Tick}})
 	s.run("OPEN 3 4 7", "C a1 NOOP", "U1 a1 NOOP", "U2 ~q NOOP", "B2-END", "U3 ~r NOOP", "B3-END", "U4 ~s NOOP", "B4 ~s OK done",
 		"REOPEN 5 3 4 7", "U5 a1 NOOP", "B5 a1 OK done", "P a1 OK done")
 	s.end()

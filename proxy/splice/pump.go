@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
 )
 
 // spliceChunk bounds the bytes moved by splice(2) before the pump counts them. It is small
@@ -29,14 +30,20 @@ type pump struct {
 
 	waiter parking.Waiter // for src, while the pump is parked
 
-	reportedBytes int64 // Guarded by relay.mu.
-
 	copiedBytes  atomic.Int64
-	lastProgress atomic.Uint32 // tick of the last progress
-	writing      atomic.Bool   // run is in a write, not in a read
+	lastProgress atomic.Uint32 // tick of the last progress, or of the beginning of a write
+	phase        atomic.Uint32 // one of the phases below
 	hasParked    bool          // Owned by run. It has parked at least once.
 	state        atomic.Uint32 // one of the states below
 }
+
+// The phases of a running pump.
+const (
+	phaseReading   uint32 = iota // waits for the source
+	phaseWriting                 // waits for the destination
+	phaseSplicing                // waits for either: the kernel copies
+	phaseThrottled               // waits for neither
+)
 
 // The states of a pump. Only a running one can be asked to park. The clock may be late, and
 // a pump without a goroutine would keep the request and count as stalled.
@@ -49,7 +56,7 @@ const (
 // Wake starts the pump's goroutine to relay bytes that have arrived. Start and the poller
 // call it, only while there is no goroutine.
 func (p *pump) Wake() {
-	p.markProgress()
+	p.lastProgress.Store(p.relay.set.sessions.Clock.Update()) // the clock may have slept
 	p.start(stateRunning)
 }
 
@@ -65,12 +72,10 @@ func (p *pump) start(state uint32) {
 	if closed {
 		return
 	}
-	s := r.set
+	p.phase.Store(phaseReading)
 	p.state.Store(state)
-	s.mu.Lock()
-	s.pumps[p] = struct{}{}
-	s.mu.Unlock()
-	s.wg.Add(1)
+	r.session.Activate(p)
+	r.set.relays.Add(1)
 	go p.run()
 }
 
@@ -78,16 +83,13 @@ func (p *pump) start(state uint32) {
 // bytes. The poller wakes a parked pump when its source is readable. A pump parks with no
 // complete TLS record left unread, because the poller sees only the socket.
 func (p *pump) run() {
-	s := p.relay.set
-	defer s.wg.Done()
+	defer p.relay.set.relays.Done()
 	conn, err := p.copyBytes()
 	idle := conn == p.src && errors.Is(err, os.ErrDeadlineExceeded)
 	if !idle {
 		p.endDirection(conn, err)
 	}
-	s.mu.Lock()
-	delete(s.pumps, p)
-	s.mu.Unlock()
+	p.relay.session.Deactivate(p)
 	if idle {
 		p.cancelPark(stateStopped)
 		parking.ReleaseBuffers(p.src)
@@ -109,12 +111,12 @@ func (p *pump) run() {
 // has ended. If the kernel has no room for another socket, the pump keeps a goroutine and
 // is not asked to park again.
 func (p *pump) park() {
-	s, first := p.relay.set, !p.hasParked
+	first := !p.hasParked
 	p.hasParked = true
-	err := s.poller.Arm(&p.waiter, p.src, p)
+	err := p.relay.set.poller.Arm(&p.waiter, p.src, p)
 	switch {
 	case err == nil && first:
-		s.firstParks.Add(1)
+		p.relay.session.CountParked(1)
 	case err != nil && !errors.Is(err, net.ErrClosed):
 		p.start(stateStopped)
 	}
@@ -136,9 +138,9 @@ func (p *pump) endDirection(conn net.Conn, err error) {
 	}
 	r.setReason(p.closeReason(), nil)
 	p.markProgress()
-	p.writing.Store(true)         // close_notify may block on a full socket
+	p.phase.Store(phaseWriting)   // close_notify may block on a full socket
 	_ = parking.CloseWrite(p.dst) // the other direction detects a failure of dst
-	p.writing.Store(false)
+	p.phase.Store(phaseReading)
 	r.closeDirection()
 }
 
@@ -243,10 +245,10 @@ func ignoreEOF(err error) error {
 
 func (p *pump) write(b []byte) error {
 	p.markProgress()
-	p.writing.Store(true)
+	p.phase.Store(phaseWriting)
 	err := p.relay.set.buffers.Write(p.dst, b)
-	p.writing.Store(false)
 	p.markProgress()
+	p.phase.Store(phaseReading)
 	if err == nil {
 		p.copiedBytes.Add(int64(len(b)))
 		p.throttleSource(len(b))
@@ -259,15 +261,17 @@ func (p *pump) write(b []byte) error {
 const throttleStep = 100 * time.Millisecond
 
 // throttleSource sleeps after n bytes for as long as the throttle demands. The source is
-// left unread, so TCP slows it down. Sleeping counts as progress.
+// left unread, so TCP slows it down. Sleeping counts as progress, and never as a stall.
 func (p *pump) throttleSource(n int) {
 	if p.throttle == nil {
 		return
 	}
+	phase := p.phase.Swap(phaseThrottled)
 	for d := p.throttle(n); d > 0 && !p.relay.isClosed(); d -= throttleStep {
 		time.Sleep(min(d, throttleStep))
 		p.markProgress()
 	}
+	p.phase.Store(phase)
 }
 
 // spliceBytes relays mail between plain sockets in the kernel (splice(2), through
@@ -275,6 +279,7 @@ func (p *pump) throttleSource(n int) {
 // responses are copied without it.
 func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 	limited := io.LimitedReader{R: src}
+	p.phase.Store(phaseSplicing)
 	for {
 		limited.N = spliceChunk
 		n, err := dst.ReadFrom(&limited)
@@ -309,12 +314,27 @@ func tcpPair(src, dst net.Conn) (s, d *net.TCPConn, ok bool) {
 	return s, d, ok1 && ok2
 }
 
-func (p *pump) markProgress() { p.lastProgress.Store(p.relay.set.ticks.Load()) }
+func (p *pump) markProgress() { p.lastProgress.Store(p.relay.set.sessions.Clock.Now()) }
 
-// idleTime returns a lower bound of the time since the last progress. It is negative if the
-// progress came after now was read.
-func (p *pump) idleTime(now uint32) time.Duration {
-	return time.Duration(int32(now-p.lastProgress.Load())-1) * tickInterval
+// OnTick asks a quiet pump to park, and aborts the session of one whose destination takes
+// no more bytes. The clock calls it while the pump has a goroutine.
+//
+// A stall is a write without progress for WriteTimeout, and a full socket: if the kernel
+// takes bytes, only the goroutine has not run. A throttled pump is in no write.
+func (p *pump) OnTick(now uint32) {
+	cfg, phase := &p.relay.set.cfg, p.phase.Load() // first: a write sets the time before the phase
+	quiet := relay.Elapsed(now, p.lastProgress.Load())
+	if (phase == phaseWriting || phase == phaseSplicing) && quiet >= cfg.WriteTimeout && !parking.IsWritable(p.dst) {
+		reason := event.BackendStalled
+		if p == &p.relay.down {
+			reason = event.ClientStalled
+		}
+		p.relay.abort(reason, nil)
+		return
+	}
+	if (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter && parking.CanPark {
+		p.requestPark()
+	}
 }
 
 // requestPark makes the pump's next wait for the source fail, so that it parks. A pump that
@@ -329,11 +349,4 @@ func (p *pump) requestPark() {
 func (p *pump) cancelPark(next uint32) {
 	_ = parking.TCP(p.src).SetReadDeadline(time.Time{})
 	p.state.Store(next)
-}
-
-// takeUnreported returns the bytes relayed since its last call. relay.mu is held.
-func (p *pump) takeUnreported() int64 {
-	n := p.copiedBytes.Load() - p.reportedBytes
-	p.reportedBytes += n
-	return n
 }

@@ -12,6 +12,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/proxy/relay"
 )
 
 // unpollableConn is a socket that the kernel has no room to watch.
@@ -23,8 +24,9 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	s := newSet(t, testConfig())
 	client, front := testbed.TCPPair(t)
 	back, backend := testbed.TCPPair(t)
-	result := make(chan Result, 1)
-	r := s.Start(Side{Conn: unpollableConn{front.(*net.TCPConn)}}, Side{Conn: back}, time.Time{}, func(r Result) { result <- r })
+	result := make(chan relay.Result, 1)
+	session := s.sessions.Add(relay.Info{}, func(r relay.Result) { result <- r })
+	r := s.Start(session, Side{Conn: unpollableConn{front.(*net.TCPConn)}}, Side{Conn: back}, func() {})
 	// The other direction parks, and this one has had the time to try.
 	tried := func() bool { return s.poller.Len() == 1 && r.up.state.Load() == stateStopped }
 	for range 2 {
@@ -34,8 +36,7 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 		write(t, backend, "a OK\r\n")
 		expectRead(t, client, "a OK\r\n")
 	}
-	eventually(t, "the session to try", tried) // later bytes would restart the timeout
-	s.ticks.Add(toTicks(2 * time.Hour))
+	session.ShortenIdleTimeout(300*time.Millisecond, event.Idle)
 	eventually(t, "the end", func() bool { return len(result) == 1 })
 	if got := <-result; got.Reason != event.Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)

@@ -19,6 +19,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/proxy/relay"
 	"imapgate/tlsconf"
 )
 
@@ -26,25 +27,33 @@ import (
 type harness struct {
 	client, backend net.Conn
 	relay           *Relay
-	deadline        time.Time
-	result          chan Result
+	session         *relay.Session
+	expiresAt       time.Time
+	result          chan relay.Result
 }
 
 var transports = []string{"plain-plain", "tls-plain", "plain-tls", "tls-tls"}
 
 func testConfig() Config {
-	return Config{ParkAfter: 50 * time.Millisecond, IdleTimeout: time.Hour, HalfClosedTimeout: time.Hour, WriteTimeout: time.Hour}
+	return Config{ParkAfter: 50 * time.Millisecond, HalfClosedTimeout: time.Hour, WriteTimeout: time.Hour}
 }
 
 func newSet(t testing.TB, cfg Config) *Set {
 	t.Helper()
+	return newSetWith(t, cfg, relay.Config{IdleTimeout: time.Hour})
+}
+
+func newSetWith(t testing.TB, cfg Config, sessions relay.Config) *Set {
+	t.Helper()
 	before := runtime.NumGoroutine()
-	s, err := NewSet(cfg)
+	registry := relay.NewRegistry(sessions)
+	s, err := NewSet(cfg, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		s.Close()
+		registry.Close()
 		eventually(t, "every goroutine to end", func() bool { return runtime.NumGoroutine() <= before })
 	})
 	return s
@@ -88,7 +97,7 @@ func newHarness(t testing.TB, s *Set, kind string, first ...string) *harness {
 // startHarness fills in the connections of the two sides.
 func startHarness(t testing.TB, s *Set, kind string, client, backend Side) *harness {
 	t.Helper()
-	return (&harness{result: make(chan Result, 2)}).start(t, s, kind, client, backend)
+	return (&harness{result: make(chan relay.Result, 2)}).start(t, s, kind, client, backend)
 }
 
 func (b *harness) start(t testing.TB, s *Set, kind string, client, backend Side) *harness {
@@ -101,7 +110,8 @@ func (b *harness) start(t testing.TB, s *Set, kind string, client, backend Side)
 	if strings.HasSuffix(kind, "-tls") {
 		backend.Conn, b.backend = tlsPair(t, parking.NewBufferedConn(backend.Conn.(*net.TCPConn)), b.backend)
 	}
-	b.relay = s.Start(client, backend, b.deadline, func(r Result) { b.result <- r })
+	b.session = s.sessions.Add(relay.Info{ExpiresAt: b.expiresAt}, func(r relay.Result) { b.result <- r })
+	b.relay = s.Start(b.session, client, backend, func() {})
 	return b
 }
 
@@ -121,7 +131,7 @@ func expectRead(t testing.TB, c net.Conn, want string) {
 	}
 }
 
-func (b *harness) expectEnd(t testing.TB, want event.Reason) Result {
+func (b *harness) expectEnd(t testing.TB, want event.Reason) relay.Result {
 	t.Helper()
 	select {
 	case r := <-b.result:
@@ -131,13 +141,25 @@ func (b *harness) expectEnd(t testing.TB, want event.Reason) Result {
 		return r
 	case <-time.After(testbed.Timeout):
 		t.Fatalf("the session did not end; want %s", want)
-		return Result{}
+		return relay.Result{}
 	}
 }
 
 func forEachTransport(t *testing.T, cfg Config, do func(t *testing.T, s *Set, kind string)) {
 	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) { do(t, newSet(t, cfg), kind) })
+	}
+}
+
+func TestIdleSessionEnds(t *testing.T) {
+	for _, kind := range transports {
+		t.Run(kind, func(t *testing.T) {
+			b := newHarness(t, newSetWith(t, testConfig(), relay.Config{IdleTimeout: 100 * time.Millisecond}), kind)
+			b.expectEnd(t, event.Idle)
+			if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("the client read %v", err)
+			}
+		})
 	}
 }
 
@@ -334,15 +356,6 @@ func TestThrottledSessionCanEnd(t *testing.T) {
 
 func TestTimeoutsEndSessions(t *testing.T) {
 	cfg := testConfig()
-	cfg.IdleTimeout = 100 * time.Millisecond
-	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
-		b := newHarness(t, s, kind)
-		b.expectEnd(t, event.Idle)
-		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("the client read %v", err)
-		}
-	})
-	cfg = testConfig()
 	cfg.WriteTimeout = 100 * time.Millisecond
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
@@ -362,7 +375,7 @@ func TestSessionEndsAtDeadline(t *testing.T) {
 	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		until := time.Now().Add(1200 * time.Millisecond)
 		timed := func() *harness {
-			return (&harness{result: make(chan Result, 2), deadline: until}).start(t, s, kind, Side{}, Side{})
+			return (&harness{result: make(chan relay.Result, 2), expiresAt: until}).start(t, s, kind, Side{}, Side{})
 		}
 		timeless, quiet, busy := newHarness(t, s, kind), timed(), timed()
 		go func() { _, _ = io.Copy(io.Discard, busy.client) }()
@@ -378,43 +391,22 @@ func TestSessionEndsAtDeadline(t *testing.T) {
 		}
 		write(t, timeless.client, "a NOOP\r\n")
 		expectRead(t, timeless.backend, "a NOOP\r\n")
-		if len(s.deadlines) != 0 {
-			t.Error("the deadline of an ended session is kept")
-		}
 	})
 }
 
-// The clock may tick at any moment, also before a session has started its pumps.
+// A session may start after the clock has slept for longer than the timeout.
 func TestNewSessionIsNotIdle(t *testing.T) {
-	cfg := testConfig()
-	cfg.IdleTimeout = time.Minute
-	s := newSet(t, cfg)
-	s.ticks.Store(toTicks(time.Hour))
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				s.sweepRelays(s.ticks.Load())
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		close(stop)
-		<-stopped
-	})
-	for range 500 {
-		b := newHarness(t, s, "plain-plain")
-		b.relay.End(event.Drained)
-		b.expectEnd(t, event.Drained)
-	}
+	s := newSetWith(t, testConfig(), relay.Config{IdleTimeout: 500 * time.Millisecond})
+	<-time.After(time.Second)
+	b := newHarness(t, s, "plain-plain")
+	write(t, b.client, "a NOOP\r\n")
+	expectRead(t, b.backend, "a NOOP\r\n")
+	b.relay.End(event.Drained)
+	b.expectEnd(t, event.Drained)
 }
 
-// The clock asks pumps from a list that it made earlier.
-func TestPumpParkingBeforeRequestIsNotStalled(t *testing.T) {
+// The clock checks pumps from a list that it made earlier.
+func TestParkedPumpIsNotStalled(t *testing.T) {
 	if !parking.CanPark {
 		t.Skip("only Linux parks")
 	}
@@ -423,12 +415,25 @@ func TestPumpParkingBeforeRequestIsNotStalled(t *testing.T) {
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
 		eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
-		b.relay.up.requestPark()
-		b.relay.down.requestPark()
-		b.relay.checkTimeouts(s.ticks.Load() + toTicks(cfg.WriteTimeout) + 1)
+		later := s.sessions.Clock.Now() + relay.Ticks(cfg.WriteTimeout) + 1
+		b.relay.up.OnTick(later)
+		b.relay.down.OnTick(later)
 		write(t, b.client, "a NOOP\r\n")
 		expectRead(t, b.backend, "a NOOP\r\n")
 	})
+}
+
+// On a busy machine the goroutine of a write may not run for long, although the peer reads.
+func TestWriteThatCouldContinueIsNotStalled(t *testing.T) {
+	b := newHarness(t, newSet(t, testConfig()), "plain-plain")
+	for _, phase := range []uint32{phaseWriting, phaseSplicing, phaseThrottled} {
+		b.relay.down.phase.Store(phase)
+		b.relay.down.OnTick(b.relay.set.sessions.Clock.Now() + relay.Ticks(2*time.Hour))
+	}
+	b.relay.down.phase.Store(phaseReading)
+	if b.relay.isClosed() {
+		t.Error("the session was aborted")
+	}
 }
 
 type zeroReader struct{}
@@ -441,31 +446,29 @@ func TestSetCloseEndsEverySession(t *testing.T) {
 	for i := range 40 {
 		beds = append(beds, newHarness(t, s, transports[i%len(transports)]))
 	}
-	s.EndAll(event.Drained)
+	s.sessions.AbortAll(event.Drained)
 	for _, b := range beds {
 		b.expectEnd(t, event.Drained)
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}
 	}
-	if s.Len() != 0 || s.poller.Len() != 0 {
-		t.Errorf("%d sessions, %d parked are left", s.Len(), s.poller.Len())
+	if s.sessions.Len() != 0 || s.poller.Len() != 0 {
+		t.Errorf("%d sessions, %d parked are left", s.sessions.Len(), s.poller.Len())
 	}
 }
 
 func TestBytesAreReportedOnce(t *testing.T) {
-	cfg := testConfig()
 	var up, down atomic.Int64
-	cfg.OnBytes = func(u, d int64) {
+	s := newSetWith(t, testConfig(), relay.Config{OnBytes: func(u, d int64) {
 		up.Add(u)
 		down.Add(d)
-	}
-	s := newSet(t, cfg)
+	}})
 	b := newHarness(t, s, "plain-plain")
 	for range 3 {
 		write(t, b.client, "a NOOP\r\n")
 		expectRead(t, b.backend, "a NOOP\r\n")
-		b.relay.reportBytes()
+		<-time.After(120 * time.Millisecond) // parking reports bytes, too
 	}
 	_, _ = b.client.Close(), b.backend.Close()
 	r := <-b.result

@@ -16,6 +16,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 )
 
@@ -59,7 +60,7 @@ func newTestConn(t *testing.T, script func(command string) string) *Conn {
 		t.Fatal(err)
 	}
 	c := new(Conn)
-	c.Open(up, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)})
+	c.Open(up, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()})
 	t.Cleanup(func() { _ = c.Close(); _ = l.Close(); <-done })
 	if c.User() != user || !c.Caps().Has("UNSELECT") || c.Age() > time.Minute {
 		t.Errorf("%v %v %v", c.User(), c.Caps(), c.Age())

@@ -21,6 +21,7 @@ import (
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 )
 
@@ -227,7 +228,7 @@ func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
 		OnDiscard:    func(reason event.DiscardReason) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
 		OnIdleChange: func(n int) { tp.mu.Lock(); tp.idle += n; tp.mu.Unlock() },
 	}
-	tp.Pool = New(b, c, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
+	tp.Pool = New(b, c, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}, hooks, zap.NewNop())
 	t.Cleanup(func() {
 		tp.Close()
 		if tp.idleCount() != 0 {

@@ -17,6 +17,7 @@ import (
 
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
 )
 
 // Errors of reads and writes besides those of the socket.
@@ -28,15 +29,6 @@ var (
 // maxLine bounds the buffered part of a response line and, unless Resources.MaxLine is larger,
 // of a command line, in bytes.
 const maxLine = parking.LargeBuffer
-
-// Clock is the coarse time of all Conns: ticks since the gateway started.
-type Clock struct{ now atomic.Uint32 }
-
-// Tick advances the clock and returns the new time.
-func (c *Clock) Tick() uint32 { return c.now.Add(1) }
-
-// Now returns the time in ticks.
-func (c *Clock) Now() uint32 { return c.now.Load() }
 
 // Conn is one connection of a session. It is valid after Open.
 type Conn struct {
@@ -83,7 +75,7 @@ func (c *Conn) Open(conn net.Conn, preread []byte, side imap.Side, resources *Re
 // Resources are shared by all Conns of a gateway.
 type Resources struct {
 	Buffers *parking.BufferPool
-	Clock   *Clock
+	Clock   *relay.Clock
 	MaxLine int // bytes of a command line, with its CRLF; at least 64 KB
 }
 
@@ -150,6 +142,21 @@ func (c *Conn) HasUnread() bool {
 	return decrypted || err != nil || c.hasArrived()
 }
 
+// IsReadable reports whether the kernel has bytes from the peer, or the end of the connection.
+// It consumes nothing. Any goroutine may call it.
+func (c *Conn) IsReadable() bool { return parking.IsReadable(c.conn) }
+
+// hasArrived is IsReadable, or else reads for a millisecond. Bytes stay in the Reader; the next
+// read returns the end of the connection again.
+func (c *Conn) hasArrived() bool {
+	if parking.CanTest {
+		return c.IsReadable()
+	}
+	c.SetDeadline(time.Now().Add(time.Millisecond))
+	defer c.SetDeadline(time.Time{})
+	return !errors.Is(c.fillBuffer(), os.ErrDeadlineExceeded)
+}
+
 // Write sends all of p.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.beginActivity(writingBytes)
@@ -194,21 +201,31 @@ func (c *Conn) Detach() (net.Conn, []byte) {
 	return c.conn, c.TakeBuffered()
 }
 
-// OnTick is called by the clock. It interrupts a wait of more than maxWait ticks, and aborts a
-// peer that has stalled for more than maxStall ticks in the middle of a transfer.
-func (c *Conn) OnTick(maxWait, maxStall uint32) {
-	elapsed := c.resources.Clock.Now() - c.activitySince.Load()
-	switch c.activity.Load() {
+// OnTick is called by the clock. It interrupts a wait that has lasted for maxWait, and aborts a
+// peer that has stalled for maxStall in the middle of a transfer. The peer has not stalled if the
+// kernel has its bytes, or takes more for it: then only this side's goroutine has not run.
+func (c *Conn) OnTick(now uint32, maxWait, maxStall time.Duration) {
+	activity := c.activity.Load() // first: beginActivity sets the time before it
+	elapsed := relay.Elapsed(now, c.activitySince.Load())
+	switch activity {
 	case waitingForInput:
-		if elapsed > maxWait {
+		if elapsed >= maxWait {
 			c.InterruptWait()
 		}
-	case readingMore, writingBytes:
-		if elapsed > maxStall {
-			c.stalled.Store(true)
-			c.Abort()
+	case readingMore:
+		if elapsed >= maxStall && !c.IsReadable() {
+			c.abortStalled()
+		}
+	case writingBytes:
+		if elapsed >= maxStall && !parking.IsWritable(c.conn) {
+			c.abortStalled()
 		}
 	}
+}
+
+func (c *Conn) abortStalled() {
+	c.stalled.Store(true)
+	c.Abort()
 }
 
 // InterruptWait ends the current wait for input, if any.

@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/proxy/relay"
 )
 
 // newConnPair returns a Conn and the connection of its peer.
@@ -49,7 +50,7 @@ func newConnPair(t *testing.T, withTLS bool) (*Conn, net.Conn) {
 		}
 	}
 	c := new(Conn)
-	c.Open(local, nil, imap.Responses, &Resources{Buffers: parking.NewBufferPool(), Clock: new(Clock)})
+	c.Open(local, nil, imap.Responses, &Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()})
 	t.Cleanup(func() { _ = c.Close(); _ = peer.Close() })
 	return c, peer
 }
@@ -142,14 +143,12 @@ func TestInterruptedWaitCanBeRepeated(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- c.AwaitInput() }()
 		eventually(t, "the wait", func() bool { return c.activity.Load() == waitingForInput })
-		c.OnTick(1, 1)
-		c.resources.Clock.Tick()
-		c.OnTick(1, 1)
+		began := c.activitySince.Load()
+		c.OnTick(began+1, relay.Tick, relay.Tick)
 		if c.activity.Load() != waitingForInput {
 			t.Fatal("interrupted too early")
 		}
-		c.resources.Clock.Tick()
-		c.OnTick(1, 1)
+		c.OnTick(began+2, relay.Tick, relay.Tick)
 		if err := <-ended; err != ErrIdle {
 			t.Fatal(err)
 		}
@@ -174,10 +173,7 @@ func TestPeerStallingMidResponseIsAborted(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- c.ReadMore() }()
 		eventually(t, "the read", func() bool { return c.activity.Load() == readingMore })
-		for range 3 {
-			c.resources.Clock.Tick()
-		}
-		c.OnTick(1, 2)
+		c.OnTick(c.activitySince.Load()+3, relay.Tick, 2*relay.Tick)
 		if err := <-ended; !errors.Is(err, ErrStalled) {
 			t.Error(err)
 		}
@@ -195,10 +191,8 @@ func TestPeerThatReadsNothingIsAborted(t *testing.T) {
 		ended <- err
 	}()
 	eventually(t, "the write", func() bool { return c.activity.Load() == writingBytes })
-	for range 3 {
-		c.resources.Clock.Tick()
-	}
-	c.OnTick(1, 2)
+	eventually(t, "the socket to be full", func() bool { return !parking.IsWritable(c.conn) })
+	c.OnTick(c.activitySince.Load()+3, relay.Tick, 2*relay.Tick)
 	if err := <-ended; !errors.Is(err, ErrStalled) {
 		t.Error(err)
 	}
@@ -254,7 +248,7 @@ func TestPrereadBytesComeFirst(t *testing.T) {
 	local, peer := net.Pipe()
 	defer func() { _ = local.Close() }()
 	c := new(Conn)
-	c.Open(local, []byte("* OK 1\r\n* O"), imap.Responses, &Resources{Buffers: parking.NewBufferPool(), Clock: new(Clock)})
+	c.Open(local, []byte("* OK 1\r\n* O"), imap.Responses, &Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()})
 	go func() { _, _ = peer.Write([]byte("K 2\r\n")) }()
 	if readLine(t, c) != "* OK 1\r\n" || readLine(t, c) != "* OK 2\r\n" {
 		t.Error("the lines are not in order")

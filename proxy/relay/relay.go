@@ -1,0 +1,176 @@
+// Package relay holds the live sessions of a gateway: clients from their login to the end
+// of their connection, whatever relays them. Packages proxy/splice and proxy/mux do.
+//
+// The Registry finds sessions, and drains or aborts them. It has the one clock of both
+// relays. A Session has one end: the relay reports it once, and Finish adds the bytes and
+// calls the function that records it. The package knows neither logins nor routes.
+package relay
+
+import (
+	"cmp"
+	"net/netip"
+	"sync"
+	"time"
+
+	"imapgate/internal/event"
+	"imapgate/internal/identity"
+)
+
+// Relay carries the bytes or commands of a session.
+type Relay interface {
+	// End ends the session when its protocol permits. It does not block.
+	End(event.Reason)
+	// Abort ends the session, whatever it is doing. It does not block.
+	Abort(event.Reason)
+	// Usage returns what has been relayed. It takes no locks.
+	Usage() Usage
+}
+
+// Usage is what a Relay has carried so far.
+type Usage struct {
+	Up, Down int64  // bytes from and to the client
+	LastByte uint32 // tick of the last byte, either way
+	Spliced  bool   // commands are not seen, so only silence shows that none is in progress
+}
+
+// Result is how a session ended.
+type Result struct {
+	Reason   event.Reason
+	Err      error  // of a connection; nil for a clean end
+	Up, Down int64  // bytes from and to the client; set by Finish
+	Commands uint64 // Session.Commands; set by Finish
+}
+
+// Info identifies a session. It does not change, also when the session is pinned.
+type Info struct {
+	ID        string
+	User      identity.User
+	Backend   string
+	Login     string         // login name at the backend
+	Mode      event.Mode     // the mode of its admission
+	Client    netip.AddrPort // the client's address
+	StartedAt time.Time
+	ExpiresAt time.Time // when the session must end; zero: never
+}
+
+// Session is a client after its login.
+type Session struct {
+	Info // Set once.
+
+	// Set once.
+	registry *Registry
+	onEnd    func(Result)
+
+	Commands uint64 // Owned by the relay. Commands of the client, as far as they were seen.
+
+	mu          sync.Mutex
+	relay       Relay         // Guarded by mu. nil before Start, after Detach, and at the end.
+	idleTimeout time.Duration // Guarded by mu. 0: none.
+	idleReason  event.Reason  // Guarded by mu.
+	timer       *time.Timer   // Guarded by mu. It calls checkTimes; nil before Start and at the end.
+	base        Usage         // Guarded by mu. Bytes of the relay before a Detach.
+	reported    Usage         // Guarded by mu. Bytes passed to Config.OnBytes.
+	endReason   event.Reason  // Guarded by mu. The reason of the first End or Abort; "": none.
+}
+
+// Start makes relay the session's. An end that was requested before applies to it.
+func (s *Session) Start(relay Relay) {
+	s.mu.Lock()
+	s.relay = relay
+	if s.timer == nil {
+		next, _ := s.due()
+		s.timer = time.AfterFunc(next, s.checkTimes)
+	}
+	reason := s.endReason
+	s.mu.Unlock()
+	if reason != "" {
+		relay.End(reason)
+	}
+}
+
+// Detach takes the session from its relay, for the Start of another one. The next relay
+// counts the last unread bytes of the client again.
+func (s *Session) Detach(unread int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.base = s.usage()
+	s.base.Up -= int64(unread)
+	s.relay = nil
+}
+
+// End asks the session to end as soon as its protocol permits.
+func (s *Session) End(reason event.Reason) {
+	if relay := s.requestEnd(reason); relay != nil {
+		relay.End(reason)
+	}
+}
+
+// Abort ends the session, whatever it is doing.
+func (s *Session) Abort(reason event.Reason) {
+	if relay := s.requestEnd(reason); relay != nil {
+		relay.Abort(reason)
+	}
+}
+
+// requestEnd notes that the session must end, and returns its relay.
+func (s *Session) requestEnd(reason event.Reason) Relay {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endReason = cmp.Or(s.endReason, reason)
+	return s.relay
+}
+
+// Finish records the end of the session. The relay calls it when both connections are
+// closed. Further calls do nothing.
+func (s *Session) Finish(r Result) {
+	s.reportBytes()
+	s.mu.Lock()
+	u := s.usage()
+	r.Up, r.Down, r.Commands = u.Up, u.Down, s.Commands
+	s.base, s.relay = u, nil
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+	s.mu.Unlock()
+	if s.registry.remove(s) {
+		s.onEnd(r)
+	}
+}
+
+// ShortenIdleTimeout makes the session end after d of silence, if it would not end before,
+// and for reason.
+func (s *Session) ShortenIdleTimeout(d time.Duration, reason event.Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.idleTimeout == 0 || d < s.idleTimeout {
+		s.idleTimeout = d
+	}
+	s.idleReason = reason
+	if s.timer != nil {
+		next, _ := s.due()
+		s.timer.Reset(next)
+	}
+}
+
+// usage returns what all relays of the session have carried. mu is held.
+func (s *Session) usage() Usage {
+	u := s.base
+	if s.relay != nil {
+		u = s.relay.Usage()
+		u.Up, u.Down = u.Up+s.base.Up, u.Down+s.base.Down
+	}
+	return u
+}
+
+// reportBytes passes the bytes relayed since its last call to Config.OnBytes.
+func (s *Session) reportBytes() {
+	s.mu.Lock()
+	u := s.usage()
+	up, down := max(u.Up-s.reported.Up, 0), max(u.Down-s.reported.Down, 0) // a Detach uncounts bytes
+	s.reported.Up, s.reported.Down = s.reported.Up+up, s.reported.Down+down
+	s.mu.Unlock()
+	if s.registry.cfg.OnBytes != nil && (up > 0 || down > 0) {
+		s.registry.cfg.OnBytes(up, down)
+	}
+}

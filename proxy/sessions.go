@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"imapgate/internal/event"
+	"imapgate/internal/identity"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/relay"
+)
+
+// SessionRoute is where sessions of a user are relayed to: a backend, the login name there
+// and a mode. A session keeps the values it was admitted with, also after it is pinned.
+type SessionRoute struct {
+	Backend string     `json:"backend"`
+	Login   string     `json:"login"`
+	Mode    event.Mode `json:"mode"`
+}
+
+// SessionCount is the number of a user's live sessions with one SessionRoute.
+type SessionCount struct {
+	SessionRoute
+	Count int `json:"count"`
+}
+
+// SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
+// their route until they end, even if the route changes.
+func (s *Server) SessionsOf(user identity.User) (counts []SessionCount) {
+	for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.User == user }) {
+		route := SessionRoute{live.Backend, live.Login, live.Mode}
+		i := slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
+		if i < 0 {
+			i, counts = len(counts), append(counts, SessionCount{SessionRoute: route})
+		}
+		counts[i].Count++
+	}
+	slices.SortFunc(counts, func(a, b SessionCount) int {
+		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Login, b.Login), cmp.Compare(a.Mode, b.Mode))
+	})
+	return counts
+}
+
+// BackendState is the state of a backend at this gateway.
+type BackendState struct {
+	Name     string             `json:"name"`
+	Mode     event.Mode         `json:"mode"`     // of sessions whose route names none
+	Sessions map[event.Mode]int `json:"sessions"` // live sessions, by the mode they were admitted in
+	mux.ViolationStatus
+}
+
+// Backends returns all backends, sorted by name.
+func (s *Server) Backends() []BackendState {
+	all := make([]BackendState, 0, len(s.deps.Backends))
+	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
+		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
+		for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.Backend == name }) {
+			b.Sessions[live.Mode]++
+		}
+		all = append(all, b)
+	}
+	return all
+}
