@@ -42,7 +42,6 @@ var sets = map[string][]Word{
 		{"client_stalled", "session", "the client did not read its responses"},
 		{"backend_stalled", "session", ""},
 		{"drained", "session bye", "its grace period was over"},
-		{"kicked", "session bye", "by an operator"},
 		{"login_changed", "session bye", "the user's login name at the backend changed"},
 		{"token_expired", "session bye", "the token that opened the session has expired"},
 		{"preauth_timeout", "", ""},

@@ -59,7 +59,6 @@ const (
 	ClientStalled      Reason = "client_stalled"       // session: the client did not read its responses
 	BackendStalled     Reason = "backend_stalled"      // session:
 	Drained            Reason = "drained"              // session bye: its grace period was over
-	Kicked             Reason = "kicked"               // session bye: by an operator
 	LoginChanged       Reason = "login_changed"        // session bye: the user's login name at the backend changed
 	TokenExpired       Reason = "token_expired"        // session bye: the token that opened the session has expired
 	PreauthTimeout     Reason = "preauth_timeout"      //
