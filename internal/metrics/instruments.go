@@ -86,29 +86,29 @@ func (b *Backend) CountConnect(result event.ConnectResult) { instrumentFor(b.con
 // ObserveParked exports the number of sessions without a goroutine. Each scrape calls
 // count.
 func (m *Metrics) ObserveParked(count func() float64) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "imapgate_parked_sessions", Help: "Idle sessions that hold no goroutine.",
-	}, count))
+	m.observe("imapgate_parked_sessions", "Idle sessions that hold no goroutine.", nil, count)
 }
 
 // ObserveSplicing exports whether all new sessions of a backend are spliced because it
 // violated the protocol, and of how many users they are. Each scrape calls both.
 func (m *Metrics) ObserveSplicing(backend string, spliced func() bool, users func() int) {
 	labels := prometheus.Labels{"backend": backend}
-	m.registry.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "imapgate_mux_backend_spliced", ConstLabels: labels,
-			Help: "1 while a backend's new sessions are spliced because it violated the protocol.",
-		}, func() float64 {
-			if spliced() {
-				return 1
-			}
-			return 0
-		}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "imapgate_mux_spliced_users", ConstLabels: labels,
-			Help: "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
-		}, func() float64 { return float64(users()) }))
+	m.observe("imapgate_mux_backend_spliced", "1 while a backend's new sessions are spliced because it violated the protocol.",
+		labels, func() float64 { return oneIf(spliced()) })
+	m.observe("imapgate_mux_spliced_users", "Users whose new sessions are spliced because the backend violated the protocol in theirs.",
+		labels, func() float64 { return float64(users()) })
+}
+
+// observe exports a gauge that each scrape computes.
+func (m *Metrics) observe(name, help string, labels prometheus.Labels, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, value))
+}
+
+func oneIf(condition bool) float64 {
+	if condition {
+		return 1
+	}
+	return 0
 }
 
 // ObserveCertificates exports the expiry of the certificates. Each scrape calls
@@ -124,18 +124,11 @@ func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, no
 // ObserveAudit exports the number of lost audit records, and whether new logins are
 // blocked because records cannot be written.
 func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
-	m.registry.MustRegister(
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "imapgate_audit_lost_records_total", Help: "Audit records that were lost.",
-		}, func() float64 { return float64(lostRecords()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "imapgate_audit_ready", Help: "0 while new logins are blocked because the audit log cannot be written.",
-		}, func() float64 {
-			if ready() != nil {
-				return 0
-			}
-			return 1
-		}))
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "imapgate_audit_lost_records_total", Help: "Audit records that were lost.",
+	}, func() float64 { return float64(lostRecords()) }))
+	m.observe("imapgate_audit_ready", "0 while new logins are blocked because the audit log cannot be written.",
+		nil, func() float64 { return oneIf(ready() == nil) })
 }
 
 // certificateCollector is a prometheus.Collector that queries the certificates at

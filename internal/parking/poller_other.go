@@ -64,7 +64,7 @@ func (p *kernelPoller) waitReadable(raw syscall.RawConn, key uint64, done chan s
 	err := raw.Read(func(fd uintptr) bool {
 		again := polled
 		polled = true
-		return again || isReadable(fd)
+		return again || pollNow(fd, pollIn)
 	})
 	close(done)
 	if !errors.Is(err, net.ErrClosed) {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"maps"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -89,7 +90,6 @@ func (r *Registry) runClock() {
 	defer r.wg.Done()
 	ticker := time.NewTicker(Tick)
 	defer ticker.Stop()
-	var tickers []Ticker
 	var lastSecond uint32
 	var burst parking.BurstDetector
 	for {
@@ -108,11 +108,9 @@ func (r *Registry) runClock() {
 		case <-ticker.C:
 		}
 		now := r.Clock.Update()
-		tickers = r.appendActive(tickers[:0])
-		for _, t := range tickers {
+		for t := range r.copyActive() {
 			t.OnTick(now)
 		}
-		clear(tickers)
 		if now-lastSecond >= Ticks(time.Second) {
 			lastSecond = now
 			if burst.CheckOver(r.checkSecond(), r.Len()) {
@@ -130,30 +128,22 @@ func (r *Registry) trySleep() bool {
 	return r.sleeping
 }
 
-func (r *Registry) appendActive(tickers []Ticker) []Ticker {
+func (r *Registry) copyActive() map[Ticker]*Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for t := range r.active {
-		tickers = append(tickers, t)
-	}
-	return tickers
+	return maps.Clone(r.active)
 }
 
 // checkSecond reports the bytes of active sessions, and returns how many connections have
 // parked. The clock calls it every second, and once more before it sleeps.
 func (r *Registry) checkSecond() (parked uint64) {
-	var sessions []*Session
-	r.mu.Lock()
-	for _, s := range r.active {
-		sessions = append(sessions, s)
-	}
-	r.settled = len(r.active) == 0
-	parked = r.parked
-	r.mu.Unlock()
-	for _, s := range sessions {
+	for _, s := range r.copyActive() {
 		s.reportBytes()
 	}
-	return parked
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settled = len(r.active) == 0
+	return r.parked
 }
 
 // finishTimeout is how long a session may continue after its expiry, for its outstanding
@@ -164,44 +154,42 @@ const finishTimeout = time.Minute
 // clock may be set.
 const maxCheckInterval = time.Minute
 
-// checkTimes ends the session if it has expired or is idle, and otherwise sets the timer
-// for the next check.
+// checkTimes ends the session if it has expired or is idle. Its timer calls it.
 func (s *Session) checkTimes() {
-	now := s.registry.Clock.Update()
 	s.mu.Lock()
 	if s.timer == nil { // it has ended
 		s.mu.Unlock()
 		return
 	}
-	expired := time.Duration(-1)
-	if !s.ExpiresAt.IsZero() {
-		expired = time.Since(s.ExpiresAt)
-	}
-	isIdle := s.relay != nil && s.idleTimeout > 0 && Elapsed(now, s.usage().LastByte) >= s.idleTimeout
-	idleReason := s.idleReason
-	s.timer.Reset(s.untilCheck(now))
+	next, reason := s.due()
+	s.timer.Reset(next)
 	s.mu.Unlock()
 	switch {
-	case expired >= finishTimeout:
-		s.Abort(event.TokenExpired)
-	case expired >= 0:
-		s.End(event.TokenExpired)
-	case isIdle:
-		s.End(idleReason)
+	case reason == event.TokenExpired && time.Since(s.ExpiresAt) >= finishTimeout:
+		s.Abort(reason)
+	case reason != "":
+		s.End(reason)
 	}
 }
 
-// untilCheck returns the time until the next check. mu is held.
-func (s *Session) untilCheck(now uint32) time.Duration {
-	next := time.Hour
+// due returns the time until the next check, and why the session must end now; "" if it
+// need not. mu is held.
+func (s *Session) due() (next time.Duration, reason event.Reason) {
+	next = time.Hour
 	if s.idleTimeout > 0 && s.relay != nil {
-		next = min(next, s.idleTimeout-Elapsed(now, s.usage().LastByte))
+		if next = s.idleTimeout - Elapsed(s.registry.Clock.Update(), s.usage().LastByte); next <= 0 {
+			reason = s.idleReason
+		}
 	}
 	if !s.ExpiresAt.IsZero() {
-		next = min(next, time.Until(s.ExpiresAt), maxCheckInterval)
+		left := time.Until(s.ExpiresAt)
+		if left <= 0 {
+			reason = event.TokenExpired
+		}
+		next = min(next, left, maxCheckInterval)
 	}
-	if next <= 0 {
-		return time.Second // it ends now; check that it did
+	if reason != "" {
+		next = time.Second // check that it has ended
 	}
-	return max(next, Tick)
+	return max(next, Tick), reason
 }

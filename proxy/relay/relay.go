@@ -71,7 +71,6 @@ type Session struct {
 	base        Usage         // Guarded by mu. Bytes of the relay before a Detach.
 	reported    Usage         // Guarded by mu. Bytes passed to Config.OnBytes.
 	endReason   event.Reason  // Guarded by mu. The reason of the first End or Abort; "": none.
-	aborted     bool          // Guarded by mu. Abort was called.
 }
 
 // Start makes relay the session's. An end that was requested before applies to it.
@@ -79,14 +78,12 @@ func (s *Session) Start(relay Relay) {
 	s.mu.Lock()
 	s.relay = relay
 	if s.timer == nil {
-		s.timer = time.AfterFunc(s.untilCheck(s.registry.Clock.Update()), s.checkTimes)
+		next, _ := s.due()
+		s.timer = time.AfterFunc(next, s.checkTimes)
 	}
-	reason, aborted := s.endReason, s.aborted
+	reason := s.endReason
 	s.mu.Unlock()
-	switch {
-	case aborted:
-		relay.Abort(reason)
-	case reason != "":
+	if reason != "" {
 		relay.End(reason)
 	}
 }
@@ -103,24 +100,24 @@ func (s *Session) Detach(unread int) {
 
 // End asks the session to end as soon as its protocol permits.
 func (s *Session) End(reason event.Reason) {
-	s.mu.Lock()
-	s.endReason = cmp.Or(s.endReason, reason)
-	relay := s.relay
-	s.mu.Unlock()
-	if relay != nil {
+	if relay := s.requestEnd(reason); relay != nil {
 		relay.End(reason)
 	}
 }
 
 // Abort ends the session, whatever it is doing.
 func (s *Session) Abort(reason event.Reason) {
-	s.mu.Lock()
-	s.endReason, s.aborted = reason, true
-	relay := s.relay
-	s.mu.Unlock()
-	if relay != nil {
+	if relay := s.requestEnd(reason); relay != nil {
 		relay.Abort(reason)
 	}
+}
+
+// requestEnd notes that the session must end, and returns its relay.
+func (s *Session) requestEnd(reason event.Reason) Relay {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endReason = cmp.Or(s.endReason, reason)
+	return s.relay
 }
 
 // Finish records the end of the session. The relay calls it when both connections are
@@ -151,7 +148,8 @@ func (s *Session) ShortenIdleTimeout(d time.Duration, reason event.Reason) {
 	}
 	s.idleReason = reason
 	if s.timer != nil {
-		s.timer.Reset(s.untilCheck(s.registry.Clock.Update()))
+		next, _ := s.due()
+		s.timer.Reset(next)
 	}
 }
 

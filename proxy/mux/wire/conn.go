@@ -142,6 +142,21 @@ func (c *Conn) HasUnread() bool {
 	return decrypted || err != nil || c.hasArrived()
 }
 
+// IsReadable reports whether the kernel has bytes from the peer, or the end of the connection.
+// It consumes nothing. Any goroutine may call it.
+func (c *Conn) IsReadable() bool { return parking.IsReadable(c.conn) }
+
+// hasArrived is IsReadable, or else reads for a millisecond. Bytes stay in the Reader; the next
+// read returns the end of the connection again.
+func (c *Conn) hasArrived() bool {
+	if parking.CanTest {
+		return c.IsReadable()
+	}
+	c.SetDeadline(time.Now().Add(time.Millisecond))
+	defer c.SetDeadline(time.Time{})
+	return !errors.Is(c.fillBuffer(), os.ErrDeadlineExceeded)
+}
+
 // Write sends all of p.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.beginActivity(writingBytes)

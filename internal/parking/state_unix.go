@@ -1,0 +1,44 @@
+//go:build unix
+
+package parking
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// CanTest reports whether IsReadable and IsWritable know the state of a socket.
+const CanTest = true
+
+// IsReadable reports whether the kernel has bytes from the peer of c, or the end of the
+// connection. It consumes nothing. Any goroutine may call it.
+func IsReadable(c net.Conn) bool { return hasState(c, pollIn) }
+
+const pollIn int16 = unix.POLLIN
+
+// IsWritable reports whether the kernel takes more bytes for c, or c has failed. A write
+// that is in progress does not wait for the peer then: its goroutine has only not run yet.
+func IsWritable(c net.Conn) bool { return hasState(c, unix.POLLOUT) }
+
+func hasState(c net.Conn, events int16) bool {
+	raw, err := TCP(c).(syscall.Conn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	ready := false
+	err = raw.Control(func(fd uintptr) { ready = pollNow(fd, events) })
+	return err != nil || ready
+}
+
+// pollNow asks the kernel. The runtime reports only new events, and may have reported these
+// bytes before.
+func pollNow(fd uintptr, events int16) bool {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
+		if err != unix.EINTR {
+			return n > 0 && err == nil
+		}
+	}
+}
