@@ -65,7 +65,7 @@ func (b *harness) waitSlots(n int) {
 }
 
 func TestAddressPreauthConnectionLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 2}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{PreauthPerAddress: 2}}))
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
 	b.expectRefusedFrom("192.0.2.1")
 	b.wantHit(event.LimitPreauthAddress, "192.0.2.1/32")
@@ -79,7 +79,7 @@ func TestAddressPreauthConnectionLimit(t *testing.T) {
 }
 
 func TestAddressConnectionLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PerAddress: 2}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{PerAddress: 2}}))
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
 	first.write("a LOGIN frank right\r\n")
 	first.expectLine("a OK …")
@@ -97,7 +97,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 }
 
 func TestAddressConnectionRateLimit(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{NewPerMinute: 1, NewBurst: 3}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{NewPerMinute: 1, NewBurst: 3}}))
 	for range 3 {
 		b.dialGreetedFrom("192.0.2.1").close()
 	}
@@ -107,7 +107,7 @@ func TestAddressConnectionRateLimit(t *testing.T) {
 }
 
 func TestNoByeIsSentBeforeTLS(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{PreauthPerAddress: 1}}))
 	first := b.dial("implicit")
 	b.waitSlots(2) // of an address, and of its preauth connections
 	second := b.dial("implicit")
@@ -117,7 +117,7 @@ func TestNoByeIsSentBeforeTLS(t *testing.T) {
 }
 
 func TestFailedTLSHandshakeReleasesSlot(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{PreauthPerAddress: 1}}))
 	for range 3 {
 		c := b.dial("implicit")
 		c.write("not TLS at all\r\n")
@@ -128,17 +128,17 @@ func TestFailedTLSHandshakeReleasesSlot(t *testing.T) {
 
 func TestUserSessionLimit(t *testing.T) {
 	for name, test := range map[string]struct {
-		limits limit.Settings
+		limits limit.Connections
 		other  string // address from which one more is too many
 		reason event.Limit
 	}{
-		"from everywhere":  {limit.Settings{PerUser: 2}, "198.51.100.1", event.LimitUser},
-		"from one address": {limit.Settings{PerUserAddress: 2}, "192.0.2.1", event.LimitUserAddress},
-		"in total":         {limit.Settings{Total: 2}, "198.51.100.1", event.LimitTotal},
+		"from everywhere":  {limit.Connections{PerUser: 2}, "198.51.100.1", event.LimitUser},
+		"from one address": {limit.Connections{PerUserAddress: 2}, "192.0.2.1", event.LimitUserAddress},
+		"in total":         {limit.Connections{Total: 2}, "198.51.100.1", event.LimitTotal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := openTestBackend(t)
-			b := newHarness(t, m.addr(), withLimits(limit.Config{Settings: test.limits}))
+			b := newHarness(t, m.addr(), withLimits(limit.Config{Connections: test.limits}))
 			var in []*client
 			for range 2 {
 				c := b.dialGreetedFrom("192.0.2.1")
@@ -175,7 +175,7 @@ func TestUserSessionLimit(t *testing.T) {
 }
 
 func TestListenerOverridesLimits(t *testing.T) {
-	own := map[string]limit.Listener{"balanced-starttls": {Settings: limit.Settings{PreauthPerAddress: 1}}}
+	own := map[string]limit.Listener{"balanced-starttls": {Connections: limit.Connections{PreauthPerAddress: 1}}}
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Listeners: own}))
 	first := b.dialGreetedFrom("192.0.2.1")
 	second := b.dial("balanced-starttls")
@@ -187,7 +187,7 @@ func TestListenerOverridesLimits(t *testing.T) {
 // failureLimits returns the default failure limits with durations for tests.
 func failureLimits() limit.Failures {
 	return limit.Failures{
-		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserDay: 100,
+		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserDay: 100, PerUserNetworkHour: 20,
 		Delay: 5 * time.Millisecond, MaxDelay: 40 * time.Millisecond,
 		BanAfter: 10,
 	}
@@ -277,7 +277,7 @@ func TestBackendOutageIsNoFailure(t *testing.T) {
 
 func TestTrustedPeerAddressIsNotCounted(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{
-		Settings: limit.Settings{PreauthPerAddress: 1, NewPerMinute: 1, NewBurst: 1}, Failures: failureLimits(),
+		Connections: limit.Connections{PreauthPerAddress: 1, NewPerMinute: 1, NewBurst: 1}, Failures: failureLimits(),
 	}))
 	var all []*client
 	for range 3 {
@@ -378,7 +378,7 @@ func TestIPv6NetworkCannotTakeAllSlots(t *testing.T) {
 	const most = 60
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.cfg.MaxConnections = most
-		s.limits = limit.Config{Preauth: PreauthLimit(most), Settings: limit.Settings{PreauthPerAddress: 4, PreauthNetworkPercent: 25}}
+		s.limits = limit.Config{Preauth: PreauthLimit(most), Connections: limit.Connections{PreauthPerAddress: 4, PreauthNetworkPercent: 25}}
 	})
 	in := 0
 	for net := range 32 {

@@ -269,7 +269,7 @@ func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {
 
 func TestClaimedAddressGrantsNoExemption(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withTrustedBalancer, withLimits(limit.Config{
-		Settings: limit.Settings{PreauthPerAddress: 1, Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Connections: limit.Connections{PreauthPerAddress: 1}, ExemptNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}))
 	claiming := func(address string) *client {
 		c := b.dial("both")
@@ -288,7 +288,7 @@ func TestClaimedAddressGrantsNoExemption(t *testing.T) {
 }
 
 func TestTrustedProxyAsClientIsCounted(t *testing.T) {
-	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Connections: limit.Connections{PreauthPerAddress: 1}}))
 	first, second := b.dialGreeted("trusting-none"), b.dialGreeted("trusting-none")
 	for _, c := range []*client{first, second} {
 		c.write("a ID (\"x-originating-ip\" \"::1\")\r\n")

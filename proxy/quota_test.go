@@ -9,9 +9,9 @@ import (
 
 // What a quota throttles is recorded with the names of the limit and the user.
 func TestThrottledSessionIsAudited(t *testing.T) {
-	for name, b := range map[string]limit.Quotas{"bytes_in": {In: 200}, "bytes_out": {Out: 200}} {
+	for name, b := range map[string]limit.UserQuota{"bytes_in": {BytesInPerSecond: 200}, "bytes_out": {BytesOutPerSecond: 200}} {
 		t.Run(name, func(t *testing.T) {
-			bed := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Quotas: b}))
+			bed := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{UserQuota: b}))
 			c := bed.dialGreetedFrom("192.0.2.1")
 			c.write("a LOGIN frank right\r\n")
 			c.expectLine("a OK …")

@@ -56,7 +56,7 @@ func runParallel(n, atATime int, do func(i int)) {
 func defaultLimits() limit.Config {
 	f := failureLimits()
 	f.Delay, f.MaxDelay = 200*time.Millisecond, 1500*time.Millisecond
-	return limit.Config{Failures: f, Settings: limit.Settings{
+	return limit.Config{Failures: f, Connections: limit.Connections{
 		PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
 	}}
 }
@@ -110,7 +110,7 @@ func (b *harness) countDelayed(least time.Duration) (n int) {
 
 func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 	l := defaultLimits()
-	l.NewPerMinute, l.PreauthPerAddress, l.PerAddress = 0, 0, 0 // limits that an operator sets for a network of 500 users
+	l.Connections.NewPerMinute, l.Connections.PreauthPerAddress, l.Connections.PerAddress = 0, 0, 0 // limits that an operator sets for a network of 500 users
 	_, shared := startSharedLimits(t, l)
 	const nat = "198.51.100.20"
 	b := openHarness(t, openTestBackend(t).addr(), shared, func(s *harnessConfig) {
@@ -184,9 +184,9 @@ func TestSprayFromManyNetworksIsDetected(t *testing.T) {
 }
 
 func TestGatewaysShareSessionCounts(t *testing.T) {
-	store, shared := startSharedLimits(t, limit.Config{Settings: limit.Settings{PerUser: 40}})
+	store, shared := startSharedLimits(t, limit.Config{Connections: limit.Connections{PerUser: 40}})
 	m := openTestBackend(t)
-	gateways := []*harness{openHarness(t, m.addr(), shared), openHarness(t, m.addr(), withSharedLimits(t, store, limit.Config{Settings: limit.Settings{PerUser: 40}}))}
+	gateways := []*harness{openHarness(t, m.addr(), shared), openHarness(t, m.addr(), withSharedLimits(t, store, limit.Config{Connections: limit.Connections{PerUser: 40}}))}
 	var in, limited atomic.Int64
 	var mu sync.Mutex
 	var all []*client
@@ -234,7 +234,7 @@ func TestBanAppliesAtOtherGateways(t *testing.T) {
 }
 
 func TestLoginCostsOneRedisRoundTrip(t *testing.T) {
-	l := limit.Config{Failures: failureLimits(), Settings: limit.Settings{
+	l := limit.Config{Failures: failureLimits(), Connections: limit.Connections{
 		PerUserAddress: 1000, PerUser: 1000, PerAddress: 1000, PreauthPerAddress: 1000, Total: 1000, NewPerMinute: 100_000, NewBurst: 10_000,
 	}}
 	_, shared := startSharedLimits(t, l)

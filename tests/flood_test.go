@@ -81,10 +81,10 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	if err := os.WriteFile(passwdFile, []byte("alice:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
+	exempt := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} // limits would refuse most guesses
 	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
-	}, limits: limit.Config{Settings: exempt}})
+	}, limits: limit.Config{ExemptNetworks: exempt}})
 	target := g.endpoint(proxy.NoTLS)
 	session, err := dialLight(target, "")
 	if err == nil {

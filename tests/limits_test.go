@@ -42,7 +42,7 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 				ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
 				modes:  map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
-				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
+				limits: limit.Config{Connections: limit.Connections{PerUser: 2}},
 			})
 			user := "user-" + string(mode) + "@example.org"
 			first, answer := loginAnswer(t, g, user, "pw")
@@ -77,7 +77,7 @@ func TestBackendDenialsCauseABan(t *testing.T) {
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 		limits: limit.Config{
-			Failures: limit.Failures{BanAfter: 5}, Bans: limit.Bans{Window: Timeout, Duration: Timeout, MaxDuration: Timeout},
+			Failures: limit.Failures{BanAfter: 5, BanWithin: Timeout, BanDuration: Timeout, MaxBanDuration: Timeout},
 		},
 	})
 	for i := range 5 {

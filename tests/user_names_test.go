@@ -86,7 +86,7 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 				ca: backend.CA, names: permissiveSpelling(t), methods: []string{auth.File}, passwdFile: passwd,
 				redis:    &routing.RedisConfig{Addresses: []string{store.Address}},
 				backends: map[string]upstream.Config{"passes": passes, "masters": masters, "separates": separates},
-				limits:   limit.Config{Settings: limit.Settings{PerUser: 50, PerUserAddress: 50}, Failures: limit.Failures{PerMinute: 10, BanAfter: 10}},
+				limits:   limit.Config{Connections: limit.Connections{PerUser: 50, PerUserAddress: 50}, Failures: limit.Failures{PerMinute: 10, BanAfter: 10}},
 				modes:    map[string]proxy.Mode{},
 			}
 			for name := range o.backends {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 
@@ -22,14 +21,12 @@ import (
 // limitConfig returns the settings of package limit.
 func limitConfig(cfg *config.Config) limit.Config {
 	l := cfg.Limits
-	f := l.Failures
 	defaults := listenerLimits(l, config.Listener{})
 	out := limit.Config{
-		Names:    cfg.Auth.NameRules,
-		Settings: defaults.Settings, Failures: defaults.Failures, Quotas: defaults.Quotas,
+		Names:       cfg.Auth.NameRules,
+		Connections: defaults.Connections, Failures: defaults.Failures, UserQuota: defaults.UserQuota, ExemptNetworks: defaults.ExemptNetworks,
 		Listeners: make(map[string]limit.Listener, len(cfg.Listeners)),
 		Preauth:   proxy.PreauthLimit(cfg.Limits.MaxConnections),
-		Bans:      limit.Bans{Window: f.BanWithin, Duration: f.BanDuration, MaxDuration: f.MaxBanDuration}, KnownFor: f.KnownFor,
 	}
 	if cfg.Redis != nil {
 		out.Prefix = cfg.Redis.Prefix
@@ -47,23 +44,10 @@ func listenerLimits(l config.Limits, listener config.Listener) limit.Listener {
 	c, f, b := l.Connections.ForListener(listener), l.Failures.ForListener(listener), l.UserQuota.ForListener(listener)
 	// The answer must come before the login times out.
 	maxDelay := min(f.MaxDelay, l.PreauthTimeout/4)
-	out := limit.Listener{
-		Settings: limit.Settings{
-			PerUserAddress: c.PerUserAddress, PerUser: c.PerUser, PerAddress: c.PerAddress, PreauthPerAddress: c.PreauthPerAddress,
-			PreauthNetworkPercent: c.PreauthNetworkPercent, Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: l.ExemptNetworksFor(listener),
-		},
-		Failures: limit.Failures{
-			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, maxDelay), MaxDelay: maxDelay,
-			PerUserHour: f.PerUserHour, PerUserDay: f.PerUserDay, PerUserNetworkHour: f.PerUserNetworkHour, BanAfter: f.BanAfter,
-		},
-		Quotas: limit.Quotas{
-			Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
-		},
+	f.Delay, f.MaxDelay = min(f.Delay, maxDelay), maxDelay
+	return limit.Listener{
+		Connections: limit.Connections(c), Failures: limit.Failures(f), UserQuota: limit.UserQuota(b), ExemptNetworks: l.ExemptNetworksFor(listener),
 	}
-	if f.PerUserNetworkHour == 0 {
-		out.Failures.PerUserNetworkHour = math.MaxInt // 0 is the default in package limit
-	}
-	return out
 }
 
 // openLimits runs after openRoutes, which creates the Redis client, and openAudit.

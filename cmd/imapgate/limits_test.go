@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"math"
 	"testing"
 	"time"
 
@@ -33,16 +32,16 @@ limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: 
 	}
 	made := limitConfig(cfg)
 	got := made.Listeners[on.Name]
-	if got.PerUser != 3 || got.PerAddress != made.PerAddress {
-		t.Errorf("connections: %+v", got.Settings)
+	if got.Connections.PerUser != 3 || got.Connections.PerAddress != made.Connections.PerAddress {
+		t.Errorf("connections: %+v", got.Connections)
 	}
-	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerUserNetworkHour != math.MaxInt || f.BanAfter != 4 || f.Delay != 2*time.Second {
+	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerUserNetworkHour != 0 || f.BanAfter != 4 || f.Delay != 2*time.Second {
 		t.Errorf("failures: %+v", f)
 	}
-	if got.Quotas != (limit.Quotas{Commands: 50, Upload: 1000}) {
-		t.Errorf("quotas: %+v", got.Quotas)
+	if got.UserQuota != (limit.UserQuota{CommandsPerSecond: 50, AppendBytesPerDay: 1000}) {
+		t.Errorf("quotas: %+v", got.UserQuota)
 	}
-	if made.Failures.BanAfter != 10 || made.Quotas != (limit.Quotas{Commands: 50}) || made.Bans.Duration != time.Minute {
+	if made.Failures.BanAfter != 10 || made.UserQuota != (limit.UserQuota{CommandsPerSecond: 50}) || made.Failures.BanDuration != time.Minute {
 		t.Errorf("other listeners: %+v", made)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,12 +20,12 @@ import (
 func usual() Config {
 	return Config{
 		Prefix: "imapgate:",
-		Settings: Settings{
+		Connections: Connections{
 			PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
 		},
 		Failures: Failures{
 			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserDay: 100,
-			BanAfter: 10,
+			PerUserNetworkHour: 20, BanAfter: 10,
 		},
 		wait: testbed.Timeout,
 	}
@@ -33,7 +34,7 @@ func usual() Config {
 // wide are limits of connections that nothing here reaches.
 func wide() Config {
 	c := usual()
-	c.Settings = Settings{}
+	c.Connections = Connections{}
 	return c
 }
 
@@ -43,6 +44,7 @@ func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Limiter {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clients.Store(g, client)
 	return g
 }
 
@@ -59,9 +61,15 @@ func secret(format string, args ...any) identity.Secret {
 	return identity.NewSecret(fmt.Sprintf(format, args...))
 }
 
+// home returns what counts as one address.
+func home(a netip.Addr) netip.Prefix { return identity.AddrPrefix(a) }
+
+// clients has the Redis clients of limiters.
+var clients sync.Map
+
 func at(text string) netip.Addr { return netip.MustParseAddr(text) }
 
-// arrive lets somebody in who must be let in, and out again with the test.
+// arrive opens a connection that must be admitted.
 func arrive(t testing.TB, g *Limiter, addr netip.Addr) *Conn {
 	t.Helper()
 	v, err := g.Open("imaps", addr)
@@ -104,7 +112,7 @@ func attempt(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, checked
 	return waited, checked(v)
 }
 
-// reason is why somebody was refused, or "" for an err that is none.
+// reason returns the reason of a refusal, or "" for another error.
 func reason(err error) event.Limit {
 	var r *Refusal
 	if errors.As(err, &r) {

@@ -23,7 +23,7 @@ func BenchmarkLogin(b *testing.B) {
 	}{{"local", false}, {"shared", true}} {
 		b.Run(c.name, func(b *testing.B) {
 			cfg := usual()
-			cfg.Settings = Settings{PerUserAddress: 1 << 20, PerUser: 1 << 20, PerAddress: 1 << 20, PreauthPerAddress: 1 << 20, Total: 1 << 20, NewPerMinute: 1 << 20, NewBurst: 1 << 20}
+			cfg.Connections = Connections{PerUserAddress: 1 << 20, PerUser: 1 << 20, PerAddress: 1 << 20, PreauthPerAddress: 1 << 20, Total: 1 << 20, NewPerMinute: 1 << 20, NewBurst: 1 << 20}
 			var client redis.UniversalClient
 			if c.shared {
 				client = dial(b, testbed.StartRedis(b).Address)

@@ -31,7 +31,7 @@ func TestWithoutBoundsThereIsNoBudget(t *testing.T) {
 func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Commands: 10, In: 1000, Out: 2000}
+		cfg.UserQuota = UserQuota{CommandsPerSecond: 10, BytesInPerSecond: 1000, BytesOutPerSecond: 2000}
 		g := newGate(t, cfg, nil)
 		one, other, bob := entered(t, g, "alice"), entered(t, g, "alice"), entered(t, g, "bob")
 		for range 10 {
@@ -58,7 +58,7 @@ func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 		for _, v := range []*Conn{one, other, bob} {
 			v.Close()
 		}
-		if n := len(g.budgets.of); n != 0 {
+		if n := g.quotas.Len(); n != 0 {
 			t.Errorf("%d budgets are left of nobody", n)
 		}
 	})
@@ -67,7 +67,7 @@ func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Upload: 1000}
+		cfg.UserQuota = UserQuota{AppendBytesPerDay: 1000}
 		v := entered(t, newGate(t, cfg, nil), "alice")
 		defer v.Close()
 		for _, upload := range []struct {
@@ -78,12 +78,12 @@ func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 				t.Errorf("%d bytes more: %v", upload.n, fits)
 			}
 		}
-		a, err := v.gate.InspectUser(t.Context(), user(t, "alice"))
+		a, err := v.limiter.InspectUser(t.Context(), user(t, "alice"))
 		if err != nil || a.Uploaded != 1000 || a.UploadLimit != 1000 {
 			t.Errorf("an operator sees %d of %d bytes: %v", a.Uploaded, a.UploadLimit, err)
 		}
 		time.Sleep(24 * time.Hour)
-		if a, err = v.gate.InspectUser(t.Context(), user(t, "alice")); err != nil || a.Uploaded != 0 {
+		if a, err = v.limiter.InspectUser(t.Context(), user(t, "alice")); err != nil || a.Uploaded != 0 {
 			t.Errorf("on the next day an operator sees %d bytes: %v", a.Uploaded, err)
 		}
 		if !v.Quota().Upload(t.Context(), 1000) {
@@ -95,7 +95,7 @@ func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 func TestUploadsAreCountedAtAllGatewaysTogether(t *testing.T) {
 	srv := testbed.StartRedis(t)
 	cfg := wide()
-	cfg.Quotas = Quotas{Upload: 1000}
+	cfg.UserQuota = UserQuota{AppendBytesPerDay: 1000}
 	gate := func() *Limiter {
 		client := redis.NewClient(&redis.Options{Addr: srv.Address})
 		t.Cleanup(func() { _ = client.Close() })

@@ -6,105 +6,89 @@ import (
 	"net/netip"
 	"time"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit/ban"
+	"imapgate/internal/limit/penalty"
+	"imapgate/internal/limit/quota"
 )
 
-// Config is everything the gate needs to know. In all of it, a number of 0 is
-// no limit.
+// Config configures a Limiter. Limits of 0 are none.
 type Config struct {
-	Prefix    string // of the keys in Redis, such as "imapgate:"
-	Settings         // these three of every listener that Listeners does not name
-	Failures  Failures
-	Quotas    Quotas
-	Listeners map[string]Listener // by name
-	Preauth   int                 // connections before the login that this gateway has room for; 0: unknown
+	Prefix         string      // of the keys in Redis, such as "imapgate:"
+	Connections    Connections // these four of every listener that Listeners does not name
+	Failures       Failures    // the durations of bans, and KnownFor, of all listeners
+	UserQuota      UserQuota
+	ExemptNetworks []netip.Prefix
+	Listeners      map[string]Listener // by name
+	Preauth        int                 // connections before login that this gateway has room for; 0: unknown
 
-	Bans     Bans
-	KnownFor time.Duration // how long a network is known behind a right login; default 30 days
-
-	// HeartbeatTTL is how long the sessions of a gateway that has died count at the
-	// others. Default 45 s, so that they are gone within 60.
+	// HeartbeatTTL is how long the sessions of a gateway that has died count at the others. By
+	// default 45 s, so that they are gone within 60.
 	HeartbeatTTL time.Duration
 
-	wait time.Duration // for Redis; default ioTime. Tests on busy machines have more
+	wait time.Duration // for Redis; by default cluster.Wait. Tests on busy machines have more
 
-	Names identity.Names // how user names are read: in what other gateways write
+	Names identity.Names // how user names from other gateways are read
 }
 
-// Listener are the limits of a listener. What is counted is counted over all
-// listeners; what it is compared with is the listener's.
+// Listener has the limits of a listener. Counts are over all listeners, and are compared with
+// the limits of the listener.
 type Listener struct {
-	Settings
-	Failures Failures
-	Quotas   Quotas
+	Connections    Connections
+	Failures       Failures
+	UserQuota      UserQuota
+	ExemptNetworks []netip.Prefix // no address in them is counted, delayed or banned; limits of users hold
 }
 
-// Settings say how many connections there may be.
-type Settings struct {
+// Connections are limits of connections.
+type Connections struct {
 	PerUserAddress        int // sessions of a user from one address (IPv6: /64)
 	PerUser               int // sessions of a user
-	PerAddress            int // connections of an address, before the login or after
-	PreauthPerAddress     int // connections of an address before the login, at this gateway
-	PreauthNetworkPercent int // percent of Config.PreauthTimeout that an IPv4 /24 or IPv6 /48 may have; a /56 half as much
-	Total                 int // sessions of everybody
+	PerAddress            int // connections of an address, before login or after
+	PreauthPerAddress     int // connections of an address before login, at this gateway
+	PreauthNetworkPercent int // percent of Config.Preauth that an IPv4 /24 or IPv6 /48 may have; a /56 half as much
+	Total                 int // sessions of all users
 	NewPerMinute          int // new connections of an address
 	NewBurst              int // how many of them may come at once
-
-	// Exempt are networks no address of which is counted, delayed or banned; nor do
-	// failed logins from there count for users.
-	// The limits of users hold there too.
-	Exempt []netip.Prefix
 }
 
-// Failures says what failed logins cost.
-type Failures struct {
-	PerMinute          int           // of one address; the networks around it have 3 and 9 times as many
-	PerDay             int           // the same
-	Delay              time.Duration // the least time of a denial, and the first delay of the next login
-	MaxDelay           time.Duration // where doubling ends
-	PerUserHour        int           // of one user; then logins from networks the user is not known in are delayed
-	PerUserDay         int           // of one user in a day; then such logins are refused, of a user who is known anywhere
-	PerUserNetworkHour int           // of one user in one network, known there or not; default 20
-	BanAfter           int           // of one address within Bans.Window
-}
-
-// Bans are everywhere the same, whichever listener somebody has failed at.
-type Bans struct {
-	Window      time.Duration // default 10 minutes
-	Duration    time.Duration // each further one is twice as long; default 10 minutes
-	MaxDuration time.Duration // default a day
-}
-
-const (
-	defaultLease    = 45 * time.Second
-	defaultPairHour = 20
-	defaultBan      = 10 * time.Minute
-	defaultKnown    = 30 * day
+// Failures are the limits of failed logins, and UserQuota what the sessions of a user may use.
+type (
+	Failures  = penalty.Settings
+	UserQuota = quota.Settings
 )
 
-func (c *Config) complete() error {
-	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, defaultLease), cmp.Or(c.wait, ioTime)
-	c.Failures.PerUserNetworkHour = cmp.Or(c.Failures.PerUserNetworkHour, defaultPairHour)
-	b := &c.Bans
-	b.Window, b.Duration = cmp.Or(b.Window, defaultBan), cmp.Or(b.Duration, defaultBan)
-	b.MaxDuration = cmp.Or(b.MaxDuration, max(day, b.Duration))
-	c.KnownFor = cmp.Or(c.KnownFor, defaultKnown)
-	if b.Window < 0 || b.Duration < 0 || b.MaxDuration < b.Duration || c.KnownFor < 0 {
-		return errors.New("limit: no time of bans may be below 0, nor the longest ban be shorter than the first")
+const (
+	defaultTTL      = 45 * time.Second
+	defaultBan      = 10 * time.Minute
+	defaultKnownFor = 30 * day
+	day             = 24 * time.Hour
+)
+
+func (c *Config) setDefaults() error {
+	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, defaultTTL), cmp.Or(c.wait, cluster.Wait)
+	f := &c.Failures
+	f.BanWithin, f.BanDuration = cmp.Or(f.BanWithin, defaultBan), cmp.Or(f.BanDuration, defaultBan)
+	f.MaxBanDuration = cmp.Or(f.MaxBanDuration, max(day, f.BanDuration))
+	f.KnownFor = cmp.Or(f.KnownFor, defaultKnownFor)
+	if f.BanWithin < 0 || f.BanDuration < 0 || f.MaxBanDuration < f.BanDuration || f.KnownFor < 0 {
+		return errors.New("limit: no duration of bans may be below 0, nor the longest ban be shorter than the first")
 	}
 	return nil
 }
 
-// usual are the limits of listeners that have none of their own.
-func (c *Config) usual() *Listener { return &Listener{c.Settings, c.Failures, c.Quotas} }
+// defaultListener returns the limits of listeners that have none of their own.
+func (c *Config) defaultListener() *Listener {
+	return &Listener{c.Connections, c.Failures, c.UserQuota, c.ExemptNetworks}
+}
 
-// Refusal is the error of whoever may not come in.
+// Refusal is the error of a connection or login that is over a limit or banned.
 type Refusal struct {
 	Reason     event.Limit
 	Net        netip.Prefix  // the network it is about, if one
-	RetryAfter time.Duration // until it is worth trying again; 0: when something ends
-	Shared     bool          // it was the count of all gateways together
+	RetryAfter time.Duration // until another try may succeed; 0: when a session ends
 }
 
 func (r *Refusal) Error() string {
@@ -115,54 +99,40 @@ func (r *Refusal) Error() string {
 	return text
 }
 
-// Hooks are told what happens, for metrics and the audit log. Any may be nil.
-// They are called without a lock, by whoever noticed, and must not block.
+// Hooks are called for metrics and the audit log. Any may be nil. They are called without a
+// lock and must not block.
 type Hooks struct {
 	OnRefused    func(event.Limit)
-	OnBan        func(Ban)        // a ban imposed here, not those followed from others
+	OnBan        func(Ban)        // a ban imposed here, not those of other gateways
 	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
 	OnSpray      func(Spray)      // password spraying is suspected, or no longer
 	OnRedis      func(up bool)
 }
 
-func (h *Hooks) complete() {
-	if h.OnRefused == nil {
-		h.OnRefused = func(event.Limit) {}
-	}
-	if h.OnBan == nil {
-		h.OnBan = func(Ban) {}
-	}
-	if h.OnBanRequest == nil {
-		h.OnBanRequest = func(BanRequest) {}
-	}
-	if h.OnSpray == nil {
-		h.OnSpray = func(Spray) {}
-	}
-	if h.OnRedis == nil {
-		h.OnRedis = func(bool) {}
+func (h *Hooks) setDefaults() {
+	setDefault(&h.OnRefused)
+	setDefault(&h.OnBan)
+	setDefault(&h.OnBanRequest)
+	setDefault(&h.OnSpray)
+	setDefault(&h.OnRedis)
+}
+
+func setDefault[T any](hook *func(T)) {
+	if *hook == nil {
+		*hook = func(T) {}
 	}
 }
 
-// Ban is one banned network.
-type Ban struct {
-	Net       netip.Prefix
-	Reason    event.BanReason
-	Remaining time.Duration // what is left of it
-	Count     int           // which ban of this network it is, from 1
-	Active    bool          // somebody has logged in from there of late: not refused before it is known who comes
-	Note      string        // an operator's words
-}
+// Ban is one banned network, and Spray a suspicion of many users being tried with few guesses
+// each.
+type (
+	Ban   = ban.Ban
+	Spray = penalty.Spray
+)
 
 // BanRequest is a change of bans by an operator.
 type BanRequest struct {
 	Net      netip.Prefix
-	Duration time.Duration // of the ban; 0: it is lifted
+	Duration time.Duration // of the ban; 0: it is ended
 	Note     string
-}
-
-// Spray is a suspicion of many users being tried with few guesses each.
-type Spray struct {
-	Suspected bool
-	Net       netip.Prefix // where, when one network does it; zero: everywhere
-	Users     int          // about how many were tried
 }

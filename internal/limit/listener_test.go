@@ -10,7 +10,7 @@ import (
 // twoDoors is a gate whose listener "strict" has limits of its own.
 func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Limiter {
 	t.Helper()
-	own := usual.usual()
+	own := usual.defaultListener()
 	strict(own)
 	usual.Listeners = map[string]Listener{"strict": *own}
 	return newGate(t, usual, nil)
@@ -60,8 +60,8 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 func TestListenersOfOneBudgetShareIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Quotas = Quotas{Commands: 10}
-		cfg.Listeners = map[string]Listener{"same": *cfg.usual(), "free": {}}
+		cfg.UserQuota = UserQuota{CommandsPerSecond: 10}
+		cfg.Listeners = map[string]Listener{"same": *cfg.defaultListener(), "free": {}}
 		g := newGate(t, cfg, nil)
 		in := func(listener string) *Conn {
 			v := through(t, g, listener, "192.0.2.1")
@@ -86,7 +86,7 @@ func TestListenersOfOneBudgetShareIt(t *testing.T) {
 func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Listeners = map[string]Listener{"little": {Quotas: Quotas{Upload: 1000}}, "much": {Quotas: Quotas{Upload: 3000}}}
+		cfg.Listeners = map[string]Listener{"little": {UserQuota: UserQuota{AppendBytesPerDay: 1000}}, "much": {UserQuota: UserQuota{AppendBytesPerDay: 3000}}}
 		g := newGate(t, cfg, nil)
 		alice := user(t, "alice")
 		upload := func(listener string, n int64) bool {

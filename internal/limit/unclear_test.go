@@ -19,7 +19,7 @@ func TestAPasswordThatMayBeRightGivesWayToTheNextOne(t *testing.T) {
 		},
 		"time passes": func(_ testing.TB, g *Limiter, i int) {
 			if i == 0 {
-				time.Sleep(g.cfg.Bans.Window)
+				time.Sleep(g.cfg.Failures.BanWithin)
 			}
 		},
 	} {
@@ -52,14 +52,14 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 		u, nat := user(t, "someone"), at("203.0.113.7")
 		for i := range 100 {
 			if i > 0 {
-				time.Sleep(g.cfg.Bans.Window - time.Minute)
+				time.Sleep(g.cfg.Failures.BanWithin - time.Minute)
 			}
 			if _, err := unclear(t, g, nat, u, secret("own")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n := g.past.look(pair{u, near(nat)}, nat, g.now()); n.user.day > 1 {
-			t.Errorf("one password counts %d times", n.user.day)
+		if n := g.failures.Record(u, nat); n.User.Day > 1 {
+			t.Errorf("one password counts %d times", n.User.Day)
 		}
 		for i := range g.cfg.Failures.BanAfter {
 			if _, err := unclear(t, g, nat, u, secret("guess%d", i)); err != nil {
