@@ -17,12 +17,13 @@ import (
 )
 
 const (
-	// Bounds of what is remembered: networks of all tiers, users, users in networks, and
-	// failed logins without a user. The least recently used falls out.
-	maxNets    = 64 << 10
-	maxUsers   = 32 << 10
-	maxPairs   = 32 << 10
-	maxUnnamed = 16 << 10
+	// Bounds of what is remembered: networks of all tiers, users, users in networks, the
+	// passwords of those, and failed logins without a user. The least recently used falls out.
+	maxNets      = 64 << 10
+	maxUsers     = 32 << 10
+	maxPairs     = 32 << 10
+	maxPasswords = 32 << 10
+	maxUnnamed   = 16 << 10
 	// maxSpared is how many users in a row are kept because they are under attack, when one
 	// has to fall out.
 	maxSpared = 8
@@ -83,9 +84,13 @@ func NewRecord(counts [][]int) (r Record) {
 	return r
 }
 
-// windows are those of a Subject. A network has a minute, BanWithin and a day; a user an hour,
-// a day, and the day as Redis last had it; a user in a network an hour.
-type windows [3]window
+// entry is what is remembered of a Subject. The windows of a network are a minute, BanWithin and
+// a day; of a user an hour, a day, and the day as Redis last had it; of a user in a network an
+// hour.
+type entry struct {
+	windows [3]window
+	tried   uint64 // users tried from a network in this period of BanWithin: a bit each, by their hash
+}
 
 // passwords are those that were tried on one user in one network.
 type passwords struct {
@@ -94,12 +99,6 @@ type passwords struct {
 	unclear      uint32            // digest of the one that may have been right; 0: none
 	shown        time.Duration     // when that was presented last
 	unrecognised window            // failures without a password, in BanWithin
-}
-
-// tried are the users who were tried from a network.
-type tried struct {
-	period uint32 // of BanWithin
-	users  uint64 // a bit each, by their hash
 }
 
 // Weight is what a failed login counts for.
@@ -116,6 +115,7 @@ const (
 type Failures struct {
 	// Set once.
 	banWithin  time.Duration
+	netLengths [3]time.Duration
 	underSiege int // failures of a day from which on a user is under attack
 	began      time.Time
 	seed       maphash.Seed
@@ -123,10 +123,9 @@ type Failures struct {
 
 	// Guarded by mu.
 	mu        sync.Mutex
-	nets      *simplelru.LRU[uint64, windows]
-	users     *simplelru.LRU[uint64, windows]
-	pairs     *simplelru.LRU[uint64, windows]
-	tried     *simplelru.LRU[uint64, tried]
+	nets      *simplelru.LRU[uint64, entry]
+	users     *simplelru.LRU[uint64, entry]
+	pairs     *simplelru.LRU[uint64, entry]
 	passwords *simplelru.LRU[uint64, passwords]
 	unnamed   *simplelru.LRU[uint64, window] // repetitions, in an hour, of a failed login without a user
 	pending   map[uint64]int                 // logins in progress, by Subject; bound: the connections
@@ -135,9 +134,9 @@ type Failures struct {
 // NewFailures returns Failures without any.
 func NewFailures(s *Settings) *Failures {
 	f := &Failures{
-		banWithin: s.BanWithin, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
-		nets: newTable[windows](maxNets), users: newTable[windows](maxUsers), pairs: newTable[windows](2 * maxPairs),
-		tried: newTable[tried](maxNets), passwords: newTable[passwords](maxPairs), unnamed: newTable[window](maxUnnamed), pending: make(map[uint64]int),
+		banWithin: s.BanWithin, netLengths: [3]time.Duration{time.Minute, s.BanWithin, day}, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
+		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs),
+		passwords: newTable[passwords](maxPasswords), unnamed: newTable[window](maxUnnamed), pending: make(map[uint64]int),
 	}
 	_, _ = rand.Read(f.secret[:]) // never fails
 	return f
@@ -147,15 +146,18 @@ func (f *Failures) now() time.Duration { return time.Since(f.began) }
 
 func (f *Failures) hash(s Subject) uint64 { return maphash.Comparable(f.seed, s) }
 
+// userLengths are the lengths of the windows of users. Constant.
+var userLengths = [3]time.Duration{hour, day, day}
+
 // table returns where a Subject is counted, and the lengths of its windows.
-func (f *Failures) table(s Subject) (*simplelru.LRU[uint64, windows], []time.Duration) {
+func (f *Failures) table(s Subject) (*simplelru.LRU[uint64, entry], []time.Duration) {
 	switch {
 	case s.User.IsZero():
-		return f.nets, []time.Duration{time.Minute, f.banWithin, day}
+		return f.nets, f.netLengths[:]
 	case s.Net.IsValid():
-		return f.pairs, []time.Duration{hour}
+		return f.pairs, userLengths[:1]
 	}
-	return f.users, []time.Duration{hour, day, day}
+	return f.users, userLengths[:]
 }
 
 // digest returns a keyed digest of a password of a user.
@@ -266,47 +268,48 @@ func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (s Spray) {
 	defer f.mu.Unlock()
 	for i, of := range Subjects(u, a) {
 		if c.Includes(i) {
-			f.update(of, func(w *windows, lengths []time.Duration) {
+			f.update(of, func(e *entry, lengths []time.Duration) {
+				if i < Tiers && f.countTried(e, u, manyUsers*TierScale[i]) {
+					s = Spray{true, of.Net, distinctUsers(e.tried)}
+				}
 				for k := range min(len(lengths), 3-i/Tiers) { // the third of a user is that of Redis
-					w[k] = w[k].add(t, lengths[k])
+					e.windows[k] = e.windows[k].add(t, lengths[k])
 				}
 			})
-		}
-	}
-	for i := 0; i < Tiers && c.Nets; i++ {
-		key, period := f.hash(Subject{Net: Tier(a, i)}), uint32(t/max(1, f.banWithin))
-		n, _ := f.tried.Get(key)
-		if n.period != period {
-			n = tried{period: period}
-		}
-		before := distinctUsers(n.users)
-		n.users |= 1 << (f.hash(Subject{User: u}) % 64)
-		f.tried.Add(key, n)
-		if after, many := distinctUsers(n.users), manyUsers*TierScale[i]; before < many && after >= many {
-			s = Spray{true, Tier(a, i), after}
 		}
 	}
 	return s
 }
 
+// countTried adds a user to those tried from a network, before its failure is counted. It
+// reports whether with this user they are many.
+func (f *Failures) countTried(e *entry, u identity.User, many int) bool {
+	if e.windows[1].period != e.windows[1].at(f.now(), f.banWithin).period {
+		e.tried = 0
+	}
+	before := distinctUsers(e.tried)
+	e.tried |= 1 << (f.hash(Subject{User: u}) % 64)
+	return before < many && distinctUsers(e.tried) >= many
+}
+
 // update changes the windows of a Subject, with mu held.
-func (f *Failures) update(s Subject, change func(*windows, []time.Duration)) {
+func (f *Failures) update(s Subject, change func(*entry, []time.Duration)) {
 	table, lengths := f.table(s)
 	key := f.hash(s)
-	w, known := table.Get(key)
-	change(&w, lengths)
+	e, known := table.Get(key)
+	change(&e, lengths)
 	if !known && table == f.users {
 		f.spare(f.now())
 	}
-	table.Add(key, w)
+	table.Add(key, e)
 }
 
 // spare makes a user fall out of a full table who is not under attack, with mu held: a flood of
 // made-up names must not give an attacker another hundred guesses.
 func (f *Failures) spare(t time.Duration) {
 	for range maxSpared {
-		key, w, ok := f.users.GetOldest()
-		if !ok || f.users.Len() < maxUsers || w[1].count(t, day) < f.underSiege {
+		key, e, ok := f.users.GetOldest()
+		if !ok || f.users.Len() < maxUsers || e.windows[1].count(t, day) < f.underSiege {
 			return
 		}
 		f.users.Get(key) // now it is the latest
@@ -322,13 +325,13 @@ func (f *Failures) Record(u identity.User, a netip.Addr) Record {
 
 // counts is called with mu held.
 func (f *Failures) counts(subjects []Subject) [][]int {
-	t, all := f.now(), make([][]int, len(subjects))
+	t, all, backing := f.now(), make([][]int, len(subjects)), make([]int, 3*len(subjects))
 	for i, s := range subjects {
 		table, lengths := f.table(s)
-		all[i] = make([]int, len(lengths))
-		w, _ := table.Get(f.hash(s))
+		all[i] = backing[3*i:][:len(lengths)]
+		e, _ := table.Get(f.hash(s))
 		for k, length := range lengths {
-			all[i][k] = w[k].count(t, length)
+			all[i][k] = e.windows[k].count(t, length)
 		}
 	}
 	return all
@@ -348,9 +351,9 @@ func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
 		if i == Tiers {
 			counts = append(counts, counts[1])
 		}
-		f.update(s, func(w *windows, lengths []time.Duration) {
+		f.update(s, func(e *entry, lengths []time.Duration) {
 			for k, n := range counts {
-				w[k] = w[k].raise(n, t, lengths[k])
+				e.windows[k] = e.windows[k].raise(n, t, lengths[k])
 			}
 		})
 	}
