@@ -187,7 +187,7 @@ func TestListenerOverridesLimits(t *testing.T) {
 // failureLimits returns the default failure limits with durations for tests.
 func failureLimits() limit.Failures {
 	return limit.Failures{
-		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserDay: 100,
+		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserDay: 100, PerUserNetworkHour: 20,
 		Delay: 5 * time.Millisecond, MaxDelay: 40 * time.Millisecond,
 		BanAfter: 10,
 	}

@@ -110,7 +110,7 @@ func (b *harness) countDelayed(least time.Duration) (n int) {
 
 func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 	l := defaultLimits()
-	l.NewPerMinute, l.PreauthPerAddress, l.PerAddress = 0, 0, 0 // limits that an operator sets for a network of 500 users
+	l.Connections.NewPerMinute, l.Connections.PreauthPerAddress, l.Connections.PerAddress = 0, 0, 0 // limits that an operator sets for a network of 500 users
 	_, shared := startSharedLimits(t, l)
 	const nat = "198.51.100.20"
 	b := openHarness(t, openTestBackend(t).addr(), shared, func(s *harnessConfig) {

@@ -25,15 +25,9 @@ var bannedInNames = map[string]string{
 	"manager": "what it manages", "helper": "what it does", "util": "what it does", "utils": "what it does", "impl": "what it is",
 }
 
-// notYetPlain is the package whose words are still to be changed.
-const notYetPlain = "internal/limit"
-
 // checkWords returns the comments and identifiers of a package, its tests
 // included, that contain a banned word.
 func checkWords(p goPackage) (violations []string, err error) {
-	if strings.HasPrefix(p.ImportPath, module+notYetPlain) {
-		return nil, nil
-	}
 	files := token.NewFileSet()
 	for _, list := range [][]string{p.GoFiles, p.IgnoredGoFiles, p.TestGoFiles, p.XTestGoFiles} {
 		for _, name := range list {

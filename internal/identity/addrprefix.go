@@ -13,3 +13,14 @@ func AddrPrefix(a netip.Addr) netip.Prefix {
 	net, _ := a.Prefix(bits)
 	return net
 }
+
+// Network returns the network around a of bits4 bits, or of bits6 for IPv6. It returns the zero
+// Prefix for the zero Addr.
+func Network(a netip.Addr, bits4, bits6 int) netip.Prefix {
+	bits := bits6
+	if a.Is4() {
+		bits = bits4
+	}
+	net, _ := a.Prefix(bits)
+	return net
+}

@@ -9,14 +9,15 @@ import (
 	"time"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
-func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
+func TestRedisThatLostEverythingGetsItAgain(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser = 10
+	cfg.Connections.PerUser = 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
 	following(t, one, two)
@@ -25,7 +26,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("203.0.113.1"), two.now()); return ok })
+	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.Find(at("203.0.113.1")); return ok })
 	r.CLI("flushall")
 	testbed.Eventually(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
 	testbed.Eventually(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
@@ -33,7 +34,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 		t.Fatalf("an eleventh session: %v", err)
 	}
 	for _, g := range []*gateway{one, two} {
-		if _, ok := g.bans.covers(at("203.0.113.1"), g.now()); !ok {
+		if _, ok := g.bans.Find(at("203.0.113.1")); !ok {
 			t.Fatal("a ban was forgotten with Redis")
 		}
 	}
@@ -43,7 +44,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 func TestSessionsBegunWithoutRedisAreCountedWhenItIsBack(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser = 10
+	cfg.Connections.PerUser = 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
 	before := hammer(t, 6, alice, one)
@@ -74,7 +75,7 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := testbed.StartRedis(t)
 			cfg := quick()
-			cfg.Settings.PerUser, cfg.wait = 10, ioTime
+			cfg.Connections.PerUser, cfg.wait = 10, cluster.Wait
 			var down atomic.Bool
 			client, late := dial(t, r.Address), &waits{}
 			client.AddHook(late)
@@ -132,9 +133,7 @@ func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *
 	one, two = runHooked(t, cfg, dial(t, r.Address), hooks), runHooked(t, cfg, dial(t, r.Address), hooks)
 	for _, g := range []*gateway{one, two} {
 		testbed.Eventually(t, patienceOf, "them to know of each other", func() bool {
-			g.shared.mu.Lock()
-			defer g.shared.mu.Unlock()
-			return g.shared.alive == 2
+			return g.cluster.Gateways() == 2
 		})
 	}
 	before(one, two)
@@ -145,7 +144,7 @@ func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *
 
 func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 	cfg := quick()
-	cfg.Settings.Total, cfg.Settings.PerUser = 11, 5
+	cfg.Connections.Total, cfg.Connections.PerUser = 11, 5
 	var here []*Conn
 	come := func(g *gateway, n byte) error {
 		addr := netip.AddrFrom4([4]byte{10, 0, 0, n})
@@ -175,8 +174,8 @@ func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 	}
 	leaveAll(here)
 	// What one user has is not divided: a balancer may keep it at one gateway.
-	if in := hammer(t, 20, user(t, "alice"), one); len(in) != cfg.Settings.PerUser {
-		t.Errorf("%d sessions of a user came in, the limit is %d", len(in), cfg.Settings.PerUser)
+	if in := hammer(t, 20, user(t, "alice"), one); len(in) != cfg.Connections.PerUser {
+		t.Errorf("%d sessions of a user came in, the limit is %d", len(in), cfg.Connections.PerUser)
 	}
 }
 

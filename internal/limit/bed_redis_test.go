@@ -85,17 +85,18 @@ func runGate(t testing.TB, cfg Config, client redis.UniversalClient) *gateway {
 
 func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hooks) *gateway {
 	t.Helper()
-	g, err := New(cfg, client, hooks, zaptest.NewLogger(t))
+	g, err := New(withTimes(cfg), client, hooks, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	run := g.keepUp // without its farewell
+	clients.Store(g, client)
+	run := g.followCluster // without signing off
 	if client == nil {
-		run = g.Run
+		run = func(ctx context.Context) { _ = g.Run(ctx) }
 	}
-	go func() { done <- run(ctx) }() // ends with ctx; waited for by kill
+	go func() { run(ctx); done <- nil }() // ends with ctx; waited for by kill
 	kill := sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -162,6 +163,12 @@ func sessionsOf(t testing.TB, g *gateway, u identity.User) int {
 	return a.Sessions
 }
 
+// clientOf returns the Redis client of a limiter.
+func clientOf(g *Limiter) redis.UniversalClient {
+	c, _ := clients.Load(g)
+	return c.(redis.UniversalClient)
+}
+
 // probe is what following bans. The order to lift it may be told of when the ban is gone
 // already.
 var probe = netip.MustParsePrefix("198.18.0.1/32")
@@ -180,18 +187,18 @@ func countOrders(n *atomic.Int32) func(BanRequest) {
 // without having followed anything.
 func following(t *testing.T, gates ...*gateway) {
 	t.Helper()
-	operator := newGate(t, gates[0].cfg, gates[0].shared.client)
+	operator := newGate(t, gates[0].cfg, clientOf(gates[0].Limiter))
 	if err := operator.Ban(t.Context(), probe, time.Minute, ""); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return ok })
+		testbed.Eventually(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return ok })
 	}
 	if _, err := operator.Unban(t.Context(), probe); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return !ok })
+		testbed.Eventually(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return !ok })
 	}
 }
 

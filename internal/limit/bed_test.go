@@ -1,9 +1,11 @@
 package limit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,13 +19,16 @@ import (
 
 // usual are the defaults of the gateway, with no network exempt.
 func usual() Config {
-	return Config{
+	return withTimes(Config{
+		Settings: Settings{Connections: Connections{
+			PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
+		}, Failures: Failures{
+			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserDay: 100,
+			PerUserNetworkHour: 20, BanAfter: 10,
+		}},
 		Prefix: "imapgate:",
-		Settings: testbed.WithDefaults(Settings{
-			Connections: Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30},
-		}, "connections", "exempt_networks"),
-		wait: testbed.Timeout,
-	}
+		wait:   testbed.Timeout,
+	})
 }
 
 // wide are limits of connections that nothing here reaches.
@@ -33,16 +38,21 @@ func wide() Config {
 	return c
 }
 
+// withTimes returns c with the usual durations of bans and known networks where it has none.
+func withTimes(c Config) Config {
+	f := &c.Failures
+	f.BanWithin, f.BanDuration = cmp.Or(f.BanWithin, 10*time.Minute), cmp.Or(f.BanDuration, 10*time.Minute)
+	f.MaxBanDuration, f.KnownFor = cmp.Or(f.MaxBanDuration, max(day, f.BanDuration)), cmp.Or(f.KnownFor, 30*day)
+	return c
+}
+
 func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Limiter {
 	t.Helper()
-	cfg = testbed.WithDefaults(cfg, testbed.NoLimit...)
-	for name, l := range cfg.Listeners {
-		cfg.Listeners[name] = testbed.WithDefaults(l, testbed.NoLimit...)
-	}
-	g, err := New(cfg, client, Hooks{}, zaptest.NewLogger(t))
+	g, err := New(withTimes(cfg), client, Hooks{}, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
+	clients.Store(g, client)
 	return g
 }
 
@@ -59,9 +69,15 @@ func secret(format string, args ...any) identity.Secret {
 	return identity.NewSecret(fmt.Sprintf(format, args...))
 }
 
+// home returns what counts as one address.
+func home(a netip.Addr) netip.Prefix { return identity.AddrPrefix(a) }
+
+// clients has the Redis clients of limiters.
+var clients sync.Map
+
 func at(text string) netip.Addr { return netip.MustParseAddr(text) }
 
-// arrive lets somebody in who must be let in, and out again with the test.
+// arrive opens a connection that must be admitted.
 func arrive(t testing.TB, g *Limiter, addr netip.Addr) *Conn {
 	t.Helper()
 	v, err := g.Open("imaps", addr)
@@ -104,7 +120,7 @@ func attempt(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, checked
 	return waited, checked(v)
 }
 
-// reason is why somebody was refused, or "" for an err that is none.
+// reason returns the reason of a refusal, or "" for another error.
 func reason(err error) event.Limit {
 	var r *Refusal
 	if errors.As(err, &r) {

@@ -58,7 +58,7 @@ func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 		for _, v := range []*Conn{one, other, bob} {
 			v.Close()
 		}
-		if n := len(g.budgets.of); n != 0 {
+		if n := g.quotas.Len(); n != 0 {
 			t.Errorf("%d budgets are left of nobody", n)
 		}
 	})
@@ -78,12 +78,12 @@ func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 				t.Errorf("%d bytes more: %v", upload.n, fits)
 			}
 		}
-		a, err := v.gate.InspectUser(t.Context(), user(t, "alice"))
+		a, err := v.limiter.InspectUser(t.Context(), user(t, "alice"))
 		if err != nil || a.Uploaded != 1000 || a.UploadLimit != 1000 {
 			t.Errorf("an operator sees %d of %d bytes: %v", a.Uploaded, a.UploadLimit, err)
 		}
 		time.Sleep(24 * time.Hour)
-		if a, err = v.gate.InspectUser(t.Context(), user(t, "alice")); err != nil || a.Uploaded != 0 {
+		if a, err = v.limiter.InspectUser(t.Context(), user(t, "alice")); err != nil || a.Uploaded != 0 {
 			t.Errorf("on the next day an operator sees %d bytes: %v", a.Uploaded, err)
 		}
 		if !v.Quota().Upload(t.Context(), 1000) {

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
@@ -51,7 +52,7 @@ func runWatched(t *testing.T, cfg Config, client redis.UniversalClient) *watched
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- g.keepUp(ctx) }() // ends with ctx; waited for below
+	go func() { g.followCluster(ctx); done <- nil }() // ends with ctx; waited for below
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -133,7 +134,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			t.Parallel()
 			r := testbed.StartRedis(t, s.settings...)
 			cfg := quick()
-			cfg.Settings.Total = 4
+			cfg.Connections.Total = 4
 			one, two := runWatched(t, cfg, dial(t, r.Address)), runWatched(t, cfg, dial(t, r.Address))
 			want(t, 1, one, two)
 			for _, g := range []*watched{one, two} {
@@ -162,7 +163,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			s.cure(t, r)
 			want(t, 1, one, two)
 			testbed.Eventually(t, healthTime, "all sessions to be counted together", func() bool {
-				n, err := one.Limiter.shared.sessions(t.Context(), place{kind: allSessions})
+				n, err := one.cluster.Sessions(t.Context(), cluster.AllSessions)
 				return err == nil && n == 4
 			})
 			for i, g := range []*watched{one, two} {
@@ -174,12 +175,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 }
 
 // alive is how many gateways there are, as this one knows.
-func (w *watched) alive() int {
-	s := w.Limiter.shared
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.alive
-}
+func (w *watched) alive() int { return w.cluster.Gateways() }
 
 // fill has users come in until one is refused, who must be the one behind n.
 func (w *watched) fill(t *testing.T, net byte, n int) (in []*Conn) {
@@ -200,7 +196,7 @@ func (w *watched) fill(t *testing.T, net byte, n int) (in []*Conn) {
 	return in
 }
 
-// A part of the slots is served by nobody. Most writes succeed.
+// A part of the slots has no server. Most writes succeed.
 func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
 	for _, n := range c.Nodes {
@@ -209,7 +205,7 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	one, two := runWatched(t, quick(), dial(t, c.Addresses...)), runWatched(t, quick(), dial(t, c.Addresses...))
 	want(t, 1, one, two)
 	alice := user(t, "alice")
-	key := keys{"imapgate:"}.sessions(place{kind: userSessions, user: alice})
+	key := "imapgate:limit:sessions:user:" + alice.String()
 	slot, node := c.Nodes[1].CLI("cluster", "keyslot", key), c.PrimaryOf(key)
 	for _, n := range c.Nodes[:3] {
 		n.CLI("cluster", "delslots", slot)
@@ -235,85 +231,4 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	node.CLI("cluster", "addslots", slot)
 	want(t, 1, one, two)
 	testbed.Eventually(t, healthTime, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
-}
-
-// An answer to a read says nothing of writes, and one failure is not the end.
-func TestReadsDoNotTellOfWrites(t *testing.T) {
-	same := func(key string) string { return key }
-	h := health{ailing: make(map[string]uint64)}
-	h.proven = true
-	lost := (*trouble)(nil).add("a", os.ErrDeadlineExceeded)
-	for range 100 { // a busy machine
-		for range 4 {
-			h.failed(lost, true, time.Now(), same)
-			h.answered(false)
-		}
-		if h.down() {
-			t.Fatal("four answers that did not come are the end")
-		}
-		h.answered(true)
-	}
-	for range 5 {
-		h.failed(lost, true, time.Now(), same)
-		h.answered(false)
-	}
-	h.answered(true) // which was under way
-	if !h.closed() || h.news() != isLocal {
-		t.Fatal("five of them in a row are not")
-	}
-	probed := map[string]uint64{"a": h.ailing["a"]}
-	h.failed((*trouble)(nil).add("a", redisSays("READONLY")), true, time.Now(), same)
-	h.healed(probed)
-	if !h.closed() {
-		t.Error("a probe that was sent before a failure has healed it")
-	}
-	h.healed(map[string]uint64{"a": h.ailing["a"]})
-	if h.down() || len(h.ailing) > 0 || h.news() != isShared {
-		t.Errorf("behind a probe: %+v", h)
-	}
-	for i := range 1000 {
-		h.failed((*trouble)(nil).add(fmt.Sprint(i), redisSays("READONLY")), true, time.Now(), same)
-	}
-	if len(h.ailing) > maxAiling {
-		t.Errorf("%d keys are to be probed", len(h.ailing))
-	}
-}
-
-// A part of a cluster hangs, and all other writes succeed.
-func TestProbesThatAreNotAnsweredAreTheEndOfSharing(t *testing.T) {
-	h := health{ailing: make(map[string]uint64), proven: true}
-	lost := (*trouble)(nil).add("a", os.ErrDeadlineExceeded)
-	for i := range missedProbes {
-		if h.down() {
-			t.Fatalf("%d probes are the end", i)
-		}
-		h.probeFailed(lost, time.Now())
-		h.answered(true)
-	}
-	if h.answered(true); !h.down() || h.news() != isLocal {
-		t.Fatalf("%d probes are not the end", missedProbes)
-	}
-	h.healed(map[string]uint64{"a": h.ailing["a"]})
-	if h.down() {
-		t.Fatal("a probe that is answered does not begin it again")
-	}
-}
-
-// redisSays is an error that Redis answers with.
-type redisSays string
-
-func (e redisSays) Error() string { return string(e) }
-func (redisSays) RedisError()     {}
-
-func TestAProbeIsWhereItsKeyIs(t *testing.T) {
-	k := keys{"imapgate:"}
-	for of, want := range map[string]string{
-		k.gateways():         "imapgate:limit:probe:{imapgate:limit:gateways}",
-		k.bans()[0]:          "imapgate:ban:probe:{all}",
-		"{x}:limit:gateways": "imapgate:limit:probe:{x}", "a{}b": "imapgate:limit:probe:{a{}b}",
-	} {
-		if got := k.probe(of); got != want {
-			t.Errorf("of %s: %s, want %s", of, got, want)
-		}
-	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit/penalty"
 	"imapgate/internal/testbed"
 )
 
@@ -20,7 +21,7 @@ func TestAUserIsKnownAtEveryGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := arrive(t, two.Limiter, home)
-	for i := range 12 { // somebody else at home fails, and somebody elsewhere guesses
+	for i := range 12 { // another user at home fails, and an attacker elsewhere guesses
 		v.LoginFailed(t.Context(), user(t, "neighbor"), secret("%d", i))
 		away := arrive(t, two.Limiter, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
 		away.LoginFailed(t.Context(), victim, secret("%d", i))
@@ -30,18 +31,18 @@ func TestAUserIsKnownAtEveryGateway(t *testing.T) {
 		t.Fatalf("a stranger in a banned network: %v", err)
 	}
 	v.Close()
-	if b, _ := two.bans.covers(home, two.now()); !b.Active {
+	if b, _ := two.bans.Find(home); !b.Active {
 		t.Fatal("the gateway does not know that people live in the network it has banned")
 	}
 	if waited, err := logIn(t, two.Limiter, home, victim); err != nil || waited >= usual().Failures.Delay {
 		t.Fatalf("at a gateway it was never at, the victim waited %v: %v", waited, err)
 	}
 	about, err := newGate(t, quick(), dial(t, r.Address)).InspectUser(t.Context(), victim)
-	if err != nil || len(about.Known) != 1 || about.Known[0].Net != near(home) || about.Hour < 11 || about.Delay < 2*time.Second { // one trip may have been too slow for a busy machine
+	if err != nil || len(about.Known) != 1 || about.Known[0].Net != penalty.UserNet(home) || about.Hour < 11 || about.Delay < 2*time.Second { // one trip may have been too slow for a busy machine
 		t.Fatalf("the operator sees %+v: %v", about, err)
 	}
 	address, err := newGate(t, quick(), dial(t, r.Address)).InspectAddress(t.Context(), home)
-	if err != nil || !address.Active || address.Ban == nil || len(address.Tiers) != tiers || address.Tiers[0].Day < 11 {
+	if err != nil || !address.Active || address.Ban == nil || len(address.Tiers) != penalty.Tiers || address.Tiers[0].Day < 11 {
 		t.Fatalf("the operator sees %+v: %v", address, err)
 	}
 }

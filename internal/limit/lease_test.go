@@ -9,12 +9,12 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Whoever is refused over and over must neither fill other places nor cost more
+// A client that is refused over and over must neither fill other places nor cost more
 // than a login.
 func TestARefusalElsewhereTakesNothingAndIsOneTrip(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser = 1
+	cfg.Connections.PerUser = 1
 	client := dial(t, r.Address)
 	// They do not run: nothing is given back behind this test.
 	one, two := &gateway{newGate(t, cfg, dial(t, r.Address)), nil}, &gateway{newGate(t, cfg, client), nil}
@@ -43,7 +43,7 @@ func TestARefusalElsewhereTakesNothingAndIsOneTrip(t *testing.T) {
 	if n := r.CLI("hlen", "imapgate:limit:sessions:all"); n != "1" {
 		t.Errorf("at the place of all are %s gateways, one has a session", n)
 	}
-	if n := len(two.places.held) + len(two.places.dirty); n != 0 {
-		t.Errorf("%d places are held where nobody is", n)
+	if n := two.CountersInUse(); n != 0 {
+		t.Errorf("%d counts without a connection", n)
 	}
 }

@@ -37,7 +37,7 @@ func TestANeighborWhoTriesEverybodyIsStopped(t *testing.T) {
 				checked++
 			}
 		}
-		if most := muchMore * g.cfg.Failures.PerDay; checked > most {
+		if most := 10 * g.cfg.Failures.PerDay; checked > most {
 			t.Errorf("%d of 6000 guesses were checked, %d may be", checked, most)
 		}
 		for _, u := range all {
@@ -48,29 +48,32 @@ func TestANeighborWhoTriesEverybodyIsStopped(t *testing.T) {
 	})
 }
 
-// 500 people and a thief who knows all their names share one address. People log in
-// every ten minutes, the thief guesses as fast as five connections can, for a day.
-func TestAThiefAmongFiveHundredIsBoundedAndHindersFew(t *testing.T) {
+// 100 people and a thief who knows all their names share one address. People log in every ten
+// minutes, the thief guesses as fast as five connections can. Numbers and times are a fifth of
+// those of a day of 500 people.
+func TestThiefAmongManyIsBoundedAndHindersFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(t, wide(), nil)
-		nat := at("192.0.2.7")
-		all := people(t, g, 500, nat)
+		const hours, targets = 5, 10
+		cfg, nat := wide(), at("192.0.2.7")
+		cfg.Failures.PerDay /= 5
+		g := newGate(t, cfg, nil)
+		all := people(t, g, 100, nat)
 		var checked, next, good, bad atomic.Int64
 		var thief sync.WaitGroup
 		began := time.Now()
 		for range 5 {
 			thief.Go(func() {
-				for time.Since(began) < day {
+				for time.Since(began) < hours*time.Hour {
 					n := next.Add(1)
-					if _, err := guess(t, g, nat, all[n%50], secret("%d", n)); err == nil {
+					if _, err := guess(t, g, nat, all[n%targets], secret("%d", n)); err == nil {
 						checked.Add(1)
 					}
 					time.Sleep(2 * time.Second) // its denial
 				}
 			})
 		}
-		for ; time.Since(began) < day; time.Sleep(10 * time.Minute) {
-			for _, u := range all[50:] {
+		for ; time.Since(began) < hours*time.Hour; time.Sleep(10 * time.Minute) {
+			for _, u := range all[targets:] {
 				if waited, err := logIn(t, g, nat, u); err == nil && waited == 0 {
 					good.Add(1)
 				} else {
@@ -80,7 +83,7 @@ func TestAThiefAmongFiveHundredIsBoundedAndHindersFew(t *testing.T) {
 		}
 		thief.Wait()
 		t.Logf("%d guesses checked, %d good logins, %d not", checked.Load(), good.Load(), bad.Load())
-		if most := int64(muchMore*muchMore*g.cfg.Failures.PerDay) + 24*50*(patience+1); checked.Load() > most {
+		if most := int64(10*10*g.cfg.Failures.PerDay) + hours*targets*4; checked.Load() > most {
 			t.Errorf("%d guesses were checked, %d may be", checked.Load(), most)
 		}
 		if bad.Load() > 0 {
@@ -96,7 +99,7 @@ func TestANeighborCannotLockAUserOutOfItsHome(t *testing.T) {
 		if _, err := logIn(t, g, home, victim); err != nil {
 			t.Fatal(err)
 		}
-		for i := range 3 * usual().Failures.PerUserNetworkHour {
+		for i := range 3 * 20 {
 			_, _ = guess(t, g, at(fmt.Sprintf("192.0.2.%d", 200+i%20)), victim, secret("%d", i))
 		}
 		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
@@ -119,7 +122,7 @@ func TestAFewTelephonesDoNotShutOutACarrier(t *testing.T) {
 		}
 		flood := func(net string, n int) (checked int) {
 			for i := range n { // each from a /48 of its own
-				if _, err := guess(t, g, at(fmt.Sprintf("%s:%x::1", net, i)), user(t, fmt.Sprintf("nobody%d", i)), secret("%v", g.now())); err == nil {
+				if _, err := guess(t, g, at(fmt.Sprintf("%s:%x::1", net, i)), user(t, fmt.Sprintf("nobody%d", i)), secret("%v", time.Now())); err == nil {
 					checked++
 				}
 			}
@@ -135,9 +138,9 @@ func TestAFewTelephonesDoNotShutOutACarrier(t *testing.T) {
 			t.Fatalf("somebody new there waited %v: %v", waited, err)
 		}
 		if n := flood("2001:db9", 1000); n > 9*g.cfg.Failures.PerDay {
-			t.Fatalf("%d guesses were checked from where nobody lives", n)
+			t.Fatalf("%d guesses were checked from where noUser lives", n)
 		}
-		if n := 1000 + flood("2001:db8", 4500); n > 9*muchMore*g.cfg.Failures.PerDay {
+		if n := 1000 + flood("2001:db8", 4500); n > 9*10*g.cfg.Failures.PerDay {
 			t.Fatalf("%d guesses were checked from where somebody lives", n)
 		}
 		if waited, err := logIn(t, g, at("2001:db8:aaaa:3::1"), good); err != nil || waited > 1200*time.Millisecond {
@@ -181,7 +184,7 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 				if n := int(checked.Load()); n > c.most {
 					t.Errorf("%d of 1000 guesses were checked, %d may be", n, c.most)
 				}
-				if n := len(g.past.open); n != 0 {
+				if n := g.failures.Pending(); n != 0 {
 					t.Errorf("%d claims are left behind", n)
 				}
 			})
@@ -189,7 +192,7 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 	}
 }
 
-// An office comes to work, and nobody has ever been seen there.
+// An office comes to work, whose users are not known there.
 func TestABurstOfRightLoginsIsLetIn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t, wide(), nil)
@@ -220,7 +223,7 @@ func TestACheckIsNoLoginUnderWay(t *testing.T) {
 	if err := v.CheckLogin(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(g.past.open); n != 0 {
+	if n := g.failures.Pending(); n != 0 {
 		t.Errorf("%d claims are held", n)
 	}
 	for i := range g.cfg.Failures.PerMinute {
@@ -242,7 +245,7 @@ func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
 		}
 		v.Close()
 	}
-	if n := len(g.past.open); n != 0 {
+	if n := g.failures.Pending(); n != 0 {
 		t.Fatalf("%d claims are left behind", n)
 	}
 }
@@ -263,23 +266,6 @@ func TestAWrongPasswordThatIsRepeatedForEverIsDeniedEverSlower(t *testing.T) {
 	}
 	if waited, err := logIn(t, g, at("192.0.2.1"), alice); err != nil || waited > 3*time.Second {
 		t.Fatalf("the right one waited %v: %v", waited, err)
-	}
-}
-
-func TestAFloodOfNamesDoesNotClearAVictim(t *testing.T) {
-	g := newGate(t, wide(), nil)
-	victim := user(t, "victim")
-	for range 120 {
-		g.past.failedUser(victim, g.now())
-	}
-	for i := range 3 * maxPastUsers {
-		g.past.failedUser(user(t, "made"+digits(i)), g.now())
-	}
-	if n := g.past.look(pair{user: victim}, at("192.0.2.1"), g.now()); n.user.day != 120 {
-		t.Fatalf("of 120 failures %d are remembered", n.user.day)
-	}
-	if n := g.past.users.Len(); n > maxPastUsers {
-		t.Fatalf("%d users", n)
 	}
 }
 
@@ -305,11 +291,11 @@ func TestAnOperatorsBanHoldsForWhoIsKnown(t *testing.T) {
 
 func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	g := newGate(t, wide(), nil)
-	nobody := identity.User{}
+	noUser := identity.User{}
 	fail := func(addr string, shown identity.Secret) time.Duration {
 		v := arrive(t, g, at(addr))
 		defer v.Close()
-		return v.LoginFailed(t.Context(), nobody, shown)
+		return v.LoginFailed(t.Context(), noUser, shown)
 	}
 	for i := range 50 {
 		want := 2 * time.Second
@@ -320,7 +306,7 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
 		}
 	}
-	if n := g.past.look(pair{}, at("192.0.2.1"), g.now()).net[0]; n.ban != 1 || n.day != 1 {
+	if n := g.failures.Record(identity.User{}, at("192.0.2.1")).Nets[0]; n.Ban != 1 || n.Day != 1 {
 		t.Errorf("50 of the same count as %+v", n)
 	}
 	for i := range 10 {
@@ -335,12 +321,6 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	if _, err := g.Open("imaps", at("203.0.113.1")); reason(err) != event.LimitBanned {
 		t.Fatalf("10 of which nothing is known: %v", err)
 	}
-	for i := range 2 * maxUnnamed {
-		g.past.weighUnnamed(near(at("192.0.2.1")), secret("%d", i), g.now())
-	}
-	if n := g.past.again.Len(); n > maxUnnamed {
-		t.Errorf("%d are remembered", n)
-	}
 }
 
 // A proof of SCRAM says that the password was wrong, not which one it was.
@@ -354,8 +334,8 @@ func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.
 		v.LoginFailed(t.Context(), alice, identity.Secret{})
 		v.Close()
 	}
-	past := g.past.look(pair{alice, near(at("192.0.2.1"))}, at("192.0.2.1"), g.now())
-	if past.net[0].ban != unlikeOnes || past.pair.hour != 20 || past.exact.hour != 20 || past.user.day != 20 {
+	past := g.failures.Record(alice, at("192.0.2.1"))
+	if past.Nets[0].Ban != 3 || past.UserNet != 20 || past.UserAddress != 20 || past.User.Day != 20 {
 		t.Errorf("20 of them count as %+v", past)
 	}
 	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != event.LimitPairFailures {
@@ -399,9 +379,6 @@ func TestANoteIsOneLineThatReadsAsItIs(t *testing.T) {
 	} {
 		if got := oneLine(note); got != want {
 			t.Errorf("%q became %q, want %q", note, got, want)
-		}
-		if e, ok := parseEntry("1 0 operator " + note); !ok || e.note != want {
-			t.Errorf("of Redis %q became %q", note, e.note)
 		}
 	}
 }

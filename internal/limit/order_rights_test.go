@@ -54,7 +54,7 @@ return table.concat(s, '\n')`, "0")
 			if err := g.Ban(t.Context(), net, time.Hour, "before"); err != nil {
 				t.Fatal(err)
 			}
-			for _, key := range []string{g.shared.keys.failedNet(net), g.shared.keys.failedUser(user(t, "alice"))} {
+			for _, key := range []string{"imapgate:limit:failed:net:192.0.2.7/32", "imapgate:limit:failed:user:alice@example.org"} {
 				r.CLI("HSET", key, "a", "1 3 0")
 			}
 			before := state()
@@ -84,7 +84,7 @@ func TestAnOrderWithoutAnAnswerMayHaveBeenDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Freeze()
-	err = g.shared.order(t.Context(), call{g.shared.scripts.forgive, g.shared.keys.bans(), []any{"alice"}})
+	err = g.ResetUser(t.Context(), user(t, "alice"))
 	if err == nil || !strings.Contains(err.Error(), "may have been done") {
 		t.Errorf("%v", err)
 	}

@@ -3,10 +3,12 @@
 package limit
 
 import (
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -25,7 +27,7 @@ func TestRedisNeedsNoMoreRightsThanTheManualSays(t *testing.T) {
 				Addrs: []string{r.Address}, Username: "imapgate", Password: "PASSWORD", Protocol: 2, DisableIdentity: true,
 			})
 			t.Cleanup(func() { _ = c.Close() })
-			everything(t, c)
+			everything(t, r, c)
 			if log := r.CLI("acl", "log"); log != "" {
 				t.Fatalf("Redis refused: %s", log)
 			}
@@ -34,7 +36,7 @@ func TestRedisNeedsNoMoreRightsThanTheManualSays(t *testing.T) {
 }
 
 // everything asks Redis everything that a gate ever does.
-func everything(t *testing.T, c redis.UniversalClient) {
+func everything(t *testing.T, r *testbed.Redis, c redis.UniversalClient) {
 	t.Helper()
 	var away atomic.Int64
 	cfg := usual()
@@ -53,14 +55,14 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	if n := sessionsOf(t, g, alice); n != 1 {
 		t.Fatalf("%d sessions", n)
 	}
-	stranger := arrive(t, g.Limiter, addr)
+	unknown := arrive(t, g.Limiter, addr)
 	for i := range 12 {
-		stranger.LoginFailed(t.Context(), user(t, "bob"), secret("%d", i))
+		unknown.LoginFailed(t.Context(), user(t, "bob"), secret("%d", i))
 	}
-	if err := stranger.BeginLogin(t.Context(), user(t, "bob")); reason(err) != event.LimitBanned {
+	if err := unknown.BeginLogin(t.Context(), user(t, "bob")); reason(err) != event.LimitBanned {
 		t.Fatalf("behind 12 failures: %v", err)
 	}
-	stranger.Close()
+	unknown.Close()
 	if _, err := g.InspectAddress(t.Context(), addr); err != nil {
 		t.Fatal(err)
 	}
@@ -70,15 +72,19 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	if err := g.ResetUser(t.Context(), alice); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{g.shared.keys.gateways(), g.shared.keys.bans()[0]} { // as behind a failure
-		if err := g.shared.order(t.Context(), call{g.shared.scripts.probe, []string{g.shared.keys.probe(key)}, nil}); err != nil {
-			t.Fatalf("probe beside %s: %v", key, err)
-		}
-	}
 	v.Close()
 	if away.Load() != 0 {
-		t.Fatal("Redis was thought to be away")
+		t.Fatal("Redis was thought to be down")
 	}
+	r.CLI("replicaof", "127.0.0.1", "1") // so that the gateway probes
+	_ = g.Ban(t.Context(), netip.MustParsePrefix("203.0.113.0/24"), time.Hour, "")
+	if v, err = enter(t, g, addr, alice); err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	testbed.Eventually(t, patienceOf, "Redis to be down", func() bool { return away.Load() > 0 })
+	r.CLI("replicaof", "no", "one")
+	testbed.Eventually(t, patienceOf, "Redis to be up", func() bool { return !g.cluster.IsDown() })
 }
 
 // manualACL is the user that docs/operating/redis.md gives the gateway.

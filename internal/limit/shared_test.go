@@ -16,7 +16,7 @@ import (
 func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser = 50
+	cfg.Connections.PerUser = 50
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
 	for round := range 5 {
@@ -33,7 +33,7 @@ func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUserAddress = 1
+	cfg.Connections.PerUserAddress = 1
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	v, err := enter(t, one, at("192.0.2.1"), user(t, "alice"))
 	if err != nil {
@@ -56,7 +56,7 @@ func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
 func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser = 10
+	cfg.Connections.PerUser = 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
 	if in := hammer(t, 20, alice, one); len(in) != 10 {
@@ -119,7 +119,7 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 func TestTheRateOfLoginsIsShared(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.NewPerMinute, cfg.Settings.NewBurst = 1, 10
+	cfg.Connections.NewPerMinute, cfg.Connections.NewBurst = 1, 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	in := 0
 	for i := range 20 {
@@ -142,7 +142,7 @@ func TestTheRateOfLoginsIsShared(t *testing.T) {
 func TestALoginCostsOneTrip(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := usual()
-	cfg.Settings.Total = 1000
+	cfg.Connections.Total = 1000
 	client := dial(t, r.Address)
 	g := &gateway{newGate(t, cfg, client), nil} // it does not run: nothing else asks
 	var trips tripCounter

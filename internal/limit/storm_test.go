@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
@@ -19,7 +20,7 @@ import (
 func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser, cfg.Settings.PerUserAddress = 50, 1
+	cfg.Connections.PerUser, cfg.Connections.PerUserAddress = 50, 1
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
 	v, err := enter(t, one, at("192.0.2.1"), alice)
@@ -37,12 +38,12 @@ func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 }
 
 // Clients come and go at two gateways while Redis hangs, dies and comes back. When
-// it is over Redis has the numbers of those who are there, and of nobody else.
+// it is over Redis has the numbers of the sessions that are left.
 func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 	seed := testbed.Seed(t)
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser, cfg.Settings.Total, cfg.wait = 20, 1000, ioTime
+	cfg.Connections.PerUser, cfg.Connections.Total, cfg.wait = 20, 1000, cluster.Wait
 	gates := []*gateway{runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))}
 	const workers, people = 8, 5
 	var all sync.WaitGroup
@@ -92,7 +93,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 	}
 	testbed.Eventually(t, patienceOf, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "the gateway to forget everybody", func() bool { return g.CountersInUse() == 0 && len(g.places.held) == 0 })
+		testbed.Eventually(t, patienceOf, "the gateway to forget everybody", func() bool { return g.CountersInUse() == 0 && g.cluster.Idle() })
 	}
 }
 
@@ -101,13 +102,13 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 	sentinel := func() redis.UniversalClient {
 		made := redis.NewUniversalClient(&redis.UniversalOptions{
 			Addrs: c.Addresses, MasterName: testbed.SentinelName, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second,
-			ReadTimeout: ioTime, WriteTimeout: ioTime, PoolTimeout: ioTime, ContextTimeoutEnabled: true, MaxRetries: 1,
+			ReadTimeout: cluster.Wait, WriteTimeout: cluster.Wait, PoolTimeout: cluster.Wait, ContextTimeoutEnabled: true, MaxRetries: 1,
 		})
 		t.Cleanup(func() { _ = made.Close() })
 		return made
 	}
 	cfg := wide() // its leases outlast a failover, as they must
-	cfg.Settings.PerUser, cfg.wait = 10, ioTime
+	cfg.Connections.PerUser, cfg.wait = 10, cluster.Wait
 	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
 	alice := user(t, "alice")
 	testbed.Eventually(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })

@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Guesses at a user of which nobody says whether they were right have one bound at all
+// Guesses at a user with unclear results have one bound at all
 // gateways together, and are seen at each. Networks and pairs have none of them.
 func TestUnclearPasswordsCountForTheUserAtAllGateways(t *testing.T) {
 	r := testbed.StartRedis(t)

@@ -58,8 +58,8 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := g.past.look(pair{u, near(nat)}, nat, g.now()); n.user.day > 1 {
-			t.Errorf("one password counts %d times", n.user.day)
+		if n := g.failures.Record(u, nat); n.User.Day > 1 {
+			t.Errorf("one password counts %d times", n.User.Day)
 		}
 		for i := range g.cfg.Failures.BanAfter {
 			if _, err := unclear(t, g, nat, u, secret("guess%d", i)); err != nil {

@@ -40,7 +40,7 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 			if c.want != event.LimitConnectionRate {
 				arrive(t, g, at(c.same)).Close()
 			}
-			if n := len(g.places.held); n != 0 {
+			if n := g.CountersInUse(); n != 0 {
 				t.Fatalf("%d places are held by nobody", n)
 			}
 		})
@@ -108,13 +108,13 @@ func TestAUserHasSoManySessions(t *testing.T) {
 		for _, v := range in {
 			v.Close()
 		}
-		if n := len(g.places.held); n != 0 {
+		if n := g.CountersInUse(); n != 0 {
 			t.Fatalf("%d places are held by nobody", n)
 		}
 	}
 }
 
-func TestWhoHasLoggedInLeavesTheLobby(t *testing.T) {
+func TestLoginReleasesThePreauthCount(t *testing.T) {
 	cfg := usual()
 	cfg.Connections = Connections{PreauthPerAddress: 1, PerAddress: 2}
 	g := newGate(t, cfg, nil)
@@ -151,16 +151,16 @@ func TestABalancersConnectionsAreTheirClients(t *testing.T) {
 	for _, v := range in {
 		v.Close()
 	}
-	if n := len(g.places.held); n != 0 {
+	if n := g.CountersInUse(); n != 0 {
 		t.Fatalf("%d places are held by nobody", n)
 	}
 }
 
 func TestEachListenerHasItsOwnLimits(t *testing.T) {
 	cfg := usual()
-	inside := cfg.Settings
-	inside.ExemptNetworks, inside.PerUser = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 2
-	cfg.Listeners = map[string]Settings{"webmail": inside}
+	inside := cfg.Connections
+	inside.PerUser = 2
+	cfg.Listeners = map[string]Settings{"webmail": {Connections: inside, Failures: cfg.Failures, ExemptNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}
 	g := newGate(t, cfg, nil)
 	for i := range 200 { // far beyond every limit of an address
 		v, err := g.Open("webmail", at("192.0.2.1"))
@@ -179,16 +179,16 @@ func TestEachListenerHasItsOwnLimits(t *testing.T) {
 		}
 		defer v.Close()
 	}
-	if len(g.bans.active(g.now())) != 0 {
+	if g.BanCount() != 0 {
 		t.Fatal("an exempt network was banned")
 	}
 }
 
-// preauth are the limits of the gateway whose descriptors leave room for 484 connections
+// preauthConfig has the limits of the gateway whose descriptors leave room for 484 connections
 // before the login.
-func preauth() Config {
+func preauthConfig() Config {
 	c := usual()
-	c.Preauth, c.PreauthNetworkPercent, c.NewPerMinute = 484, 25, 0
+	c.Preauth, c.Connections.PreauthNetworkPercent, c.Connections.NewPerMinute = 484, 25, 0
 	return c
 }
 
@@ -229,20 +229,20 @@ func TestOneNetworkDoesNotTakeEveryPlaceBeforeTheLogin(t *testing.T) {
 		"a /48": {nets(2048), 121},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newGate(t, preauth(), nil)
+			g := newGate(t, preauthConfig(), nil)
 			in := crowdIn(t, g, 30, test.from...)
 			if len(in) != test.most {
 				t.Errorf("%d came in, %d may", len(in), test.most)
 			}
-			for _, stranger := range []netip.Addr{at("2001:db8:2::1"), at("198.51.100.1")} {
-				v := arrive(t, g, stranger)
+			for _, other := range []netip.Addr{at("2001:db8:2::1"), at("198.51.100.1")} {
+				v := arrive(t, g, other)
 				v.Close()
 			}
 			if err := in[0].BeginSession(t.Context(), user(t, "alice")); err != nil {
 				t.Fatal(err)
 			}
 			if again := crowdIn(t, g, 1, test.from[0]); len(again) != 1 {
-				t.Error("who has logged in still has the place of a stranger")
+				t.Error("who has logged in still has the place of a other")
 			} else {
 				leaveAll(again)
 			}
@@ -257,18 +257,18 @@ func TestOneNetworkDoesNotTakeEveryPlaceBeforeTheLogin(t *testing.T) {
 // A carrier's address, or the only one behind a balancer, is given more by its operator:
 // the network around it has no less.
 func TestANetworkMayHaveWhatAnAddressMay(t *testing.T) {
-	for _, test := range []struct{ strangers, share, want int }{
+	for _, test := range []struct{ perAddress, share, want int }{
 		{300, 25, 300}, {0, 25, 1000}, {20, 0, 640}, {20, 100, 242},
 	} {
-		cfg := preauth()
-		cfg.PreauthPerAddress, cfg.PreauthNetworkPercent, cfg.PerAddress = test.strangers, test.share, 0
+		cfg := preauthConfig()
+		cfg.Connections.PreauthPerAddress, cfg.Connections.PreauthNetworkPercent, cfg.Connections.PerAddress = test.perAddress, test.share, 0
 		from, each := nets(1), 1000
-		if test.strangers == 20 {
+		if test.perAddress == 20 {
 			from, each = nets(32), 30
 		}
 		in := crowdIn(t, newGate(t, cfg, nil), each, from...)
 		if len(in) != test.want {
-			t.Errorf("%d of an address and %d percent: %d came in, want %d", test.strangers, test.share, len(in), test.want)
+			t.Errorf("%d of an address and %d percent: %d came in, want %d", test.perAddress, test.share, len(in), test.want)
 		}
 		leaveAll(in)
 	}

@@ -1,0 +1,2 @@
+-- Deletes a key.
+return redis.call('DEL', KEYS[1])

@@ -1,0 +1,476 @@
+package limit
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"imapgate/internal/cluster"
+	"imapgate/internal/event"
+	"imapgate/internal/identity"
+	"imapgate/internal/limit/counter"
+	"imapgate/internal/limit/penalty"
+)
+
+// stage says what a Conn has acquired.
+type stage uint8
+
+const (
+	unlimited stage = iota // nothing: it is exempt, or its address is not known yet
+	preauth                // the counts of a connection before login
+	loggedIn               // those of a session
+	closed
+)
+
+const (
+	// pendingWait is how long a login waits for those in progress that might all fail. Correct
+	// ones are over in a moment. pendingPause is how often it looks.
+	pendingWait  = 5 * time.Second
+	pendingPause = 50 * time.Millisecond
+	// freeRepeats of a wrong password in an hour are a forgotten phone.
+	freeRepeats = 10
+)
+
+// Conn is one connection. It is used by one goroutine at a time.
+type Conn struct {
+	// Set once.
+	limiter *Limiter
+	limits  *Settings // of the listener that accepted it
+
+	// Owned by the goroutine that serves the connection.
+	addr   netip.Addr // zero while it is not known
+	exempt bool       // also while the address is not known
+	stage  stage
+	user   identity.User // of the session
+	quota  *Quota        // nil until it is asked for
+	claims []uint64      // of the login in progress; nil for none
+	waited time.Duration // of the login in progress, for Redis
+}
+
+// Open admits a new connection, or refuses it with a *Refusal. If the address is not known yet
+// (a PROXY header follows), addr is the zero Addr, and nothing is counted until SetAddr.
+func (l *Limiter) Open(listener string, addr netip.Addr) (*Conn, error) {
+	c := &Conn{limiter: l, limits: l.limitsOf(listener)}
+	if err := c.enter(addr); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// SetAddr says, before login, that the client is at another address than was thought. After
+// a *Refusal nothing is counted, and only Close may follow.
+func (c *Conn) SetAddr(addr netip.Addr) error {
+	if plain(addr) == c.addr {
+		return nil
+	}
+	c.EndLogin()
+	c.releasePreauth()
+	return c.enter(addr)
+}
+
+// plain returns the one spelling of an address.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// enter acquires the counts of a connection before login.
+func (c *Conn) enter(addr netip.Addr) error {
+	l, s := c.limiter, &c.limits.Connections
+	c.addr = plain(addr)
+	c.exempt = !c.addr.IsValid() || contains(c.limits.ExemptNetworks, c.addr)
+	if c.exempt {
+		return nil
+	}
+	if b, ok := l.bans.Find(c.addr); ok && (b.Reason == event.BanOperator || !b.Active && !l.known.IsActive(penalty.UserNet(c.addr))) {
+		return l.refuse(&Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining})
+	}
+	bounds := c.preauthBounds()
+	if full := l.counts.Acquire(bounds); full != nil {
+		return l.refuse(&Refusal{Reason: full.Reason, Net: full.Net})
+	}
+	if net := identity.AddrPrefix(c.addr); !l.rates.Allow(net, s.NewPerMinute, s.NewBurst) {
+		l.counts.Release(bounds)
+		return l.refuse(&Refusal{Reason: event.LimitConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)})
+	}
+	c.stage = preauth
+	return nil
+}
+
+// preauthBounds are the counts of a connection before login. The last stays after it.
+func (c *Conn) preauthBounds() []counter.Bound {
+	net, s := identity.AddrPrefix(c.addr), &c.limits.Connections
+	bounds := []counter.Bound{{Key: counter.Key{Scope: counter.AddressPreauth, Net: net}, Limit: s.PreauthPerAddress, Reason: event.LimitPreauthAddress}}
+	if share := c.limiter.networkShare(s); share > 0 {
+		// A /56 and a /48 are often one customer's, who has all addresses in it.
+		if site := identity.Network(c.addr, 32, 56); site != net {
+			bounds = append(bounds, counter.Bound{Key: counter.Key{Scope: counter.SitePreauth, Net: site}, Limit: max(s.PreauthPerAddress, share/2), Reason: event.LimitPreauthNetwork})
+		}
+		block := counter.Key{Scope: counter.BlockPreauth, Net: identity.Network(c.addr, 24, 48)}
+		bounds = append(bounds, counter.Bound{Key: block, Limit: share, Reason: event.LimitPreauthNetwork})
+	}
+	return append(bounds, counter.Bound{Key: counter.Key{Scope: counter.AddressConns, Net: net}, Limit: s.PerAddress, Reason: event.LimitAddress})
+}
+
+// networkShare returns how many connections before login a network may have, at least as many
+// as one address; 0: there is no limit.
+func (l *Limiter) networkShare(s *Connections) int {
+	if l.cfg.Preauth == 0 || s.PreauthNetworkPercent == 0 || s.PreauthPerAddress == 0 {
+		return 0
+	}
+	return max(s.PreauthPerAddress, l.cfg.Preauth*s.PreauthNetworkPercent/100)
+}
+
+func (c *Conn) releasePreauth() {
+	if c.stage == preauth {
+		c.limiter.counts.Release(c.preauthBounds())
+		c.stage = unlimited
+	}
+}
+
+// askRedis bounds the time of a login's questions to Redis: all together take cluster.Wait,
+// also if none is answered. Its second result ends it.
+func (c *Conn) askRedis(ctx context.Context) (context.Context, func()) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.wait-c.waited, cluster.ErrBudgetSpent)
+	return ctx, func() {
+		cancel()
+		c.waited += time.Since(began)
+	}
+}
+
+// BeginLogin is called before a login is verified. It waits out the delay for earlier
+// failures, and returns a *Refusal for a login that is banned or over a limit. It ends with
+// ctx, whose error it then returns. The login counts as one that may fail until LoginFailed,
+// LoginUnclear, LoginDenied, BeginSession, EndLogin or Close.
+func (c *Conn) BeginLogin(ctx context.Context, u identity.User) error {
+	if c.exempt {
+		return nil
+	}
+	c.EndLogin()
+	wait, no := c.evaluate(ctx, u)
+	if no == nil && wait > 0 {
+		if err := sleep(ctx, jitter(wait)); err != nil {
+			return err
+		}
+	}
+	if no == nil { // others may have failed meanwhile
+		var err error
+		if no, err = c.claim(ctx, u); err != nil {
+			return err
+		}
+	}
+	if no != nil {
+		return c.limiter.refuse(no)
+	}
+	return nil
+}
+
+// CheckLogin returns a *Refusal if BeginLogin would refuse the login now. It does not wait and
+// leaves nothing: it is for a step of an exchange in which nothing is verified yet.
+func (c *Conn) CheckLogin(ctx context.Context, u identity.User) error {
+	if c.exempt {
+		return nil
+	}
+	if _, no := c.evaluate(ctx, u); no != nil {
+		return c.limiter.refuse(no)
+	}
+	return nil
+}
+
+// evaluate applies the policy to what is known here and, where it matters, to what other
+// gateways know of the user.
+func (c *Conn) evaluate(ctx context.Context, u identity.User) (wait time.Duration, no *Refusal) {
+	r := c.limiter.record(u, c.addr)
+	wait, no = c.apply(r)
+	if (wait > 0 || no != nil || c.isUnderAttack(&r)) && r.Familiarity < penalty.KnownAddress && c.askFamiliarity(ctx, u) {
+		wait, no = c.apply(c.limiter.record(u, c.addr))
+	}
+	return wait, no
+}
+
+// askFamiliarity is that of the limiter, in the time that the login has.
+func (c *Conn) askFamiliarity(ctx context.Context, u identity.User) bool {
+	ctx, done := c.askRedis(ctx)
+	defer done()
+	return c.limiter.askFamiliarity(ctx, u, c.addr)
+}
+
+// isUnderAttack reports whether the user's failures of the day are too many for logins from
+// unknown networks.
+func (c *Conn) isUnderAttack(r *penalty.Record) bool {
+	limit := c.dayLimit(r)
+	return limit > 0 && r.User.Day >= limit
+}
+
+func (c *Conn) dayLimit(r *penalty.Record) int {
+	return c.limiter.share(c.limits.Failures.PerUserDay, r.User.Fleet)
+}
+
+// apply returns how long a login has to wait, or why it is refused: by a ban, or the policy.
+// A ban admits users who are known near the address, unless an operator imposed it.
+func (c *Conn) apply(r penalty.Record) (wait time.Duration, no *Refusal) {
+	if b, ok := c.limiter.bans.Find(c.addr); ok && (r.Familiarity < penalty.KnownNetwork || b.Reason == event.BanOperator) {
+		return 0, &Refusal{event.LimitBanned, b.Net, b.Remaining}
+	}
+	s := c.limits.Failures
+	s.PerUserDay = c.dayLimit(&r)
+	wait, refused := s.Evaluate(c.addr, &r)
+	return wait, (*Refusal)(refused)
+}
+
+// claim begins a login that is not refused even if all logins in progress fail. It waits a
+// while for them to succeed.
+func (c *Conn) claim(ctx context.Context, u identity.User) (*Refusal, error) {
+	l, began, asked := c.limiter, time.Now(), false
+	for {
+		familiarity := l.known.Familiarity(u, c.addr)
+		claims, now, worst := l.failures.Begin(u, c.addr, familiarity)
+		l.addFamiliarity(&now, u, c.addr)
+		l.addFamiliarity(&worst, u, c.addr)
+		if familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
+			l.failures.End(claims)
+			asked = true
+			_ = c.askFamiliarity(ctx, u)
+			continue
+		}
+		_, certain := c.apply(now)
+		_, no := c.apply(worst)
+		if no == nil {
+			c.claims = claims
+			return nil, nil
+		}
+		l.failures.End(claims)
+		if certain != nil || time.Since(began) >= pendingWait {
+			return no, nil
+		}
+		if err := sleep(ctx, jitter(pendingPause)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// EndLogin ends the login in progress, if there is one, without a result.
+func (c *Conn) EndLogin() {
+	if c.claims != nil {
+		c.limiter.failures.End(c.claims)
+		c.claims = nil
+	}
+}
+
+// LoginFailed counts a wrong login and returns the least time of the denial, from the login
+// on. A password that was wrong before is not counted again, so that a phone with an old one
+// does no harm; but each repetition costs a verification, so many are denied ever slower. For
+// the zero User password is all that was presented, with the name. With the zero Secret each
+// failure counts for the user, and a few for the networks. It may take what BeginLogin has
+// left of cluster.Wait.
+func (c *Conn) LoginFailed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+	if c.exempt {
+		return 0
+	}
+	defer c.EndLogin()
+	weight, repeats := c.limiter.failures.Weigh(u, c.addr, password)
+	if weight != penalty.Repeated {
+		ctx, done := c.askRedis(ctx)
+		c.countFailure(ctx, u, weight)
+		done()
+	}
+	return c.denialTime(repeats)
+}
+
+// denialTime returns the least time of a denial after so many repetitions. The next login may
+// wait for Redis again.
+func (c *Conn) denialTime(repeats int) time.Duration {
+	c.waited = 0
+	s := &c.limits.Failures
+	return jitter(max(s.Delay, s.Step(repeats-freeRepeats)))
+}
+
+// countFailure counts a failure here and at all gateways, and bans an address that has too
+// many.
+func (c *Conn) countFailure(ctx context.Context, u identity.User, w penalty.Weight) {
+	l := c.limiter
+	isKnown := l.known.Familiarity(u, c.addr) >= penalty.KnownNetwork
+	if w == penalty.Full {
+		l.spray.Failed(u)
+	}
+	l.countFailure(ctx, u, c.addr, penalty.Counted{Nets: w == penalty.Full, User: !isKnown, Pairs: true})
+	if n, limit := l.failures.Record(u, c.addr).Nets[0].Ban, c.limits.Failures.BanAfter; limit > 0 && n >= limit {
+		l.ban(ctx, identity.AddrPrefix(c.addr), event.BanFailures)
+	}
+}
+
+// LoginUnclear counts a login whose password may have been right: a service has received it,
+// and its answer fits both, or there was none. One password of the user in the network may be
+// right. It counts for the user, not for the address, so that an office with a backend in
+// trouble is not banned. A second one at the same time cannot be right too, and has failed. It
+// may take as long as LoginFailed.
+func (c *Conn) LoginUnclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+	if c.exempt {
+		return 0
+	}
+	l := c.limiter
+	repeats, ok := l.failures.MayBeRight(u, c.addr, password)
+	if !ok {
+		return c.LoginFailed(ctx, u, password)
+	}
+	defer c.EndLogin()
+	if repeats == 0 && l.known.Familiarity(u, c.addr) < penalty.KnownNetwork {
+		ctx, done := c.askRedis(ctx)
+		l.countFailure(ctx, u, c.addr, penalty.Counted{User: true})
+		done()
+	}
+	return c.denialTime(repeats)
+}
+
+// LoginDenied ends a login that is denied although its password was right. It returns the
+// least time of the denial, which is that of any other.
+func (c *Conn) LoginDenied() time.Duration {
+	if c.exempt {
+		return 0
+	}
+	c.EndLogin()
+	return jitter(c.limits.Failures.Delay)
+}
+
+// BeginSession counts the session of a user whose login was right. It asks Redis, for no longer
+// than cluster.Wait together with BeginLogin. After a *Refusal the Conn is as before.
+func (c *Conn) BeginSession(ctx context.Context, u identity.User) error {
+	if c.stage >= loggedIn {
+		panic("limit: a session was begun twice")
+	}
+	c.EndLogin()
+	l, bounds := c.limiter, c.sessionBounds(u)
+	if full := l.counts.Acquire(l.localBounds(bounds)); full != nil {
+		return l.refuse(&Refusal{Reason: full.Reason, Net: full.Net})
+	}
+	var calls []cluster.Call
+	if !c.exempt {
+		calls = l.noteSuccess(u, c.addr)
+	}
+	if no := c.enterCluster(ctx, bounds, calls); no != nil {
+		l.counts.Release(bounds)
+		return l.refuse(no)
+	}
+	if !c.exempt {
+		before := c.preauthBounds()
+		l.counts.Release(before[:len(before)-1])
+	}
+	c.stage, c.user = loggedIn, u
+	return nil
+}
+
+// sessionBounds are the counts of a session.
+func (c *Conn) sessionBounds(u identity.User) []counter.Bound {
+	s := &c.limits.Connections
+	bounds := []counter.Bound{
+		{Key: counter.Key{Scope: counter.UserSessions, User: u}, Limit: s.PerUser, Reason: event.LimitUser},
+		{Key: counter.Key{Scope: counter.AllSessions}, Limit: s.Total, Reason: event.LimitTotal},
+	}
+	if c.exempt {
+		return bounds
+	}
+	net := identity.AddrPrefix(c.addr)
+	return append(bounds,
+		counter.Bound{Key: counter.Key{Scope: counter.PairSessions, User: u, Net: net}, Limit: s.PerUserAddress, Reason: event.LimitUserAddress},
+		counter.Bound{Key: counter.Key{Scope: counter.AddressSessions, Net: net}, Limit: s.PerAddress, Reason: event.LimitAddress},
+	)
+}
+
+// localBounds returns bounds with what this gateway may have of the total.
+func (l *Limiter) localBounds(bounds []counter.Bound) []counter.Bound {
+	here := slices.Clone(bounds)
+	for i := range here {
+		if here[i].Scope == counter.AllSessions {
+			here[i].Limit = l.share(here[i].Limit, 0)
+		}
+	}
+	return here
+}
+
+// enterCluster counts a session at all gateways, and takes a token of the address's rate.
+func (c *Conn) enterCluster(ctx context.Context, bounds []counter.Bound, calls []cluster.Call) *Refusal {
+	l, s := c.limiter, &c.limits.Connections
+	if l.cluster == nil {
+		return nil
+	}
+	shared := make([]cluster.Bound, len(bounds))
+	for i, b := range bounds {
+		shared[i] = cluster.Bound{Count: clusterCount(b.Key), Limit: b.Limit}
+	}
+	var r cluster.Rate
+	if !c.exempt {
+		r = cluster.Rate{Net: identity.AddrPrefix(c.addr), PerMinute: s.NewPerMinute, Burst: s.NewBurst}
+	}
+	ctx, done := c.askRedis(ctx)
+	defer done()
+	a := l.cluster.Enter(ctx, shared, r, calls...)
+	switch {
+	case a.Full >= 0:
+		return &Refusal{Reason: bounds[a.Full].Reason, Net: bounds[a.Full].Net}
+	case a.RetryAfter > 0:
+		return &Refusal{Reason: event.LimitConnectionRate, Net: r.Net, RetryAfter: a.RetryAfter}
+	}
+	return nil
+}
+
+// clusterCount names a count of sessions in the cluster.
+func clusterCount(k counter.Key) string {
+	switch k.Scope {
+	case counter.AllSessions:
+		return cluster.AllSessions
+	case counter.UserSessions:
+		return cluster.UserSessions(k.User)
+	case counter.AddressSessions:
+		return cluster.NetSessions(k.Net)
+	case counter.PairSessions:
+		return cluster.PairSessions(k.User, k.Net)
+	}
+	panic("limit: a count of this gateway alone has no name")
+}
+
+// Close releases everything. It is called once, last.
+func (c *Conn) Close() {
+	c.EndLogin()
+	l := c.limiter
+	switch c.stage {
+	case closed:
+		panic("limit: a connection was closed twice")
+	case preauth:
+		c.releasePreauth()
+	case loggedIn:
+		c.releaseQuota()
+		bounds := c.sessionBounds(c.user)
+		l.counts.Release(bounds)
+		if l.cluster != nil {
+			names := make([]string, len(bounds))
+			for i, b := range bounds {
+				names[i] = clusterCount(b.Key)
+			}
+			l.cluster.Leave(names...)
+		}
+		if before := c.preauthBounds(); !c.exempt {
+			l.counts.Release(before[len(before)-1:])
+		}
+	}
+	c.stage = closed
+}
+
+// jitter returns d, a fifth more or less, so that clients that wait do not come back together
+// and a delay reveals nothing.
+func jitter(d time.Duration) time.Duration {
+	if d < 5 {
+		return d
+	}
+	return d*4/5 + rand.N(d*2/5)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,422 @@
+package penalty
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash/maphash"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	// Bounds of what is remembered: networks of all tiers, users, users in networks, the
+	// passwords of those, and failed logins without a user. The least recently used falls out.
+	maxNets      = 64 << 10
+	maxUsers     = 32 << 10
+	maxPairs     = 32 << 10
+	maxPasswords = 32 << 10
+	maxUnnamed   = 16 << 10
+	// maxSpared is how many users in a row are kept because they are under attack, when one
+	// has to fall out.
+	maxSpared = 8
+
+	lastWrong = 10 // wrong passwords that are recognised, for a user in a network
+	// maxUnrecognised failures without a password, of a user in a network within BanWithin,
+	// count for the network: they may be one guess or many.
+	maxUnrecognised = 3
+	hour            = time.Hour
+	day             = 24 * time.Hour
+)
+
+// Subject is whose failures are counted: those from a network, of a user from networks where
+// the user is not known, or of a user in a network.
+type Subject struct {
+	User identity.User
+	Net  netip.Prefix
+}
+
+// Subjects returns whose failures matter to a login of a user from an address, and count one
+// of it: the networks around the address, the user, the user in UserNet and, if that is
+// wider, at the address. There are only networks for the zero User.
+func Subjects(u identity.User, a netip.Addr) []Subject {
+	all := []Subject{{Net: Tier(a, 0)}, {Net: Tier(a, 1)}, {Net: Tier(a, 2)}}
+	if u.IsZero() {
+		return all
+	}
+	all = append(all, Subject{User: u}, Subject{u, UserNet(a)})
+	if Tier(a, 0) != UserNet(a) {
+		all = append(all, Subject{u, Tier(a, 0)})
+	}
+	return all
+}
+
+// Counted says which of the Subjects a failure counts for.
+type Counted struct{ Nets, User, Pairs bool }
+
+// Includes reports whether a failure counts for the i-th of the Subjects.
+func (c Counted) Includes(i int) bool {
+	return i < Tiers && c.Nets || i == Tiers && c.User || i > Tiers && c.Pairs
+}
+
+// NewRecord returns the failures of the counts of Subjects.
+func NewRecord(counts [][]int) (r Record) {
+	at := func(i, window int) int {
+		if i >= len(counts) || window >= len(counts[i]) {
+			return 0
+		}
+		return counts[i][window]
+	}
+	for i := range Tiers {
+		r.Nets[i] = NetCounts{at(i, 0), at(i, 1), at(i, 2)}
+	}
+	r.User = UserCounts{Hour: at(Tiers, 0), Day: at(Tiers, 1), Fleet: min(at(Tiers, 1), at(Tiers, 2))}
+	if r.UserNet = at(Tiers+1, 0); len(counts) > Tiers {
+		r.UserAddress = at(len(counts)-1, 0)
+	}
+	return r
+}
+
+// entry is what is remembered of a Subject. The windows of a network are a minute, BanWithin and
+// a day; of a user an hour, a day, and the day as Redis last had it; of a user in a network an
+// hour.
+type entry struct {
+	windows [3]window
+	tried   uint64 // users tried from a network in this period of BanWithin: a bit each, by their hash
+}
+
+// passwords are those that were tried on one user in one network.
+type passwords struct {
+	repeats      window            // of wrong ones that were recognised, in an hour
+	wrong        [lastWrong]uint32 // digests, the latest first
+	unclear      uint32            // digest of the one that may have been right; 0: none
+	shown        time.Duration     // when that was presented last
+	unrecognised window            // failures without a password, in BanWithin
+}
+
+// Weight is what a failed login counts for.
+type Weight uint8
+
+// The weights: nothing, because it was seen before; the user, not the networks; all.
+const (
+	Repeated Weight = iota
+	UserOnly
+	Full
+)
+
+// Failures remembers failed logins. Keys are keyed hashes, as in Known.
+type Failures struct {
+	// Set once.
+	banWithin  time.Duration
+	netLengths [3]time.Duration
+	underSiege int // failures of a day from which on a user is under attack
+	began      time.Time
+	seed       maphash.Seed
+	secret     [sha256.Size]byte // of the digests, which mean nothing outside of this process
+
+	// Guarded by mu.
+	mu        sync.Mutex
+	nets      *simplelru.LRU[uint64, entry]
+	users     *simplelru.LRU[uint64, entry]
+	pairs     *simplelru.LRU[uint64, entry]
+	passwords *simplelru.LRU[uint64, passwords]
+	unnamed   *simplelru.LRU[uint64, window] // repetitions, in an hour, of a failed login without a user
+	pending   map[uint64]int                 // logins in progress, by Subject; bound: the connections
+}
+
+// NewFailures returns Failures without any.
+func NewFailures(s *Settings) *Failures {
+	f := &Failures{
+		banWithin: s.BanWithin, netLengths: [3]time.Duration{time.Minute, s.BanWithin, day}, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
+		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs),
+		passwords: newTable[passwords](maxPasswords), unnamed: newTable[window](maxUnnamed), pending: make(map[uint64]int),
+	}
+	_, _ = rand.Read(f.secret[:]) // never fails
+	return f
+}
+
+func (f *Failures) now() time.Duration { return time.Since(f.began) }
+
+func (f *Failures) hash(s Subject) uint64 { return maphash.Comparable(f.seed, s) }
+
+// userLengths are the lengths of the windows of users. Constant.
+var userLengths = [3]time.Duration{hour, day, day}
+
+// table returns where a Subject is counted, and the lengths of its windows.
+func (f *Failures) table(s Subject) (*simplelru.LRU[uint64, entry], []time.Duration) {
+	switch {
+	case s.User.IsZero():
+		return f.nets, f.netLengths[:]
+	case s.Net.IsValid():
+		return f.pairs, userLengths[:1]
+	}
+	return f.users, userLengths[:]
+}
+
+// digest returns a keyed digest of a password of a user.
+func (f *Failures) digest(u identity.User, password identity.Secret) uint64 {
+	mac := hmac.New(sha256.New, f.secret[:])
+	mac.Write([]byte(u.String()))
+	mac.Write([]byte{0}) // which no name has
+	mac.Write([]byte(password.Reveal()))
+	return binary.BigEndian.Uint64(mac.Sum(nil))
+}
+
+// shortDigest is a digest as entries have it, which is never 0.
+func (f *Failures) shortDigest(u identity.User, password identity.Secret) uint32 {
+	return max(1, uint32(f.digest(u, password)))
+}
+
+// Weigh returns what a failure of a user from an address counts for, and how often wrong
+// passwords were repeated in an hour, this one included. One that is new is remembered.
+func (f *Failures) Weigh(u identity.User, a netip.Addr, password identity.Secret) (w Weight, repeats int) {
+	if u.IsZero() {
+		return f.weighUnnamed(UserNet(a), password)
+	}
+	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.shortDigest(u, password)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.passwords.Get(key)
+	defer func() { f.passwords.Add(key, p) }()
+	switch {
+	case password.IsZero() && p.unrecognised.count(t, f.banWithin) >= maxUnrecognised:
+		return UserOnly, 0
+	case password.IsZero():
+		p.unrecognised = p.unrecognised.add(t, f.banWithin)
+		return Full, 0
+	case slices.Contains(p.wrong[:], d):
+		p.repeats = p.repeats.add(t, hour)
+		return Repeated, p.repeats.count(t, hour)
+	}
+	copy(p.wrong[1:], p.wrong[:])
+	p.wrong[0] = d
+	return Full, 0
+}
+
+// weighUnnamed is Weigh for a name without an account, which is part of what was presented,
+// or for a token without a user. It cannot have been a guess at an account, but making up
+// many is what attackers do.
+func (f *Failures) weighUnnamed(net netip.Prefix, presented identity.Secret) (w Weight, repeats int) {
+	if presented.IsZero() {
+		return Full, 0
+	}
+	t, key := f.now(), maphash.Comparable(f.seed, struct {
+		digest uint64
+		net    netip.Prefix
+	}{f.digest(identity.User{}, presented), net})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, seen := f.unnamed.Get(key)
+	if seen {
+		p = p.add(t, hour)
+	}
+	f.unnamed.Add(key, p)
+	if !seen {
+		return Full, 0
+	}
+	return Repeated, p.count(t, hour)
+}
+
+// MayBeRight reports whether a password that was sent to a service, which did not say whether
+// it is right, can be the user's. At most one can, so it is the first of the user in the
+// network, until the user logs in from there or another comes BanWithin after it was
+// presented last: passwords change. repeats is how often it came in an hour, 0 for the first
+// time.
+func (f *Failures) MayBeRight(u identity.User, a netip.Addr, password identity.Secret) (repeats int, ok bool) {
+	if password.IsZero() || u.IsZero() {
+		return 0, false
+	}
+	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.shortDigest(u, password)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.passwords.Get(key)
+	switch {
+	case p.unclear == d:
+		p.repeats = p.repeats.add(t, hour)
+		repeats = max(1, p.repeats.count(t, hour))
+	case p.unclear != 0 && t-p.shown < f.banWithin, slices.Contains(p.wrong[:], d):
+		return 0, false
+	}
+	p.unclear, p.shown = d, t
+	f.passwords.Add(key, p)
+	return repeats, true
+}
+
+// Succeeded notes a successful login: another password than the one that may have been right
+// can be.
+func (f *Failures) Succeeded(u identity.User, a netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := f.hash(Subject{u, UserNet(a)})
+	if p, ok := f.passwords.Peek(key); ok && p.unclear != 0 {
+		p.unclear = 0
+		f.passwords.Add(key, p)
+	}
+}
+
+// Count counts a failure. The result is a suspicion if with it a network has tried many users.
+func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (s Spray) {
+	t := f.now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, of := range Subjects(u, a) {
+		if c.Includes(i) {
+			f.update(of, func(e *entry, lengths []time.Duration) {
+				if i < Tiers && f.countTried(e, u, manyUsers*TierScale[i]) {
+					s = Spray{true, of.Net, distinctUsers(e.tried)}
+				}
+				for k := range min(len(lengths), 3-i/Tiers) { // the third of a user is that of Redis
+					e.windows[k] = e.windows[k].add(t, lengths[k])
+				}
+			})
+		}
+	}
+	return s
+}
+
+// countTried adds a user to those tried from a network, before its failure is counted. It
+// reports whether with this user they are many.
+func (f *Failures) countTried(e *entry, u identity.User, many int) bool {
+	if e.windows[1].period != e.windows[1].at(f.now(), f.banWithin).period {
+		e.tried = 0
+	}
+	before := distinctUsers(e.tried)
+	e.tried |= 1 << (f.hash(Subject{User: u}) % 64)
+	return before < many && distinctUsers(e.tried) >= many
+}
+
+// update changes the windows of a Subject, with mu held.
+func (f *Failures) update(s Subject, change func(*entry, []time.Duration)) {
+	table, lengths := f.table(s)
+	key := f.hash(s)
+	e, known := table.Get(key)
+	change(&e, lengths)
+	if !known && table == f.users {
+		f.spare(f.now())
+	}
+	table.Add(key, e)
+}
+
+// spare makes a user fall out of a full table who is not under attack, with mu held: a flood of
+// made-up names must not give an attacker another hundred guesses.
+func (f *Failures) spare(t time.Duration) {
+	for range maxSpared {
+		key, e, ok := f.users.GetOldest()
+		if !ok || f.users.Len() < maxUsers || e.windows[1].count(t, day) < f.underSiege {
+			return
+		}
+		f.users.Get(key) // now it is the latest
+	}
+}
+
+// Record returns the failures around a login.
+func (f *Failures) Record(u identity.User, a netip.Addr) Record {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return NewRecord(f.counts(Subjects(u, a)))
+}
+
+// counts is called with mu held.
+func (f *Failures) counts(subjects []Subject) [][]int {
+	t, all, backing := f.now(), make([][]int, len(subjects)), make([]int, 3*len(subjects))
+	for i, s := range subjects {
+		table, lengths := f.table(s)
+		all[i] = backing[3*i:][:len(lengths)]
+		e, _ := table.Get(f.hash(s))
+		for k, length := range lengths {
+			all[i][k] = e.windows[k].count(t, length)
+		}
+	}
+	return all
+}
+
+// Learn raises the counts of Subjects to those of all gateways. Counts that are missing could
+// not be read.
+func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
+	t := f.now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, s := range Subjects(u, a) {
+		counts := fleet[i]
+		if len(counts) == 0 || slices.Max(counts) == 0 {
+			continue
+		}
+		if i == Tiers {
+			counts = append(counts, counts[1])
+		}
+		f.update(s, func(e *entry, lengths []time.Duration) {
+			for k, n := range counts {
+				e.windows[k] = e.windows[k].raise(n, t, lengths[k])
+			}
+		})
+	}
+}
+
+// Begin notes that a login is in progress, until End of the claims. It returns the failures
+// around it: as they are, and as they will be if all logins in progress fail. Otherwise a burst
+// of guesses, of which none has failed yet, would pass as a whole. A user who is known at the
+// address claims nothing of its networks, because the login succeeds nearly always.
+func (f *Failures) Begin(u identity.User, a netip.Addr, known Familiarity) (claims []uint64, now, worst Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	subjects := Subjects(u, a)
+	counts := f.counts(subjects)
+	now = NewRecord(counts)
+	claimed := Counted{Nets: known < KnownAddress, User: known < KnownNetwork, Pairs: true}
+	for i, s := range subjects {
+		if !claimed.Includes(i) {
+			continue
+		}
+		key := f.hash(s)
+		claims = append(claims, key)
+		for k := range counts[i] {
+			counts[i][k] += f.pending[key]
+		}
+		f.pending[key]++
+	}
+	worst = NewRecord(counts)
+	for i := range worst.Nets { // refusals, not delays
+		worst.Nets[i].Ban = now.Nets[i].Ban
+	}
+	worst.User.Hour, worst.User.Fleet = now.User.Hour, now.User.Fleet
+	return claims, now, worst
+}
+
+// End ends a login in progress.
+func (f *Failures) End(claims []uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, key := range claims {
+		if f.pending[key]--; f.pending[key] == 0 {
+			delete(f.pending, key)
+		}
+	}
+}
+
+// Pending returns how many counts logins in progress have claimed.
+func (f *Failures) Pending() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.pending)
+}
+
+// ForgetUser forgets what was tried on a user, but not in which network.
+func (f *Failures) ForgetUser(u identity.User) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users.Remove(f.hash(Subject{User: u}))
+}
+
+// ForgetNet forgets the failures of exactly that network.
+func (f *Failures) ForgetNet(net netip.Prefix) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nets.Remove(f.hash(Subject{Net: net}))
+}
