@@ -66,7 +66,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 143\r\nContent-Length: 0\r\n\r\n"))
 		}
 	})
-	config := authhttp.Config{Settings: authhttp.Settings{URLs: []string{"http://" + server.address() + "/auth"}, PassClientCert: true}, ClientCerts: true}
+	config := testbed.WithDefaults(authhttp.Config{Settings: authhttp.Settings{URLs: []string{"http://" + server.address() + "/auth"}, PassClientCert: true}, ClientCerts: true})
 	asker, err := authhttp.New(config, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

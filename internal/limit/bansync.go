@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -63,7 +64,7 @@ func (l *Limiter) followBans(ctx context.Context) {
 			at = next
 			l.writeBans(ctx)
 		}
-		_ = sleep(ctx, jitter(followInterval))
+		_ = sleep.For(ctx, jitter(followInterval))
 	}
 }
 

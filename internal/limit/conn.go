@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sleep"
 )
 
 // stage says what a Conn has acquired.
@@ -149,7 +150,7 @@ func (c *Conn) BeginLogin(ctx context.Context, u identity.User) error {
 	c.EndLogin()
 	wait, no := c.evaluate(ctx, u)
 	if no == nil && wait > 0 {
-		if err := sleep(ctx, jitter(wait)); err != nil {
+		if err := sleep.For(ctx, jitter(wait)); err != nil {
 			return err
 		}
 	}
@@ -243,7 +244,7 @@ func (c *Conn) claim(ctx context.Context, u identity.User) (*Refusal, error) {
 		if certain != nil || time.Since(began) >= pendingWait {
 			return no, nil
 		}
-		if err := sleep(ctx, jitter(pendingPause)); err != nil {
+		if err := sleep.For(ctx, jitter(pendingPause)); err != nil {
 			return nil, err
 		}
 	}
@@ -462,15 +463,4 @@ func jitter(d time.Duration) time.Duration {
 		return d
 	}
 	return d*4/5 + rand.N(d*2/5)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

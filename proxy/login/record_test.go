@@ -17,7 +17,7 @@ import (
 // Wrong passwords do not hide backend failures: their lines are counted separately.
 func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 	core, logged := observer.New(zap.InfoLevel)
-	records, err := audit.Open(audit.Config{Settings: audit.Settings{Path: filepath.Join(t.TempDir(), "audit")}}, zap.NewNop())
+	records, err := audit.Open(audit.Config{Settings: audit.Settings{Path: filepath.Join(t.TempDir(), "audit"), OnFailure: "block"}}, zap.NewNop())
 	must(t, err)
 	c := New(Config{}, Deps{Audit: records, Metrics: metrics.New("test"), Log: zap.New(core)})
 	client := &Client{Record: audit.Client{Peer: netip.MustParseAddrPort("192.0.2.66:1")}}
