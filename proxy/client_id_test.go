@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"imapgate/internal/event"
-	"imapgate/proxy/mux"
-	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
 )
 

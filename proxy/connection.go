@@ -16,9 +16,9 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/proxy/login"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/relay"
-	"imapgate/proxy/splice"
+	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/splice"
 	"imapgate/proxy/upstream"
 )
 

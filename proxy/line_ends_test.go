@@ -11,8 +11,8 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
-	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/wire"
 )
 
 // An LF followed by more bytes is no line end, and the bytes after it are no command.

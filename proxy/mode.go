@@ -7,7 +7,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/proxy/login"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 // newHub creates the hub of the mux sessions.

@@ -1,7 +1,7 @@
 // Package proxy serves clients from accept to the end of their login.
 //
 // It listens, terminates TLS and implements IMAP before the login. proxy/login decides what
-// becomes of an attempt, and proxy/splice or proxy/mux then relays both connections. The
+// becomes of an attempt, and proxy/relay/splice or proxy/relay/mux then relays both connections. The
 // package does not know how a login is decided or what a mail command means.
 //
 // A Server owns its listeners and every connection until the login; afterwards the
@@ -33,9 +33,9 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/internal/sleep"
 	"imapgate/proxy/login"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/relay"
-	"imapgate/proxy/splice"
+	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"

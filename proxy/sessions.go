@@ -8,8 +8,8 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
-	"imapgate/proxy/mux"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux"
 )
 
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there

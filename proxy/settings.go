@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 // ListenerSettings are the settings of one address that clients connect to.

@@ -18,7 +18,7 @@ import (
 	"imapgate/internal/settings"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 	"imapgate/proxy/upstream"
 )
 

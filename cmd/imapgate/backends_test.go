@@ -12,7 +12,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 func TestBackendsOfTheRunningGatewayArePrinted(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 
 	"imapgate/internal/admin/api"
 	"imapgate/proxy"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 func TestNumbersHaveSingularAndPlural(t *testing.T) {

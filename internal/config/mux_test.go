@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/proxy/mux"
-	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/mux/pool"
 )
 
 func TestEachMuxKeyReachesTheRelay(t *testing.T) {

@@ -23,7 +23,7 @@ import (
 	"imapgate/internal/limit"
 	"imapgate/internal/logaggregator"
 	"imapgate/internal/metrics"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )

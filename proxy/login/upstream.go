@@ -7,8 +7,8 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/proxy/mux"
-	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )

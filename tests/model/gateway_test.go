@@ -18,7 +18,7 @@ import (
 	"imapgate/internal/config"
 	imapgate "imapgate/internal/gateway"
 	"imapgate/internal/testbed"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 // backend is the mail server of a test.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
-	"imapgate/proxy/mux"
+	"imapgate/proxy/relay/mux"
 )
 
 // plan is the set of runs of a test. The environment variables MODEL_SEED, MODEL_SEEDS,

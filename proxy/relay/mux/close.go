@@ -1,0 +1,292 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/event"
+	"imapgate/internal/imap"
+	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/wire"
+	"imapgate/proxy/upstream"
+)
+
+// Errors that end a goroutine without ending the session.
+var (
+	errParked     = errors.New("parked")
+	errHandedOver = errors.New("handed over")
+)
+
+// closeError ends a session with a reason and the text of the BYE; "" for none.
+type closeError struct {
+	reason event.Reason
+	bye    string
+	err    error
+}
+
+func (e *closeError) Error() string {
+	if e.err != nil {
+		return string(e.reason) + ": " + e.err.Error()
+	}
+	return string(e.reason)
+}
+
+func (e *closeError) Unwrap() error { return e.err }
+
+// Texts of BYE. They are constant, so that they reveal no internal errors.
+const (
+	byeLost        = "[UNAVAILABLE] Connection to mail store lost."
+	byeUnavailable = "[UNAVAILABLE] Mail store is away, please reconnect."
+	byeDeleted     = "Mailbox has been deleted."
+	byeChanged     = "Mailbox has changed its identity, please reconnect."
+	byeMoved       = "[UNAVAILABLE] Mailbox has been moved, please reconnect."
+	byeRevoked     = "[UNAVAILABLE] Please log in again."
+	byeExpired     = "[EXPIRED] Token has expired, please log in again." // RFC 5530
+	byeProtocol    = "Too many or too long lines that are no commands."
+)
+
+// stopError returns the end of a session for a requested stop.
+func stopError(reason event.Reason) *closeError {
+	switch reason {
+	case event.Idle:
+		return &closeError{reason, "Disconnected for inactivity.", nil}
+	case event.TokenExpired:
+		return &closeError{reason, byeExpired, nil}
+	}
+	return &closeError{reason, "[UNAVAILABLE] Server is going down.", nil}
+}
+
+// wrapError turns an error of the client's connection into the end of the session;
+// nil stays nil.
+func (c *clientSide) wrapError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case c.stopReason.Load() != nil:
+		return &closeError{reason: *c.stopReason.Load(), err: err}
+	case errors.Is(err, wire.ErrStalled):
+		return &closeError{reason: event.ClientStalled, err: err}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &closeError{reason: event.ClientClosed}
+	}
+	return &closeError{reason: event.ClientError, err: err}
+}
+
+// reply writes a response of the gateway to the client.
+func (c *clientSide) reply(text ...string) error {
+	c.outBuf = c.outBuf[:0]
+	for _, t := range text {
+		c.outBuf = append(c.outBuf, t...)
+	}
+	c.records.finish(c.outBuf[bytes.LastIndexByte(c.outBuf, '\n')+1:]) // no-op if this is not a tagged response
+	return c.send(append(c.outBuf, "\r\n"...))
+}
+
+// replyTagged is reply with the tag of the current command.
+func (c *clientSide) replyTagged(text string) error { return c.reply(string(c.request.tag), " ", text) }
+
+// Timeouts at the end of a session.
+const (
+	byeTimeout    = time.Second
+	finishTimeout = time.Minute // for commands of a client that is gone, and for a session that must end
+)
+
+// end ends the session. Only the session's goroutine calls it.
+func (s *session) end(err error) {
+	e := (*closeError)(nil)
+	if !errors.As(err, &e) {
+		e = &closeError{reason: event.InternalError, err: err}
+	}
+	s.client.abortRecords(s.mailbox)
+	if s.client.idle != nil {
+		s.client.idle.releaseSlot()
+	}
+	if e.reason == event.ClientLogout { // the client has its answer, and another session may wait for the connection
+		s.releaseUpstream(e)
+	}
+	s.client.closeWithBye(e)
+	s.releaseUpstream(e)
+	s.upstream.account.Close()
+	s.unregister()
+	s.setStateMetric("")
+	if e.bye != "" {
+		s.hub.deps.Metrics.Mux.CountTermination(e.reason)
+	}
+	s.live.Finish(relay.Result{Reason: e.reason, Err: e.err})
+}
+
+// unregister ends the wakes and ticks of the session. It is idempotent.
+func (s *session) unregister() {
+	s.mu.Lock()
+	wasEnded := s.isEnded
+	s.isEnded, s.running = true, false
+	s.mu.Unlock()
+	if wasEnded {
+		return
+	}
+	if s.wakeTimer != nil {
+		s.wakeTimer.Stop()
+	}
+	s.hub.poller.Disarm(&s.client.ParkWaiter)
+	s.live.Deactivate(s)
+	s.live.Commands = uint64(s.client.commandCount)
+	s.upstream.backend.sessionCount.Add(-1)
+	s.hub.wg.Done()
+}
+
+// closeWithBye closes the client's connection within byeTimeout. A client that has
+// received the beginning of a response receives nothing more: anything else would become
+// part of a message.
+func (c *clientSide) closeWithBye(e *closeError) {
+	if c.responsePartial {
+		c.Abort()
+		_ = c.Close()
+		return
+	}
+	timer := time.AfterFunc(byeTimeout, c.Abort)
+	defer timer.Stop()
+	if e.bye != "" {
+		_, _ = c.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
+	}
+	if e.bye != "" || e.reason == event.ClientLogout {
+		parking.Linger(c.NetConn())
+	}
+	_ = c.Close()
+}
+
+// releaseUpstream returns the lease to the pool if it is clean. Commands that must not be
+// interrupted finish first.
+func (x *exchange) releaseUpstream(e *closeError) {
+	if x.upstream.Conn == nil {
+		return
+	}
+	unfinished := !x.upstream.outstanding.isEmpty() || x.client.idle != nil || x.upstream.commandPartial
+	if unfinished && !x.upstream.commandPartial && x.upstream.mustFinish() {
+		x.upstream.finishCommands()
+	}
+	if unfinished || e.reason == event.InternalError {
+		x.upstream.account.Discard(x.unbindUpstream(), event.DiscardOutstanding)
+		return
+	}
+	x.returnUpstream()
+}
+
+// returnUpstream returns the lease to the pool, or discards it if the next session could
+// notice its state.
+func (x *exchange) returnUpstream() {
+	discard := x.upstream.pinReason != "" || x.upstream.tainted || x.mailbox != nil && x.mailbox.IsDesynced()
+	switch conn := x.unbindUpstream(); {
+	case discard:
+		x.upstream.account.Discard(conn, event.DiscardPinned)
+	case conn.Broken || x.upstream.awaitingContinuation || x.upstream.commandPartial || !x.upstream.outstanding.isEmpty() || !conn.AtBoundary():
+		x.upstream.account.Discard(conn, event.DiscardOutstanding)
+	default:
+		x.upstream.account.Release(conn)
+	}
+}
+
+// mustFinish reports whether an outstanding command must not be interrupted.
+func (u *upstreamSide) mustFinish() bool {
+	for _, e := range u.outstanding.all() {
+		if !e.retryable {
+			return true
+		}
+	}
+	return false
+}
+
+// finishCommands reads and drops the answers of the outstanding commands.
+func (u *upstreamSide) finishCommands() {
+	u.SetDeadline(time.Now().Add(finishTimeout))
+	for !u.outstanding.isEmpty() {
+		isFirst := u.AtBoundary()
+		seg, err := u.Next()
+		if err != nil {
+			return
+		}
+		if isFirst {
+			u.outstanding.takeAnswered(seg.Bytes)
+		}
+	}
+}
+
+// recoverPanic ends a session after a panic, and only that session.
+func (s *session) recoverPanic() {
+	panicked := recover()
+	if panicked == nil {
+		return
+	}
+	s.hub.deps.Log.Error("panic recovered", zap.String("session", s.client.audit.Session), zap.String("fault", fmt.Sprintf("%T", panicked)),
+		zap.ByteString("stack", debug.Stack()))
+	defer func() {
+		if second := recover(); second != nil { // panic in end
+			s.unregister()
+			s.live.Finish(relay.Result{Reason: event.InternalError})
+			s.hub.deps.Log.Error("panic while a session ended", zap.String("session", s.client.audit.Session), zap.ByteString("stack", debug.Stack()))
+		}
+	}()
+	s.client.Abort()
+	s.client.responsePartial = true // the client's state is unknown, so nothing may follow
+	s.end(&closeError{reason: event.InternalError})
+}
+
+// lostError reports the loss of the upstream.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return "upstream: " + e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+// wrapLost turns an error of the lease into a loss; nil stays nil.
+func wrapLost(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &lostError{err}
+}
+
+// errBye reports a loss that the backend has announced.
+var errBye = errors.New("backend sent BYE")
+
+// byeError returns the loss that a backend announces with line, "* BYE …". The error
+// contains only what DescribeResponse permits.
+func byeError(line []byte) error {
+	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // treat a malformed line as a BYE without a text
+	return wrapLost(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
+}
+
+// lossReason returns the audit reason of a loss.
+func lossReason(err error) event.LossReason {
+	switch {
+	case errors.Is(err, errBye):
+		return event.LossBye
+	case errors.Is(err, wire.ErrStalled), errors.Is(err, errSilent), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return event.LossTimeout
+	case errors.Is(err, errProtocol):
+		return event.LossProtocol
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return event.LossClosed
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return event.LossReset
+	}
+	return event.LossReset
+}
+
+// asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
+func asLost(err error) (*lostError, bool) {
+	if e := (*closeError)(nil); errors.As(err, &e) {
+		return nil, false
+	}
+	lost := (*lostError)(nil)
+	ok := errors.As(err, &lost)
+	return lost, ok
+}

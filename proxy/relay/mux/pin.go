@@ -1,0 +1,50 @@
+package mux
+
+import (
+	"imapgate/internal/audit"
+	"imapgate/internal/event"
+	"imapgate/proxy/relay/splice"
+)
+
+// pin hands over a session with connection state that no other connection can be given.
+// All commands are answered first. unread goes to the backend next.
+func (s *session) pin(unread []byte) error {
+	if err := s.awaitReplies(); err != nil {
+		return err
+	}
+	if !s.isInSync() {
+		if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
+			return &closeError{event.UpstreamUnavailable, byeUnavailable, err}
+		}
+	}
+	return s.handOver(s.upstream.pinReason, unread)
+}
+
+// handOver hands the session over to package splice and returns errHandedOver. unread is
+// the client's input that the backend has not received.
+func (s *session) handOver(reason event.PinReason, unread []byte) error {
+	h := s.hub
+	rec := audit.MuxEvent{User: s.upstream.account.User(), Backend: s.upstream.backend.name}
+	if s.mailbox != nil {
+		rec.Mailbox = s.mailbox.Name()
+	}
+	_ = h.deps.Audit.SessionPinned(s.client.audit, &rec, reason) // if the log is full, it is counted as lost
+	h.deps.Metrics.Mux.CountPin(reason)
+	s.client.abortRecords(s.mailbox) // the answers bypass this package
+	s.client.records.log = nil
+	conn := s.unbindUpstream()
+	h.poller.Disarm(&s.client.ParkWaiter)
+	client, fromClient := s.client.Detach()
+	backend, fromBackend := conn.Detach()
+	s.unregister()
+	s.setStateMetric(event.StatePinned)
+	unread = append(unread, fromClient...)
+	s.live.Detach(len(unread))
+	throttleClient, throttleBackend := s.client.readThrottles()
+	h.deps.Splices.Start(s.live, splice.Side{Conn: client, Buffered: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, Buffered: unread, Throttle: throttleBackend}, func() {
+		s.upstream.account.Discard(conn, event.DiscardPinned)
+		s.upstream.account.Close()
+		s.setStateMetric("")
+	})
+	return errHandedOver
+}

@@ -1,0 +1,365 @@
+package mux
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/event"
+	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/lease"
+	"imapgate/proxy/relay/mux/pool"
+	"imapgate/proxy/relay/mux/wire"
+)
+
+// Client is a client after its login.
+type Client struct {
+	Conn        net.Conn
+	Buffered    []byte // bytes already read from Conn
+	AuditClient *audit.Client
+	Caps        imap.Caps // the result of OfferedCaps
+	// LoginFromRoute is true if the route sets the account's login name. Each later
+	// connection of the session then requires that name in the route.
+	LoginFromRoute bool
+
+	Quota Quota // nil: unlimited
+}
+
+// session is one client from its login to its end: an exchange with its life. It has a
+// goroutine while it is active, and none while it is parked.
+type session struct {
+	exchange
+
+	readable atomic.Uint32 // readable sockets: bits
+
+	mu          sync.Mutex
+	running     bool // Guarded by mu. The goroutine exists.
+	wakePending bool // Guarded by mu. Wake not yet seen by the goroutine.
+	isEnded     bool // Guarded by mu.
+}
+
+// The bits of session.readable.
+const (
+	clientReadable uint32 = 1 << iota
+	upstreamReadable
+)
+
+// Start relays the session of c until it ends. It takes ownership of the connection and
+// the account.
+func (h *Hub) Start(live *relay.Session, c Client, account *pool.Account) {
+	h.newSession(live, c, account).start()
+}
+
+func (h *Hub) newSession(live *relay.Session, c Client, account *pool.Account) *session {
+	s := &session{exchange: exchange{hub: h, live: live, canResume: live.Mode == event.ModeResume}}
+	s.onWake = s.wake
+	s.client.audit, s.client.offeredCaps = c.AuditClient, c.Caps
+	s.upstream.backend, s.upstream.account, s.upstream.loginFromRoute = h.backends[live.Backend], account, c.LoginFromRoute
+	if c.Quota != nil {
+		s.client.throttle = &throttle{Quota: c.Quota}
+	}
+	h.shared.Clock.Update() // else the session would seem silent since the clock last ran
+	s.client.Open(c.Conn, c.Buffered, imap.Commands, &h.shared)
+	return s
+}
+
+func (s *session) start() {
+	s.setStateMetric(event.StateUnselected)
+	s.hub.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
+	s.upstream.backend.sessionCount.Add(1)
+	s.live.Start(s)
+	s.wake()
+}
+
+// The types through which each socket wakes its session.
+type (
+	clientWaker   session
+	upstreamWaker session
+)
+
+// Wake implements parking.Waker.
+func (s *clientWaker) Wake() { (*session)(s).onReadable(clientReadable) }
+
+// Wake implements parking.Waker.
+func (s *upstreamWaker) Wake() { (*session)(s).onReadable(upstreamReadable) }
+
+// onReadable marks a socket as readable and wakes the session.
+func (s *session) onReadable(bit uint32) {
+	s.readable.Or(bit)
+	s.wake()
+}
+
+// wake starts the session's goroutine, or notifies the running one.
+func (s *session) wake() {
+	s.mu.Lock()
+	if s.running || s.isEnded {
+		s.wakePending = true
+		s.mu.Unlock()
+		return
+	}
+	s.running = true
+	s.mu.Unlock()
+	s.live.Activate(s)
+	s.hub.wg.Add(1)
+	go s.run()
+}
+
+// run is the goroutine of a session. It ends when the session parks, ends or is handed
+// over.
+func (s *session) run() {
+	defer s.hub.wg.Done()
+	defer s.recoverPanic()
+	if s.client.clientWork == nil {
+		s.allocateWork()
+	}
+	err := s.handOverUnparsable(s.readReadable())
+	if err == nil {
+		err = s.serve()
+	}
+	if errors.Is(err, errParked) || errors.Is(err, errHandedOver) {
+		return // the session is no longer this goroutine's
+	}
+	s.end(err)
+}
+
+// allocateWork allocates what only an active session has.
+func (s *session) allocateWork() {
+	work := new(struct {
+		client   clientWork
+		upstream upstreamWork
+	})
+	s.client.clientWork, s.upstream.upstreamWork = &work.client, &work.upstream
+	work.client.records = recorder{hub: s.hub, client: s.client.audit, user: s.upstream.account.User(), backend: s.upstream.backend.name}
+}
+
+// serve runs the session step by step and recovers from upstream losses.
+func (s *session) serve() error {
+	for {
+		if err := s.handOverUnparsable(s.recoverLoss(s.step())); err != nil {
+			return err
+		}
+	}
+}
+
+// step relays pending responses, executes buffered commands, runs housekeeping commands
+// and waits for input.
+func (s *session) step() error {
+	if s.upstream.Conn != nil {
+		if err := s.relay(); err != nil {
+			return err
+		}
+	}
+	if reason := s.client.stopReason.Load(); reason != nil && (s.upstream.outstanding.isEmpty() || *reason == event.Idle) {
+		return stopError(*reason)
+	}
+	if err := s.runCommands(); err != nil {
+		return err
+	}
+	s.client.throttleBytes()
+	if err := s.runHousekeeping(); err != nil {
+		return err
+	}
+	return s.waitForInput()
+}
+
+// waitForInput waits for the peer that is expected to send next: the backend while
+// commands are outstanding, the client otherwise. After a quiet period it parks the
+// session until either is readable.
+func (s *session) waitForInput() error {
+	if s.client.idle != nil {
+		return s.park() // neither is expected to send soon
+	}
+	if s.upstream.Conn == nil || s.upstream.outstanding.isEmpty() {
+		err := s.client.AwaitInput()
+		if errors.Is(err, wire.ErrIdle) {
+			return s.park()
+		}
+		return s.client.wrapError(err)
+	}
+	err := s.upstream.AwaitInput()
+	if !errors.Is(err, wire.ErrIdle) {
+		return wrapLost(err)
+	}
+	if err := s.checkSilence(); err != nil {
+		return err
+	}
+	s.scheduleSilenceCheck()
+	return s.park()
+}
+
+// park gives up the goroutine and returns errParked. It returns nil if there is input to
+// process.
+func (s *session) park() error {
+	if s.upstream.Conn != nil { // the kernel does not signal bytes that TLS has buffered
+		if buffered, err := s.upstream.ReadTLSBuffered(); buffered || err != nil {
+			return wrapLost(err)
+		}
+	}
+	readsClient := !s.upstream.outstanding.isFull() // with a full queue the client must wait
+	if readsClient {
+		if buffered, err := s.client.ReadTLSBuffered(); buffered || err != nil {
+			return s.client.wrapError(err)
+		}
+	}
+	s.releaseBuffers()
+	s.readable.Store(0)
+	poller := s.hub.poller
+	var waitErr error
+	if readsClient {
+		waitErr = poller.Arm(&s.client.ParkWaiter, s.client.NetConn(), (*clientWaker)(s))
+	}
+	if waitErr == nil && s.upstream.Conn != nil {
+		waitErr = poller.Arm(&s.upstream.ParkWaiter, s.upstream.NetConn(), (*upstreamWaker)(s))
+	}
+	if waitErr != nil { // closed, or the epoll set has no room: wait here
+		if err := s.client.AwaitInput(); !errors.Is(err, wire.ErrIdle) {
+			return s.client.wrapError(err)
+		}
+		return nil
+	}
+	s.live.Deactivate(s)
+	s.mu.Lock()
+	runAgain := s.wakePending
+	s.wakePending = false
+	s.running = runAgain
+	if !runAgain && s.upstream.outstanding.isEmpty() {
+		s.client.clientWork, s.upstream.upstreamWork = nil, nil
+	}
+	s.mu.Unlock()
+	if !runAgain {
+		return errParked
+	}
+	s.live.Activate(s)
+	return s.readReadable()
+}
+
+// readReadable reads from the sockets that are readable.
+func (s *session) readReadable() error {
+	bits := s.readable.Swap(0)
+	if bits&upstreamReadable != 0 && s.upstream.Conn != nil {
+		if err := s.recoverLoss(s.upstream.read()); err != nil {
+			return err
+		}
+	}
+	if bits&clientReadable != 0 {
+		if err := s.client.AwaitInput(); err != nil && !errors.Is(err, wire.ErrIdle) {
+			return s.client.wrapError(err)
+		}
+	}
+	return nil
+}
+
+// releaseBuffers releases the buffers that a parked session does not need.
+func (x *exchange) releaseBuffers() {
+	x.client.ReleaseBuffers()
+	if x.upstream.Conn != nil {
+		x.upstream.ReleaseBuffers()
+	}
+	x.client.commandBuf, x.client.outBuf = nil, nil
+	if !x.client.wasParked { // TLS and the login leave the most garbage
+		x.client.wasParked = true
+		x.live.CountParked(2)
+	}
+	x.upstream.outstanding.releaseBuffers()
+	if x.mailbox != nil {
+		x.mailbox.Compact()
+	}
+}
+
+// bindUpstream makes conn the session's lease.
+func (x *exchange) bindUpstream(conn *lease.Conn) {
+	x.upstream.Conn, x.upstream.since = conn, x.hub.uptime()
+	x.upstream.wire.Store(&conn.Conn)
+	if x.client.aborted.Load() { // the abort happened during the acquire
+		conn.Abort()
+	}
+}
+
+// unbindUpstream removes the session's lease and returns it to the caller.
+func (x *exchange) unbindUpstream() *lease.Conn {
+	conn := x.upstream.Conn
+	x.upstream.Conn, x.upstream.attached, x.upstream.tainted, x.upstream.literalDeclined = nil, false, false, false
+	x.upstream.since = x.hub.uptime()
+	x.upstream.wire.Store(nil)
+	x.hub.poller.Disarm(&conn.ParkWaiter)
+	x.updateStateMetric()
+	return conn
+}
+
+// Usage implements relay.Relay.
+func (s *session) Usage() relay.Usage {
+	u := relay.Usage{LastByte: s.client.LastByteTick()}
+	u.Up, u.Down = s.client.ByteCounts()
+	if w := s.upstream.wire.Load(); w != nil && relay.Elapsed(w.LastByteTick(), u.LastByte) >= 0 {
+		u.LastByte = w.LastByteTick()
+	}
+	return u
+}
+
+// End implements relay.Relay. The session ends once no command is outstanding.
+func (s *session) End(reason event.Reason) {
+	s.client.stopReason.CompareAndSwap(nil, &reason)
+	s.client.InterruptWait()
+	s.wake()
+}
+
+// Abort implements relay.Relay.
+func (s *session) Abort(reason event.Reason) {
+	s.client.stopReason.Store(&reason)
+	s.client.aborted.Store(true)
+	s.client.Abort()
+	if w := s.upstream.wire.Load(); w != nil {
+		w.Abort()
+	}
+	s.wake()
+}
+
+// OnTick interrupts waits, and aborts stalled peers, of a session with a goroutine.
+func (s *session) OnTick(now uint32) {
+	s.client.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
+	if w := s.upstream.wire.Load(); w != nil {
+		w.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
+	}
+}
+
+// scheduleWake schedules a wake after d and up to a second more, unless an earlier one is
+// scheduled. So the sessions that lose their upstreams together wake one by one.
+func (x *exchange) scheduleWake(d time.Duration) {
+	now := x.hub.uptime()
+	d += rand.N(time.Second)
+	if x.wakeAt > now && x.wakeAt <= now+d {
+		return
+	}
+	x.wakeAt = now + d
+	if x.wakeTimer == nil {
+		x.wakeTimer = time.AfterFunc(d, x.onWake)
+		return
+	}
+	x.wakeTimer.Reset(d)
+}
+
+// updateStateMetric updates the metric of session states.
+func (x *exchange) updateStateMetric() {
+	switch {
+	case x.client.idle != nil:
+		x.setStateMetric(event.StateIdle)
+	case x.mailbox == nil:
+		x.setStateMetric(event.StateUnselected)
+	case x.upstream.attached:
+		x.setStateMetric(event.StateAttached)
+	default:
+		x.setStateMetric(event.StateDetached)
+	}
+}
+
+func (x *exchange) setStateMetric(state event.State) {
+	if state != x.metricState {
+		x.hub.deps.Metrics.Mux.ChangeState(x.metricState, state)
+		x.metricState = state
+	}
+}
