@@ -249,13 +249,13 @@ func (l *lineReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// checkRoundTrip verifies that a command is unchanged after AppendCommand and ReadCommand.
+// checkRoundTrip verifies that a command is unchanged after appendCommand and ReadCommand.
 func checkRoundTrip(t *testing.T, cmd Command, err error) {
 	if err != nil {
 		return
 	}
 	limits := Limits{Line: 1 << 20, Tag: 126, LiteralBytes: 1 << 20, Size: 1 << 20, LiteralCount: 1 << 10, Parens: 10}
-	r := NewReader(bytes.NewReader(AppendCommand(nil, cmd)), Commands, 1<<20)
+	r := NewReader(bytes.NewReader(appendCommand(nil, cmd)), Commands, 1<<20)
 	again, err := r.ReadCommand(limits, func() error { return errors.New("continuation requested") })
 	if err != nil || again.Tag != cmd.Tag || again.Name != cmd.Name || len(again.Args) != len(cmd.Args) {
 		t.Fatalf("%v became %v, %v", cmd, again, err)
@@ -292,4 +292,32 @@ func TestArgumentCountIsLimited(t *testing.T) {
 			t.Errorf("%.40q: %v", in, err)
 		}
 	}
+}
+
+// appendCommand appends c with CRLF. Strings that cannot be quoted become non-synchronising
+// literals.
+func appendCommand(dst []byte, c Command) []byte {
+	dst = append(append(append(dst, c.Tag...), ' '), c.Name...)
+	space := true
+	for _, t := range c.Args {
+		if space && t.Kind != CloseParen {
+			dst = append(dst, ' ')
+		}
+		space = t.Kind != OpenParen
+		dst = appendToken(dst, t)
+	}
+	return append(dst, '\r', '\n')
+}
+
+// appendToken appends t.
+func appendToken(dst []byte, t Token) []byte {
+	if t.Kind == QuotedString {
+		if quoted, err := AppendQuoted(dst, t.Text); err == nil {
+			return quoted
+		}
+	}
+	if t.Kind == QuotedString || t.Kind == LiteralString {
+		dst = AppendLiteral(dst, t.Text, Literal{NonSync: true})
+	}
+	return append(dst, t.Text...)
 }

@@ -40,30 +40,3 @@ func AppendLiteral(dst []byte, s string, lit Literal) []byte {
 	}
 	return append(dst, '}', '\r', '\n')
 }
-
-// AppendCommand appends c with CRLF. Strings that cannot be quoted become non-synchronising
-// literals.
-func AppendCommand(dst []byte, c Command) []byte {
-	dst = append(append(append(dst, c.Tag...), ' '), c.Name...)
-	space := true
-	for _, t := range c.Args {
-		if space && t.Kind != CloseParen {
-			dst = append(dst, ' ')
-		}
-		space = t.Kind != OpenParen
-		dst = t.append(dst)
-	}
-	return append(dst, '\r', '\n')
-}
-
-func (t Token) append(dst []byte) []byte {
-	if t.Kind == QuotedString {
-		if quoted, err := AppendQuoted(dst, t.Text); err == nil {
-			return quoted
-		}
-	}
-	if t.Kind == QuotedString || t.Kind == LiteralString {
-		dst = AppendLiteral(dst, t.Text, Literal{NonSync: true})
-	}
-	return append(dst, t.Text...)
-}

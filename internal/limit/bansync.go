@@ -3,13 +3,12 @@ package limit
 import (
 	"context"
 	"net/netip"
-	"strings"
 	"time"
-	"unicode"
 
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sanitize"
 	"imapgate/internal/sleep"
 )
 
@@ -126,7 +125,7 @@ func (l *Limiter) applyChange(change cluster.Change) {
 		l.takeOver(b)
 	case "ban":
 		if b.Reason == event.BanOperator {
-			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: oneLine(b.Note)})
+			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: sanitize.Line(b.Note, maxNote)})
 		}
 		l.takeOver(b)
 	}
@@ -135,7 +134,7 @@ func (l *Limiter) applyChange(change cluster.Change) {
 // takeOver enters a ban of another gateway.
 func (l *Limiter) takeOver(b cluster.Ban) {
 	if b.Net.IsValid() {
-		b.Note = oneLine(b.Note)
+		b.Note = sanitize.Line(b.Note, maxNote)
 		_ = l.bans.Put(Ban(b)) // without room: the operator's own bans fill the table
 	}
 }
@@ -149,16 +148,4 @@ func (l *Limiter) lift(net netip.Prefix) []netip.Prefix {
 		l.hooks.OnBanRequest(BanRequest{Net: n})
 	}
 	return lifted
-}
-
-// oneLine returns an operator's note as it fits into a record, with nothing in it that breaks
-// a line, is invisible, or turns the direction of what follows.
-func oneLine(note string) string {
-	note = strings.Map(func(r rune) rune {
-		if !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(note, ""))
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }

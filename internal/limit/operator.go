@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/limit/ban"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sanitize"
 )
 
 // widest4 and widest6 are the fewest bits of a network that can be banned by hand.
@@ -87,7 +88,7 @@ func (l *Limiter) Bans(ctx context.Context) ([]Ban, error) {
 	var all []Ban
 	err := l.cluster.Bans(ctx, func(b cluster.Ban) {
 		if b.Remaining > 0 {
-			b.Note = oneLine(b.Note)
+			b.Note = sanitize.Line(b.Note, maxNote)
 			all = append(all, Ban(b))
 		}
 	})
@@ -104,7 +105,7 @@ func (l *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, no
 	if net.Bits() < identity.Network(net.Addr(), widest4, widest6).Bits() {
 		return fmt.Errorf("ban %v: %w", net, ErrNetworkTooWide)
 	}
-	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: oneLine(note)}
+	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: sanitize.Line(note, maxNote)}
 	if l.cluster != nil {
 		if err := l.cluster.OrderBan(ctx, cluster.Ban(b)); err != nil {
 			return fmt.Errorf("ban %v: %w", net, err)
