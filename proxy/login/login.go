@@ -1,9 +1,9 @@
 // Package login takes one login attempt of a client from its credentials to a connection at
 // the user's backend, or to the answer that refuses it.
 //
-// The steps are Connector.Connect (limits, verification, route, backend) and
-// Connector.Admit (session slot, audit record); Connector.Refuse counts, delays and records
-// an attempt that failed. The package reads and writes nothing at the client: package
+// The steps are Connector.Connect (limits, verification, route, backend), CountSession (a
+// session slot) and RecordAccepted (the audit record). Refuse counts, delays and records an
+// attempt that failed. The package reads and writes nothing at the client: package
 // proxy parses the attempt and sends the answer.
 package login
 
