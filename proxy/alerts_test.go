@@ -20,7 +20,7 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 	})
 	const first, second = "* NO [ALERT] Mailbox is ? nearly full.", "* OK [ALERT] Down at noon."
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
-		b := newHarness(t, v.addr(), func(s *harnessConfig) {
+		b := newHarness(t, v.Addr(), func(s *harnessConfig) {
 			s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}, "mastered": {Mode: mode}}
 		})
 		for _, listener := range []string{"none", "starttls", "implicit"} {
@@ -48,9 +48,9 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 
 func TestDenialCarriesNoAlert(t *testing.T) {
 	v := openAnsweringBackend(t, func(_, secret string) string { return "* NO [ALERT] " + secret + "\r\nNO [AUTHENTICATIONFAILED] no" })
-	b := newHarness(t, v.addr(), func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}}
-		s.backends["west"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS}}
+	b := newHarness(t, v.Addr(), func(s *harnessConfig) {
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}}
+		s.backends["west"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS}}
 		s.routes.Static.Users["alice"] = "west"
 	})
 	c := b.dialGreeted("none")

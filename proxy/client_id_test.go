@@ -1,102 +1,42 @@
 package proxy
 
 import (
-	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux"
 	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
 )
 
-// idRequiringBackend is a backend like Coremail: no mailbox can be selected before the
-// client has sent ID.
-type idRequiringBackend struct {
-	// Set once.
-	l  net.Listener
-	wg sync.WaitGroup
-
-	mu        sync.Mutex
-	conns     map[net.Conn]bool // Guarded by mu.
-	connCount int               // Guarded by mu. Connections so far.
-}
-
-func openIDRequiringBackend(t testing.TB) *idRequiringBackend {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	u := &idRequiringBackend{l: l, conns: map[net.Conn]bool{}}
-	u.wg.Go(u.accept)
-	t.Cleanup(func() {
-		_ = l.Close()
-		u.closeConns()
-		u.wg.Wait()
-	})
-	return u
-}
-
-// accept returns when the listener is closed.
-func (u *idRequiringBackend) accept() {
-	for {
-		nc, err := u.l.Accept()
-		if err != nil {
-			return
-		}
-		u.mu.Lock()
-		u.conns[nc] = true
-		u.connCount++
-		u.mu.Unlock()
-		u.wg.Go(func() { u.serve(nc) })
-	}
-}
-
-// closeConns ends all connections.
-func (u *idRequiringBackend) closeConns() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for nc := range u.conns {
-		_ = nc.Close()
-	}
-	clear(u.conns)
-}
-
-func (u *idRequiringBackend) countConns() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.connCount
-}
-
-// serve returns when the connection ends.
-func (u *idRequiringBackend) serve(nc net.Conn) {
-	defer func() { _ = nc.Close() }()
-	s := newBackendConn(nc)
-	login, err := s.readLogin()
-	if err != nil || s.write(login.tag+" OK [CAPABILITY IMAP4rev1 ID UNSELECT] In.") != nil {
+// serveRequiringID is a backend like Coremail: no mailbox can be selected before the client
+// has sent ID.
+func serveRequiringID(s *testkit.Conn) {
+	login, err := s.ReadLogin()
+	if err != nil || s.Send(login.Tag+" OK [CAPABILITY IMAP4rev1 ID UNSELECT] In.") != nil {
 		return
 	}
-	known := strings.Contains(login.id, `"name"`)
+	known := strings.Contains(login.ID, `"name"`)
 	for {
-		line, err := s.readLine()
+		tag, command, err := s.ReadCommand()
 		if err != nil {
 			return
 		}
-		tag, command, _ := strings.Cut(line, " ")
 		answer := "OK Done."
 		switch {
 		case strings.HasPrefix(command, `ID ("name"`):
 			known = true
-			_ = s.write(`* ID ("name" "Coremail")`)
+			_ = s.Send(`* ID ("name" "Coremail")`)
 		case strings.HasPrefix(command, "SELECT") && !known:
 			answer = "NO SELECT Unsafe Login. Please contact the postmaster for help"
 		case strings.HasPrefix(command, "SELECT"):
-			_ = s.write("* FLAGS (\\Seen)\r\n* 0 EXISTS\r\n* OK [UIDVALIDITY 7] .\r\n* OK [UIDNEXT 1] .")
+			_ = s.Send("* FLAGS (\\Seen)\r\n* 0 EXISTS\r\n* OK [UIDVALIDITY 7] .\r\n* OK [UIDNEXT 1] .")
 			answer = "OK [READ-WRITE] Selected."
 		}
-		if s.write(tag+" "+answer) != nil || command == "LOGOUT" {
+		if s.Send(tag+" "+answer) != nil || command == "LOGOUT" {
 			return
 		}
 	}
@@ -122,10 +62,10 @@ func (c *client) expectSelect(want string) {
 func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
-			u := openIDRequiringBackend(t)
-			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
+			u := testkit.StartIMAP(t, serveRequiringID)
+			b := newHarness(t, u.Addr(), func(s *harnessConfig) {
 				s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, Settings: pool.Settings{PoolIdleTimeout: time.Hour}}}}
-				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.l.Addr().String(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
+				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.Addr(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
 			})
 			before := b.dialGreeted("none")
 			before.write("i ID (\"name\" \"Early\" \"version\" \"1.0\" \"x-session-id\" \"s\")\r\n")
@@ -161,18 +101,18 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 
 // expectReattach closes the backend's connection and expects that the session continues
 // where its mode allows, with the client's ID sent again.
-func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode event.Mode) {
+func (b *harness) expectReattach(c *client, u *testkit.ScriptedIMAP, mode event.Mode) {
 	b.t.Helper()
 	defer c.close()
-	made := u.countConns()
-	u.closeConns()
+	made := u.Accepted()
+	u.CloseConns()
 	if mode != event.ModeResume {
 		return
 	}
 	c.write("n NOOP\r\n")
 	c.expectLine("n OK Done.")
 	c.expectSelect(selectOK)
-	if u.countConns() == made {
+	if u.Accepted() == made {
 		b.t.Error("the connection was not lost")
 	}
 }

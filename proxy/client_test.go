@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // dial connects to a listener without starting TLS.
@@ -18,9 +19,9 @@ func (b *harness) dial(listener string) *client {
 	b.t.Helper()
 	before := len(b.records())
 	nc, err := net.Dial("tcp", b.addr(listener))
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	b.t.Cleanup(func() { _ = nc.Close() })
-	must(b.t, nc.SetDeadline(time.Now().Add(2*testbed.Timeout)))
+	testkit.NoError(b.t, nc.SetDeadline(time.Now().Add(2*testbed.Timeout)))
 	return &client{t: b.t, harness: b, nc: nc, r: bufio.NewReader(nc), firstRecord: before}
 }
 
@@ -52,7 +53,7 @@ type client struct {
 
 func (c *client) startTLS() {
 	c.t.Helper()
-	must(c.t, c.handshake(&tls.Config{}))
+	testkit.NoError(c.t, c.handshake(&tls.Config{}))
 }
 
 func (c *client) handshake(cfg *tls.Config) error {

@@ -18,6 +18,7 @@ import (
 
 	"imapgate/internal/descriptors"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // fewDescriptors is the limit that this test's second process sets itself.
@@ -68,10 +69,10 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 	conns = conns[:0]
 	for range 20 {
 		nc, err := net.Dial("tcp", addr) // accepted by the kernel only
-		must(t, err)
+		testkit.NoError(t, err)
 		conns = append(conns, nc)
 	}
-	eventually(t, "the error to be logged", func() bool { return gateway.command("lines") != "0" })
+	testkit.Eventually(t, "the error to be logged", func() bool { return gateway.command("lines") != "0" })
 	gateway.command("free")
 	for _, nc := range conns {
 		if line := readLine(nc, testbed.Timeout); !strings.HasPrefix(line, "* OK") {
@@ -104,7 +105,7 @@ func TestAcceptFailuresBackOffAndLogRarely(t *testing.T) {
 func dialGreeting(t *testing.T, addr string, limit time.Duration) (net.Conn, string) {
 	t.Helper()
 	nc, err := net.Dial("tcp", addr)
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = nc.Close() })
 	return nc, readLine(nc, limit)
 }
@@ -128,10 +129,10 @@ func startGateway(t *testing.T) *gatewayProcess {
 	cmd.Env = append(os.Environ(), "FEW_DESCRIPTORS=1")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
-	must(t, err)
+	testkit.NoError(t, err)
 	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
+	testkit.NoError(t, err)
+	testkit.NoError(t, cmd.Start())
 	o := &gatewayProcess{t, in, bufio.NewReader(out)}
 	t.Cleanup(func() {
 		_ = in.Close()
@@ -148,10 +149,10 @@ func (o *gatewayProcess) command(cmd string) string {
 	o.t.Helper()
 	if cmd != "" {
 		_, err := io.WriteString(o.in, cmd+"\n")
-		must(o.t, err)
+		testkit.NoError(o.t, err)
 	}
 	line, err := o.out.ReadString('\n')
-	must(o.t, err)
+	testkit.NoError(o.t, err)
 	return strings.TrimSpace(line)
 }
 
@@ -169,7 +170,7 @@ func (o *gatewayProcess) dialUntilGreeted(addr string) (nc net.Conn, line string
 // serveWithFewDescriptors runs in the second process until its input ends.
 func serveWithFewDescriptors(t *testing.T) {
 	limit := unix.Rlimit{Cur: fewDescriptors, Max: fewDescriptors}
-	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	testkit.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
 	b := openHarness(t, refusingAddress, func(s *harnessConfig) { s.cfg.MaxConnections = 100_000 }) // more than the limit allows
 	fmt.Println(b.addr("none"))
 	var taken []*os.File

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
@@ -41,7 +42,7 @@ type dialogue struct {
 func readDialogues(t *testing.T, file string) []dialogue {
 	t.Helper()
 	text, err := os.ReadFile(file)
-	must(t, err)
+	testkit.NoError(t, err)
 	var all []dialogue
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimRight(line, "\n")
@@ -70,7 +71,7 @@ var splits = map[string]func(rng *rand.Rand, left int) int{
 func TestDialogues(t *testing.T) {
 	checkLeaks(t)
 	files, err := filepath.Glob("testdata/*.txt")
-	must(t, err)
+	testkit.NoError(t, err)
 	if len(files) == 0 {
 		t.Fatal("no dialogues")
 	}
@@ -102,7 +103,7 @@ type dialogueRunner struct {
 	split     func(*rand.Rand, int) int
 	rng       *rand.Rand
 	pending   string // not yet sent by the client
-	login     receivedLogin
+	login     testkit.Login
 	wantAudit []string // records expected so far
 }
 
@@ -127,10 +128,10 @@ func (d dialogue) run(t *testing.T, kind, splitName string, seed uint64) {
 	a.flushClient()
 	a.close()
 	if a.backend.conn != nil {
-		_, _ = io.Copy(io.Discard, a.backend.conn.r) // passes on the end from the gateway
+		_, _ = io.Copy(io.Discard, a.backend.conn.R) // passes on the end from the gateway
 		a.backend.closeConn()
 	}
-	eventually(t, "the connection's end", func() bool { return b.server.openConns.Load() == 0 })
+	testkit.Eventually(t, "the connection's end", func() bool { return b.server.openConns.Load() == 0 })
 	b.stopServer()
 	a.compareAudit()
 }
@@ -160,17 +161,17 @@ func (a *dialogueRunner) step(line string) error {
 	case "U-LOGIN":
 		return a.expectUpstreamLogin(text)
 	case "B-LOGIN":
-		return a.backend.backendConn().write(a.login.tag + " " + text)
+		return a.backend.backendConn().Send(a.login.Tag + " " + text)
 	case "U":
-		if got, err := a.backend.backendConn().readLine(); err != nil || !matchesPattern(text, got) {
+		if got, err := a.backend.backendConn().ReadLine(); err != nil || !matchesPattern(text, got) {
 			return fmt.Errorf("received %q, %w", got, cmp.Or(err, io.ErrShortBuffer))
 		}
 	case "B":
-		return a.backend.backendConn().write(text)
+		return a.backend.backendConn().Send(text)
 	case "B-END":
 		a.backend.closeConn()
 	case "U-END":
-		if rest, err := io.ReadAll(a.backend.backendConn().r); err != nil || len(rest) > 0 {
+		if rest, err := io.ReadAll(a.backend.backendConn().R); err != nil || len(rest) > 0 {
 			return fmt.Errorf("received %q, %w", rest, err)
 		}
 		a.backend.closeConn()
@@ -190,13 +191,13 @@ func (a *dialogueRunner) flushClient() {
 }
 
 func (a *dialogueRunner) expectUpstreamLogin(text string) (err error) {
-	if a.login, err = a.backend.backendConn().readLogin(); err != nil {
+	if a.login, err = a.backend.backendConn().ReadLogin(); err != nil {
 		return err
 	}
-	got := fmt.Sprintf("%s %s %s", cmp.Or(a.login.authzid, "-"), a.login.user, a.login.password)
+	got := fmt.Sprintf("%s %s %s", cmp.Or(a.login.AuthzID, "-"), a.login.User, a.login.Password)
 	want, id, _ := strings.Cut(text, " ID ")
-	if got != want || id != "" && !matchesPattern(id, a.login.id) {
-		return fmt.Errorf("login %q with %s", got, a.login.id)
+	if got != want || id != "" && !matchesPattern(id, a.login.ID) {
+		return fmt.Errorf("login %q with %s", got, a.login.ID)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/routing"
 )
 
@@ -26,7 +27,7 @@ func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	store := testbed.StartRedis(t)
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
-	must(t, err)
+	testkit.NoError(t, err)
 	store.CLI("HSET", "imapgate:user:frank@example.org", "password", hash)
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "password", hash, "state", "blocked")
 	far := faultproxy.Start(t, store.Address)
@@ -34,7 +35,7 @@ func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 		far.SetRules(d, faultproxy.Rules{Latency: time.Millisecond / 2})
 	}
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{far.Address()}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return func(s *harnessConfig) {
 		var routes *routing.Router // created after auth

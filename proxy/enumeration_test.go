@@ -24,6 +24,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // requirePairs returns how many pairs to time for each mechanism: none in an ordinary run,
@@ -43,7 +44,7 @@ func requirePairs(t *testing.T) int {
 func TestDenialTimeDoesNotRevealUsers(t *testing.T) {
 	pairs := requirePairs(t)
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
-	must(t, err)
+	testkit.NoError(t, err)
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.users = "frank@example.org:" + hash + "\n"
 		s.auth.Methods = []string{auth.File}

@@ -13,6 +13,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // fuzzSteps are the actions of a fuzzed client, by number; other bytes are sent as they
@@ -73,8 +74,8 @@ func FuzzSession(f *testing.F) {
 		names := []string{"none", "starttls", "implicit", "trusting-none", "balanced-none", "balanced-starttls"}
 		name := names[int(listener)%len(names)]
 		nc, err := net.Dial("tcp", b.addr(name))
-		must(t, err)
-		must(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
+		testkit.NoError(t, err)
+		testkit.NoError(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
 		c := &client{t: t, harness: b, nc: nc, r: bufio.NewReader(nc)}
 		if strings.HasPrefix(name, "balanced") {
 			c.tryWrite("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
@@ -86,8 +87,8 @@ func FuzzSession(f *testing.F) {
 			c.runStep(step)
 		}
 		c.close()
-		eventually(t, "the connection to be released", func() bool {
-			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.connCount() == 0
+		testkit.Eventually(t, "the connection to be released", func() bool {
+			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.Open() == 0
 		})
 		if n := strings.Count(b.logs.String(), `"msg":"panic recovered"`); n > 0 {
 			t.Fatalf("a panic:\n%s", b.logs)

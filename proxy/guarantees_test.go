@@ -2,12 +2,9 @@ package proxy
 
 import (
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"io"
-	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,22 +12,11 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/routing"
 )
 
 // Guarantees about secrets, timing and shutdown.
-
-// encodings returns the forms in which a secret could appear.
-func encodings(secret string) []string {
-	reversed := []byte(secret)
-	slices.Reverse(reversed)
-	all := []string{secret, hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))), url.QueryEscape(secret), url.PathEscape(secret), string(reversed)}
-	for before := range 3 { // the bytes before it shift base64
-		coded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", before) + secret))
-		all = append(all, coded[4:len(coded)-3])
-	}
-	return all
-}
 
 func TestSecretsAreNeverOutput(t *testing.T) {
 	const right, wrong, filed, master = "CANARY1/right pw+", "CANARY2/wrong pw+", "CANARY3/filed pw+", "CANARY4/master pw+"
@@ -59,14 +45,10 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 		shown := b.metricsText()
 		b.stopServer()
 		text, err := os.ReadFile(b.path("audit"))
-		must(t, err)
+		testkit.NoError(t, err)
 		shown += string(text) + b.logs.String()
-		for _, secret := range []string{right, wrong, filed, master} {
-			for _, form := range encodings(secret) {
-				if i := strings.Index(shown, form); i >= 0 {
-					t.Errorf("%s shows as %s in …%s…", secret, form, shown[max(0, i-300):min(len(shown), i+100)])
-				}
-			}
+		for _, found := range testkit.FindSecrets(shown, map[string]string{"right": right, "wrong": wrong, "filed": filed, "master": master}) {
+			t.Error(found)
 		}
 	}
 }
@@ -100,7 +82,7 @@ func (b *harness) tryLeaks(logins map[string]string) {
 		c.readAll()
 		c.close()
 	}
-	eventually(b.t, "the connections to end", func() bool { return b.server.openConns.Load() == 0 })
+	testkit.Eventually(b.t, "the connections to end", func() bool { return b.server.openConns.Load() == 0 })
 }
 
 // `make enumeration` measures whether the times can be distinguished.
@@ -111,7 +93,7 @@ func TestDenialsAreUniformAndDelayed(t *testing.T) {
 	}
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "state", "blocked")
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
 	names := []string{"alice", "frank", "blocked", "unknown", "\"bad name\""}
@@ -157,7 +139,7 @@ func TestHangingBackendLoginEndsAtDeadline(t *testing.T) {
 			t.Error(r)
 		}
 	}
-	eventually(t, "the upstream connections to close", func() bool { return m.connCount() == 0 })
+	testkit.Eventually(t, "the upstream connections to close", func() bool { return m.Open() == 0 })
 }
 
 func TestDisconnectedClientReleasesResources(t *testing.T) {
@@ -174,7 +156,7 @@ func TestDisconnectedClientReleasesResources(t *testing.T) {
 		<-m.hanging
 		c.reset()
 	}
-	eventually(t, "everything to be released", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
+	testkit.Eventually(t, "everything to be released", func() bool { return m.Open() == 0 && b.server.openConns.Load() == 0 })
 	if r := b.wantRecord("login_refused", event.BackendTimeout); r.field("user") != "hang@example.org" {
 		t.Error(r)
 	}
@@ -190,7 +172,7 @@ func TestBackendDeathClosesClientsAtOnce(t *testing.T) {
 		c.expectLine("a OK …")
 		clients = append(clients, c)
 	}
-	m.close()
+	m.Close()
 	for _, c := range clients {
 		c.expectEOF()
 	}
@@ -204,10 +186,10 @@ func TestLoginRequiresAuditRecord(t *testing.T) {
 	b := newHarness(t, m.addr())
 	b.auditFailed = true
 	c := b.dialGreeted("none")
-	must(t, b.deps.Audit.Close())
+	testkit.NoError(t, b.deps.Audit.Close())
 	c.write("a LOGIN alice right\r\n")
 	c.expectLine("a " + unavailableReply)
-	if m.connCount() > 0 {
+	if m.Open() > 0 {
 		t.Error("the backend was contacted")
 	}
 }
@@ -263,7 +245,7 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	leaving := b.dialGreeted("none")
 	leaving.write("a LOGIN alice right\r\n")
 	leaving.expectLine("a OK …")
-	eventually(t, "all to be under way", func() bool {
+	testkit.Eventually(t, "all to be under way", func() bool {
 		return b.server.openConns.Load() == int64(len(notified)+len(mute)+2) && b.server.Sessions() == 2
 	})
 
@@ -322,7 +304,7 @@ func TestDrainEndsIdleSessionsGradually(t *testing.T) {
 	busy.write("a LOGIN alice right\r\n")
 	busy.expectLine("a OK …")
 	b.stop()
-	eventually(t, "the drain", b.server.IsDraining)
+	testkit.Eventually(t, "the drain", b.server.IsDraining)
 	start := time.Now()
 	for b.server.Sessions() > 1 {
 		if _, err := io.WriteString(busy.nc, "b NOOP\r\n"); err != nil { // never idle
@@ -351,7 +333,7 @@ func TestDrainEndsWithLastSession(t *testing.T) {
 	c.write("a LOGIN alice right\r\n")
 	c.expectLine("a OK …")
 	b.stop()
-	eventually(t, "the drain", b.server.IsDraining)
+	testkit.Eventually(t, "the drain", b.server.IsDraining)
 	c.close()
 	b.stopServer() // within its own limit
 }
@@ -364,11 +346,11 @@ func TestSessionLogLineHasFixedKeys(t *testing.T) {
 		c.expectLine("…")
 		c.close()
 	}
-	eventually(t, "their lines", func() bool { return strings.Count(b.logs.String(), `"msg":"session"`) == 2 })
+	testkit.Eventually(t, "their lines", func() bool { return strings.Count(b.logs.String(), `"msg":"session"`) == 2 })
 	lines := 0
 	for line := range strings.Lines(b.logs.String()) {
 		var fields map[string]any
-		must(t, json.Unmarshal([]byte(line), &fields))
+		testkit.NoError(t, json.Unmarshal([]byte(line), &fields))
 		if fields["msg"] != "session" {
 			continue
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // fullLimiter returns a limiter with no free slots whose burst is over; done releases all
@@ -155,14 +156,14 @@ func TestSlowClientsHoldNoHandshakeSlot(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withOneHandshake)
 	for range 20 { // half a ClientHello: a record is announced and partly sent
 		slow, err := net.Dial("tcp", b.addr("implicit"))
-		must(t, err)
+		testkit.NoError(t, err)
 		defer slow.Close()
 		_, err = io.WriteString(slow, "\x16\x03\x01\x02\x00\x01\x00")
-		must(t, err)
+		testkit.NoError(t, err)
 	}
 	for range 20 { // a complete ClientHello, and then nothing is read or sent
 		distant, err := net.Dial("tcp", b.addr("implicit"))
-		must(t, err)
+		testkit.NoError(t, err)
 		defer distant.Close()
 		deaf := &stallingConn{Conn: distant, received: make(chan struct{})}
 		go func() { _ = tls.Client(deaf, &tls.Config{InsecureSkipVerify: true}).Handshake() }()

@@ -30,6 +30,7 @@ import (
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -153,7 +154,7 @@ func (b *harness) start(s *harnessConfig) {
 	b.t.Helper()
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), b.logs, zapcore.DebugLevel))
 	cert, key, err := tlsconf.SelfSignedPEM("localhost")
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	b.writeFile("cert.pem", string(cert))
 	b.writeFile("key.pem", string(key))
 	b.rootCAs = x509.NewCertPool()
@@ -165,9 +166,9 @@ func (b *harness) start(s *harnessConfig) {
 		served.ClientCA = b.path("clients.pem")
 	}
 	r.TLS, err = tlsconf.NewServer(served, log)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	r.Auth, err = auth.New(testbed.WithDefaults(s.auth), s.authSources, log)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	modes := make(map[string]BackendSettings)
 	for name, c := range s.backends {
 		c.Name, c.SessionPrefix, c.Sockets = name, s.cfg.Instance, r.Sockets
@@ -180,27 +181,20 @@ func (b *harness) start(s *harnessConfig) {
 	}
 	s.cfg.Modes = modes
 	r.Routes, err = routing.New(testbed.WithDefaults(s.routes), s.redis, routing.Metrics{Lookup: r.Metrics.CountRouteLookup}, log)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	s.limits.Prefix = "imapgate:"
 	r.Limits, err = limit.New(testbed.WithDefaults(s.limits, testbed.NoLimit...), s.redis, s.hooks, log)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	r.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: b.path("audit"), FirstPerMinute: s.auditFirst}}, "path", "first_per_minute"), log)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	if s.changeDeps != nil {
 		s.changeDeps(&r)
 	}
 	b.deps = r
 	b.server, err = New(s.cfg, r)
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	if s.changeServer != nil {
 		s.changeServer(b.server)
-	}
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -208,7 +202,7 @@ func (b *harness) path(name string) string { return filepath.Join(b.dir, name) }
 
 func (b *harness) writeFile(name, text string) {
 	b.t.Helper()
-	must(b.t, os.WriteFile(b.path(name), []byte(text), 0o600))
+	testkit.NoError(b.t, os.WriteFile(b.path(name), []byte(text), 0o600))
 }
 
 // stopServer stops the gateway and waits for it.
@@ -326,7 +320,7 @@ func (r auditRecord) count() float64 {
 func (b *harness) records() []auditRecord {
 	b.t.Helper()
 	text, err := os.ReadFile(b.path("audit"))
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	var all []auditRecord
 	for line := range bytes.Lines(text) {
 		if !bytes.HasSuffix(line, []byte("\n")) {
@@ -345,7 +339,7 @@ func (b *harness) records() []auditRecord {
 func (b *harness) wantRecord(event string, reason event.Reason) auditRecord {
 	b.t.Helper()
 	var found auditRecord
-	eventually(b.t, fmt.Sprintf("%s %s in the audit log", event, reason), func() bool {
+	testkit.Eventually(b.t, fmt.Sprintf("%s %s in the audit log", event, reason), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == event && r.field("reason") == string(reason) {
 				found = r
@@ -361,7 +355,7 @@ func (b *harness) lastRecord(event string, c *client) auditRecord {
 	b.t.Helper()
 	var found auditRecord
 	peer := c.nc.LocalAddr().String()
-	eventually(b.t, event+" in the audit log", func() bool {
+	testkit.Eventually(b.t, event+" in the audit log", func() bool {
 		for _, r := range b.records()[c.firstRecord:] {
 			if r.field("event") == event && r.field("peer") == peer {
 				found = r
@@ -378,11 +372,11 @@ func (b *harness) addr(listener string) string { return b.server.Addrs()[listene
 func checkLeaks(t testing.TB) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	testkit.NoError(t, err)
 	_ = l.Close() // the runtime's own descriptors come with the first socket
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	t.Cleanup(func() {
-		eventually(t, "goroutines and descriptors to go", func() bool {
+		testkit.Eventually(t, "goroutines and descriptors to go", func() bool {
 			runtime.GC() // closes the pipes that net keeps for splice(2)
 			return runtime.NumGoroutine() <= goroutines && len(openFiles(t)) <= len(files)
 		})
@@ -394,7 +388,7 @@ func openFiles(t testing.TB) []string {
 		return nil
 	}
 	numbers, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
+	testkit.NoError(t, err)
 	var files []string
 	for _, n := range numbers {
 		if name, err := os.Readlink("/proc/self/fd/" + n.Name()); err == nil {
@@ -402,16 +396,6 @@ func openFiles(t testing.TB) []string {
 		}
 	}
 	return files
-}
-
-// eventually polls ok until it returns true, or fails with the stacks of all goroutines.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(testbed.Timeout); !ok(); <-time.After(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("timed out waiting for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
-		}
-	}
 }
 
 func stacks() []byte {

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/routing"
 )
 
@@ -49,7 +50,7 @@ func TestHostileNamesAreRefusedBeforeLookup(t *testing.T) {
 	for _, c := range clients {
 		c.expectLine("a " + authFailedReply)
 	}
-	if m.connCount() > 0 || m.receivedText() != "" || b.metrics()["imapgate_upstream_connects_total"] > 0 {
+	if m.Open() > 0 || m.receivedText() != "" || b.metrics()["imapgate_upstream_connects_total"] > 0 {
 		t.Error("a backend was contacted")
 	}
 	b.stopServer()
@@ -89,7 +90,7 @@ func TestHostilePasswordsAreRefusedBeforeLookup(t *testing.T) {
 	for _, c := range clients {
 		c.expectLine("a " + authFailedReply)
 	}
-	if m.connCount() > 0 || b.metrics()["imapgate_upstream_connects_total"] > 0 {
+	if m.Open() > 0 || b.metrics()["imapgate_upstream_connects_total"] > 0 {
 		t.Error("a backend was contacted")
 	}
 }
@@ -101,24 +102,24 @@ func TestBytesAfterLoginAreRelayedUnchanged(t *testing.T) {
 	for _, listener := range []string{"none", "starttls", "implicit"} {
 		c := b.dialGreeted(listener)
 		c.write("a LOGIN alice right\r\n" + odd)
-		login, err := backend.backendConn().readLogin()
-		must(t, err)
-		must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+		login, err := backend.backendConn().ReadLogin()
+		testkit.NoError(t, err)
+		testkit.NoError(t, backend.backendConn().Send(login.Tag+" OK [CAPABILITY IMAP4rev1] In."))
 		c.expectLine("a OK …")
 		c.write(odd)
 		got := make([]byte, 2*len(odd))
 		for n := 0; n < len(got); {
-			k, err := backend.backendConn().r.Read(got[n:])
-			must(t, err)
+			k, err := backend.backendConn().R.Read(got[n:])
+			testkit.NoError(t, err)
 			n += k
 		}
 		if string(got) != odd+odd {
 			t.Errorf("%s: the backend got %.100q", listener, got)
 		}
-		must(t, backend.backendConn().write(odd))
+		testkit.NoError(t, backend.backendConn().Send(odd))
 		for n := 0; n < len(odd)+2; {
 			k, err := c.r.Read(got)
-			must(t, err)
+			testkit.NoError(t, err)
 			n += k
 		}
 		c.close()
@@ -155,7 +156,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	store.CLI("HSET", "imapgate:user:mallory@example.org", "backend", "east", "user", "bob@example.org")
 	store.CLI("HSET", "imapgate:user:ssrf@example.org", "backend", "127.0.0.1:6379")
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	m := openTestBackend(t)
 	b := openHarness(t, m.addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
@@ -199,7 +200,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	if routes != 5 {
 		t.Errorf("%d users have records", routes)
 	}
-	eventually(t, "the end of bob's session", func() bool { b.server.sessions.AbortAll(event.Drained); return b.server.Sessions() == 0 })
+	testkit.Eventually(t, "the end of bob's session", func() bool { b.server.sessions.AbortAll(event.Drained); return b.server.Sessions() == 0 })
 }
 
 func TestUserNameIsNeverExpanded(t *testing.T) {
@@ -207,12 +208,12 @@ func TestUserNameIsNeverExpanded(t *testing.T) {
 	b := newHarness(t, backend.l.Addr().String(), func(s *harnessConfig) { s.routes.Static.Default = "east" })
 	c := b.dialGreeted("none")
 	c.write("a LOGIN alice \"%u%{user}$(id){{.}}\\\\\"\r\n")
-	login, err := backend.backendConn().readLogin()
-	must(t, err)
-	if login.password != `%u%{user}$(id){{.}}\` || login.user != "alice@example.org" {
+	login, err := backend.backendConn().ReadLogin()
+	testkit.NoError(t, err)
+	if login.Password != `%u%{user}$(id){{.}}\` || login.User != "alice@example.org" {
 		t.Errorf("the backend got %+v", login)
 	}
-	must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+	testkit.NoError(t, backend.backendConn().Send(login.Tag+" OK [CAPABILITY IMAP4rev1] In."))
 	c.expectLine("a OK …")
 	backend.closeConn()
 }
@@ -232,7 +233,7 @@ func TestClientInputNeverBecomesMetricLabel(t *testing.T) {
 	}
 	c.write("b LOGIN alice right\r\n")
 	c.expectLine("b OK …")
-	eventually(t, "the logins to be counted", func() bool { return b.metrics()["imapgate_logins_total"] == 121 })
+	testkit.Eventually(t, "the logins to be counted", func() bool { return b.metrics()["imapgate_logins_total"] == 121 })
 	if now := strings.Count(b.metricsText(), "\n"); now > lines+3 || len(b.metrics()) > before+1 { // the result of a first connect adds a series, once
 		t.Errorf("%d lines of metrics became %d", lines, now)
 	}
@@ -244,12 +245,12 @@ func TestNameSpellingsAreOneUser(t *testing.T) {
 	for _, name := range []string{"alice", "ALICE", "Alice@Example.ORG", "alice@example.org", "aLiCe@EXAMPLE.org"} {
 		c := b.dialGreeted("none")
 		c.write("a LOGIN " + name + " right\r\n")
-		login, err := backend.backendConn().readLogin()
-		must(t, err)
-		if login.user != "alice@example.org" {
-			t.Errorf("%s is %s upstream", name, login.user)
+		login, err := backend.backendConn().ReadLogin()
+		testkit.NoError(t, err)
+		if login.User != "alice@example.org" {
+			t.Errorf("%s is %s upstream", name, login.User)
 		}
-		must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+		testkit.NoError(t, backend.backendConn().Send(login.Tag+" OK [CAPABILITY IMAP4rev1] In."))
 		c.expectLine("a OK …")
 		if r := b.lastRecord("login_accepted", c); r.field("user") != "alice@example.org" || r.field("claimed") != "" {
 			t.Error(r)

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 )
 
@@ -48,7 +49,7 @@ func (b *harness) expectRefusedFrom(address string) {
 // wantHit waits for a limit's record and its metric.
 func (b *harness) wantHit(reason event.Limit, subject string) {
 	b.t.Helper()
-	eventually(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
+	testkit.Eventually(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == "limit_hit" && r.field("limit") == string(reason) && r.field("subject") == subject {
 				return strings.Contains(b.metricsText(), `imapgate_limit_refusals_total{limit="`+string(reason)+`"}`)
@@ -61,7 +62,7 @@ func (b *harness) wantHit(reason event.Limit, subject string) {
 // waitSlots waits until n counters are in use.
 func (b *harness) waitSlots(n int) {
 	b.t.Helper()
-	eventually(b.t, fmt.Sprintf("%d counters in use", n), func() bool { return b.deps.Limits.CountersInUse() == n })
+	testkit.Eventually(b.t, fmt.Sprintf("%d counters in use", n), func() bool { return b.deps.Limits.CountersInUse() == n })
 }
 
 func TestAddressPreauthConnectionLimit(t *testing.T) {
@@ -86,7 +87,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 	b.expectRefusedFrom("192.0.2.1")
 	b.wantHit(event.LimitAddress, "192.0.2.1/32")
 	second.reset()
-	eventually(t, "the counters of a client that vanished", func() bool {
+	testkit.Eventually(t, "the counters of a client that vanished", func() bool {
 		c := b.dialFrom("192.0.2.1")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
@@ -152,12 +153,12 @@ func TestUserSessionLimit(t *testing.T) {
 			if r := b.lastRecord("login_refused", one); r.field("reason") != string(event.LimitReached) {
 				t.Errorf("%v", r)
 			}
-			eventually(t, "the end at the backend", func() bool { return m.connCount() == 2 })
+			testkit.Eventually(t, "the end at the backend", func() bool { return m.Open() == 2 })
 			wrong := b.dialGreetedFrom(test.other)
 			wrong.write("a LOGIN frank wrong\r\n")
 			wrong.expectLine("a " + authFailedReply) // a wrong password must not reveal the limit
 			in[0].reset()
-			eventually(t, "a free slot", func() bool {
+			testkit.Eventually(t, "a free slot", func() bool {
 				c := b.dialGreetedFrom(test.other)
 				c.write("a LOGIN frank right\r\n")
 				line, _ := c.r.ReadString('\n')

@@ -47,7 +47,7 @@ func TestBareLFDoesNotSplitCommands(t *testing.T) {
 			c.close()
 		}
 	}
-	if m.connCount() > 0 || m.receivedText() != "" {
+	if m.Open() > 0 || m.receivedText() != "" {
 		t.Error("a login after an LF was tried")
 	}
 }
@@ -65,7 +65,7 @@ func TestSASLLineWithBareLFIsRefused(t *testing.T) {
 	if r := b.lastRecord("login_refused", c); r.field("reason") != string(event.BadExchange) {
 		t.Error(r)
 	}
-	if m.connCount() > 0 {
+	if m.Open() > 0 {
 		t.Error("a login after an LF was tried")
 	}
 }

@@ -52,7 +52,7 @@ func Test16KBTokenIsAcceptedByEveryVerifier(t *testing.T) {
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
 	for _, method := range []string{auth.OAuth, auth.Passthrough} {
-		b := newHarness(t, v.addr(), func(s *harnessConfig) {
+		b := newHarness(t, v.Addr(), func(s *harnessConfig) {
 			s.auth.Methods, s.auth.Mechanisms = []string{method}, []string{"OAUTHBEARER", "XOAUTH2"}
 			s.authSources.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
 				if token.Reveal() == padToken(identity.MaxToken, "right") {

@@ -24,6 +24,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -33,7 +34,7 @@ import (
 func withSCRAM(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
-	must(t, err)
+	testkit.NoError(t, err)
 	return func(s *harnessConfig) {
 		s.users = "carol@example.org:" + hash + "\nfrank@example.org:" + hash + "\ngina@example.org:{PLAIN}" + password + "\n"
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN"}
@@ -51,7 +52,7 @@ type scramExchange struct {
 func (c *client) startScram(mechanism, user, password, binding string) scramExchange {
 	c.t.Helper()
 	made, err := scram.SHA256.NewClient(user, password, "")
-	must(c.t, err)
+	testkit.NoError(c.t, err)
 	e := scramExchange{c, made.NewConversation()}
 	if secure, ok := c.nc.(*tls.Conn); ok && binding != "" {
 		state := secure.ConnectionState()
@@ -60,14 +61,14 @@ func (c *client) startScram(mechanism, user, password, binding string) scramExch
 			bind = scram.NewTLSServerEndpointBinding
 		}
 		b, err := bind(&state)
-		must(c.t, err)
+		testkit.NoError(c.t, err)
 		e.conversation = made.NewConversationWithChannelBinding(b)
 	}
 	first, err := e.conversation.Step("")
-	must(c.t, err)
+	testkit.NoError(c.t, err)
 	c.write("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(first)) + "\r\n")
 	final, err := e.conversation.Step(c.readChallenge())
-	must(c.t, err)
+	testkit.NoError(c.t, err)
 	c.write(base64.StdEncoding.EncodeToString([]byte(final)) + "\r\n")
 	return e
 }
@@ -81,7 +82,7 @@ func (c *client) readChallenge() string {
 		c.t.Fatalf("received %q, %v; want a challenge\n%s", line, err, c.harness.logs)
 	}
 	text, err := base64.StdEncoding.DecodeString(coded)
-	must(c.t, err)
+	testkit.NoError(c.t, err)
 	return string(text)
 }
 
@@ -119,7 +120,7 @@ func TestGuesserGetsNoServerProof(t *testing.T) {
 		c := b.dialGreeted("implicit")
 		c.startScram("SCRAM-SHA-256-PLUS", user, "wrong", "tls-exporter")
 		line, err := c.r.ReadString('\n')
-		must(t, err)
+		testkit.NoError(t, err)
 		lines = append(lines, line)
 		if r := b.lastRecord("login_refused", c); r.field("user") != user+"@example.org" || r.field("reason") != string(event.BadCredentials) {
 			t.Errorf("%v", r)
@@ -171,7 +172,7 @@ func TestClientMayCancelAfterServerProof(t *testing.T) {
 	if r := b.lastRecord("login_refused", gone); r.field("reason") != string(event.ClientAbortedAfterProof) {
 		t.Errorf("%v", r)
 	}
-	eventually(t, "the end at the backend", func() bool { return m.connCount() == 0 })
+	testkit.Eventually(t, "the end at the backend", func() bool { return m.Open() == 0 })
 }
 
 func TestRefusedUserGetsNoServerProof(t *testing.T) {
@@ -221,15 +222,15 @@ type testCA struct {
 func newTestCA(t testing.TB) *testCA {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	testkit.NoError(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "clients"}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
+	testkit.NoError(t, err)
 	cert, err := x509.ParseCertificate(der)
-	must(t, err)
+	testkit.NoError(t, err)
 	return &testCA{t, key, cert}
 }
 
@@ -241,7 +242,7 @@ func (a *testCA) pem() string {
 func (a *testCA) issue(emails []string, change func(*x509.Certificate)) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(a.t, err)
+	testkit.NoError(a.t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "carol@example.org"}, EmailAddresses: emails,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -251,7 +252,7 @@ func (a *testCA) issue(emails []string, change func(*x509.Certificate)) tls.Cert
 		change(template)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	must(a.t, err)
+	testkit.NoError(a.t, err)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -302,9 +303,9 @@ func TestCertificateLogsInItsOwnUser(t *testing.T) {
 				}
 				return
 			}
-			must(t, err)
+			testkit.NoError(t, err)
 			greeting, err := person.r.ReadString('\n')
-			must(t, err)
+			testkit.NoError(t, err)
 			if offered := strings.Contains(greeting, "AUTH=EXTERNAL"); offered != (c.answer != notOffered) {
 				t.Errorf("offered: %v: %q", offered, greeting)
 			}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/base64"
 	"fmt"
+	"imapgate/internal/testkit"
 	"os"
 	"strings"
 	"testing"
@@ -138,7 +139,7 @@ func TestMisplacedPasswordLeavesNoTrace(t *testing.T) {
 func (b *harness) expectNoTrace(what, logged string) {
 	b.t.Helper()
 	audited, err := os.ReadFile(b.path("audit"))
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	for _, trace := range passwordTraces(misplacedPassword) {
 		for text := range strings.Lines(string(audited) + logged) {
 			if strings.Contains(strings.ToLower(text), trace) {

@@ -12,6 +12,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // withNames allows all names that can be allowed, for users with a password for SCRAM.
@@ -19,7 +20,7 @@ func withNames(t testing.TB, ca *testCA, users ...string) func(*harnessConfig) {
 	names, err := identity.NewNames(identity.NameRules{
 		Domain: "example.org", Characters: identity.OptionalCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
 	})
-	must(t, err)
+	testkit.NoError(t, err)
 	stored := cheapSCRAMHash()
 	return func(s *harnessConfig) {
 		withAllMechanisms(t, ca)(s)

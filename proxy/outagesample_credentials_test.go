@@ -26,7 +26,7 @@ func TestUnavailableAnswerCountsAsOutage(t *testing.T) {
 	var answer atomic.Value
 	answer.Store("")
 	v := openAnsweringBackend(t, func(string, string) string { return answer.Load().(string) })
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	for i, answerText := range []string{
 		"NO generic failure", "NO Login failed: generic failure", "NO remote authentication server unavailable", "NO transient failure", // Cyrus
 		"NO [UNAVAILABLE] no", "NO [SERVERBUG] no", "NO [THROTTLED] no", "NO [PRIVACYREQUIRED] no", "NO [CANNOT] no",
@@ -63,7 +63,7 @@ func TestTokenOutageDoesNotAffectPasswords(t *testing.T) {
 				return "NO [UNAVAILABLE] the provider does not answer"
 			}
 			return "NO [AUTHENTICATIONFAILED] no"
-		}).addr(),
+		}).Addr(),
 		"it takes no tokens": openTestBackend(t).addr(),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -88,7 +88,7 @@ func TestRefusedLongTokenRevealsNothing(t *testing.T) {
 		}
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
-	b := newHarness(t, v.addr(), withCountedUsers, withTokens)
+	b := newHarness(t, v.Addr(), withCountedUsers, withTokens)
 	for i := range 3 {
 		address := fmt.Sprintf("203.%d.113.7", i)
 		long := padToken(upstream.LongTokenSize+1, "wrong")
@@ -108,7 +108,7 @@ func TestAcceptedLongTokenRevealsNothingOfLonger(t *testing.T) {
 		}
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
-	b := newHarness(t, v.addr(), withCountedUsers, withTokens)
+	b := newHarness(t, v.Addr(), withCountedUsers, withTokens)
 	for i := range 3 {
 		address := fmt.Sprintf("203.%d.113.7", i)
 		for _, n := range []int{read + 1, upstream.LongTokenSize + 1, read + 1, read + 500} {
@@ -133,7 +133,7 @@ func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
 		}
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	b.tryLogin("203.0.113.8", "frank", "right")
 	for i := range 3 {
 		address := fmt.Sprintf("203.%d.113.7", i)
@@ -145,8 +145,8 @@ func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
 // Where only tokens are accepted, a password is refused for known and unknown users.
 func TestPasswordAtTokenBackendRevealsNothing(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return "NO [AUTHENTICATIONFAILED] no" })
-	b := newHarness(t, v.addr(), withCountedUsers, withTokens, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS, Login: upstream.OAuthLogin}}
+	b := newHarness(t, v.Addr(), withCountedUsers, withTokens, func(s *harnessConfig) {
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS, Login: upstream.OAuthLogin}}
 	})
 	for i := range 3 {
 		address := fmt.Sprintf("203.%d.113.7", i)

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -23,7 +24,7 @@ func withPausedUsers(t testing.TB) func(*harnessConfig) {
 	}
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return func(s *harnessConfig) {
 		s.redis, s.routes.Source = rdb, routing.SourceRedis
@@ -88,8 +89,8 @@ func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 func TestUnknownUserIsUnavailableNoSooner(t *testing.T) {
 	const slow = 300 * time.Millisecond
 	v := openAnsweringBackend(t, func(string, string) string { return "nothing" })
-	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: slow, AnswerTimeout: slow}}
+	b := newHarness(t, v.Addr(), withCountedUsers, func(s *harnessConfig) {
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: slow, AnswerTimeout: slow}}
 	})
 	for _, user := range []string{"a", "unknown"} {
 		start := time.Now()

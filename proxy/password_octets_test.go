@@ -8,6 +8,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // Old passwords may be in Latin-1, and only the verifier interprets octets from 128 on. So
@@ -21,9 +22,9 @@ func TestPasswordIsComparedByOctets(t *testing.T) {
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
 	hashed, err := auth.Hash("SHA512-CRYPT", identity.NewSecret(latin1))
-	must(t, err)
+	testkit.NoError(t, err)
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse} {
-		b := newHarness(t, v.addr(), func(s *harnessConfig) {
+		b := newHarness(t, v.Addr(), func(s *harnessConfig) {
 			s.auth.Mechanisms = []string{"PLAIN", "LOGIN"}
 			s.users = "frank@example.org:{PLAIN}" + latin1 + "\ngina@example.org:" + hashed + "\n"
 			s.routes.Static.Users["gina"] = "east"

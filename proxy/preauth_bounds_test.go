@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // The "resource exhaustion and parser abuse before the login" rows of the attack catalogue.
@@ -196,7 +197,7 @@ func TestAbortedExchangesLeaveNoState(t *testing.T) {
 			t.Fatal("no greeting")
 		}
 	}
-	eventually(t, "everything to be released", func() bool { return b.server.openConns.Load() == 0 })
+	testkit.Eventually(t, "everything to be released", func() bool { return b.server.openConns.Load() == 0 })
 	checkHeapGrowth(t, n, before)
 }
 
@@ -237,7 +238,7 @@ func TestSlowClientsEndAtDeadline(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 	// None of them has closed. The gateway waits for that after a BYE, but not for long.
-	eventually(t, "the connections to end after their BYE", func() bool { return b.metrics()["imapgate_preauth_connections"] == 0 })
+	testkit.Eventually(t, "the connections to end after their BYE", func() bool { return b.metrics()["imapgate_preauth_connections"] == 0 })
 }
 
 func TestDeadlineSendsByeUnderTLS(t *testing.T) {
@@ -288,7 +289,7 @@ func TestExcessConnectionsGetBye(t *testing.T) {
 	}
 	kept[0].write("a LOGOUT\r\n")
 	kept[0].readAll()
-	eventually(t, "a slot to be free", func() bool { return b.server.openConns.Load() == 2 })
+	testkit.Eventually(t, "a slot to be free", func() bool { return b.server.openConns.Load() == 2 })
 	c := b.dialGreeted("none")
 	c.write("a LOGIN alice right\r\n") // a session keeps its slot
 	c.expectLine("a OK …")
@@ -317,7 +318,7 @@ func TestGuessFloodDoesNotBlockOthers(t *testing.T) {
 	answers := map[string]int{}
 	for _, c := range guesses {
 		line, err := c.r.ReadString('\n')
-		must(t, err)
+		testkit.NoError(t, err)
 		answers[line]++
 	}
 	if answers["a "+unavailableReply+"\r\n"] < 10 || answers["a "+authFailedReply+"\r\n"] == 0 || len(answers) != 2 {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // healthCheck is a balancer's health check: it connects, takes some steps and closes.
@@ -68,7 +69,7 @@ func TestProbesAreCounted(t *testing.T) {
 		p.run(c)
 		c.close()
 		want[fmt.Sprintf(`imapgate_probes_total{kind="%s",listener="%s"}`, p.probe, p.listener)]++
-		eventually(t, "a probe of "+p.listener+" to count as "+string(p.probe), func() bool {
+		testkit.Eventually(t, "a probe of "+p.listener+" to count as "+string(p.probe), func() bool {
 			counted := b.metricsText()
 			for name, n := range want {
 				if !strings.Contains(counted, fmt.Sprintf("%s %d\n", name, n)) {

@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 )
 
 const proxyV2Signature = "\r\n\r\n\x00\r\nQUIT\n"
@@ -335,7 +336,7 @@ func FuzzProxyHeader(f *testing.F) {
 		}
 		rest, err := io.ReadAll(r)
 		following, err2 := io.ReadAll(slow)
-		if must(t, errors.Join(err, err2)); !strings.HasSuffix(text, string(rest)) || string(rest) != string(following) {
+		if testkit.NoError(t, errors.Join(err, err2)); !strings.HasSuffix(text, string(rest)) || string(rest) != string(following) {
 			t.Fatalf("after the header %q, or %q", rest, following)
 		}
 		raw := text[:len(text)-len(rest)]
@@ -343,7 +344,7 @@ func FuzzProxyHeader(f *testing.F) {
 			t.Fatalf("read %q", raw)
 		}
 		again, err := header.Format()
-		must(t, err)
+		testkit.NoError(t, err)
 		back, err := readProxyHeader(bufio.NewReaderSize(bytes.NewReader(again), maxProxyHeader))
 		if err != nil && !errors.Is(err, errProxyChecksum) { // LOCAL that had addresses may have been normalised
 			t.Fatalf("%q is read, %q is not: %v", raw, again, err)

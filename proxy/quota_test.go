@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 )
 
 // What a quota throttles is recorded with the names of the limit and the user.
@@ -16,7 +17,7 @@ func TestThrottledSessionIsAudited(t *testing.T) {
 			c.write("a LOGIN frank right\r\n")
 			c.expectLine("a OK …")
 			c.write(strings.Repeat("b", 500) + " NOOP\r\n") // also counted for the response
-			eventually(t, name+" to be recorded", func() bool {
+			testkit.Eventually(t, name+" to be recorded", func() bool {
 				for _, r := range bed.records() {
 					if r.field("event") == "limit_hit" && r.field("limit") == name {
 						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_throttled_total"] > 0

@@ -28,7 +28,7 @@ func TestLoginRecordHasUpstreamResultAndAttempt(t *testing.T) {
 			t.Errorf("%s has no backend time", event)
 		}
 	}
-	m.close()
+	m.Close()
 	d := b.dialGreeted("none")
 	d.write("a LOGIN alice right\r\n")
 	d.expectLine("a " + unavailableReply)

@@ -6,6 +6,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/routing"
 	"net/netip"
 	"slices"
@@ -18,7 +19,7 @@ import (
 func (b *harness) logLines(msg string) (found []auditRecord) {
 	for text := range strings.Lines(b.logs.String()) {
 		var r auditRecord
-		must(b.t, json.Unmarshal([]byte(text), &r))
+		testkit.NoError(b.t, json.Unmarshal([]byte(text), &r))
 		if r.field("msg") == msg {
 			found = append(found, r)
 		}
@@ -81,13 +82,13 @@ func TestLogContainsLimitHits(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failures}}))
-	must(t, b.deps.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""))
+	testkit.NoError(t, b.deps.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""))
 	for range 40 {
 		c := b.dialFrom("192.0.2.66")
 		_ = c.readAll()
 		c.close()
 	}
-	eventually(t, "the refused connections to end", func() bool { return b.server.openConns.Load() == 0 })
+	testkit.Eventually(t, "the refused connections to end", func() bool { return b.server.openConns.Load() == 0 })
 	if lines := b.logLines("limit hit"); len(lines) != 1 || lines[0].field("limit") != "banned" || lines[0].field("subject") != "192.0.2.66/32" {
 		t.Errorf("40 connections of a banned address are %v", lines)
 	}
@@ -114,7 +115,7 @@ func TestLogDistinguishesMissingRouteFromWrongPassword(t *testing.T) {
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
 	store.CLI("HSET", "imapgate:user:paused@example.org", "backend", "east", "state", "paused")
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.redis, s.auth.Methods = rdb, []string{auth.Passthrough}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // openssl connects to a listener with a program that can do what Go's client cannot: a line
@@ -20,10 +21,10 @@ func (b *harness) openssl(input string, args ...string) string {
 	args = append([]string{"s_client", "-connect", b.addr("implicit"), "-servername", "localhost", "-crlf"}, args...)
 	cmd := exec.Command("openssl", args...)
 	in, err := cmd.StdinPipe()
-	must(b.t, err)
+	testkit.NoError(b.t, err)
 	out := &opensslOutput{done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = out, out
-	must(b.t, cmd.Start())
+	testkit.NoError(b.t, cmd.Start())
 	written, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(written)
@@ -92,9 +93,9 @@ func TestClientHellosLeakNoMemory(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	hello := func(i int) {
 		nc, err := net.Dial("tcp", b.addr("implicit"))
-		must(t, err)
+		testkit.NoError(t, err)
 		defer nc.Close()
-		must(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
+		testkit.NoError(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
 		size := 0xff00
 		message := append([]byte{1, 0, byte(size >> 8), byte(size)}, strings.Repeat(fmt.Sprintf("name%d.example", i), size/8)[:size]...)
 		for len(message) > 0 {
@@ -112,5 +113,5 @@ func TestClientHellosLeakNoMemory(t *testing.T) {
 	for i := range 300 { // 20 MB of hellos
 		hello(i)
 	}
-	eventually(t, "the memory to come back", func() bool { return heapSize() < before+4<<20 })
+	testkit.Eventually(t, "the memory to come back", func() bool { return heapSize() < before+4<<20 })
 }

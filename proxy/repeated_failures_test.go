@@ -14,6 +14,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 )
 
 // repeatingClient is a client with a wrong configuration that repeats its login.
@@ -171,10 +172,10 @@ func (b *harness) dialAs(address string, cert *tls.Certificate) *client {
 		listener = "balanced-implicit"
 	}
 	c := b.dial(listener)
-	must(b.t, c.nc.SetDeadline(time.Now().Add(50*time.Second)))
+	testkit.NoError(b.t, c.nc.SetDeadline(time.Now().Add(50*time.Second)))
 	c.write("PROXY TCP4 " + address + " 127.0.0.1 4711 143\r\n")
 	if cert != nil {
-		must(b.t, c.handshake(&tls.Config{Certificates: []tls.Certificate{*cert}}))
+		testkit.NoError(b.t, c.handshake(&tls.Config{Certificates: []tls.Certificate{*cert}}))
 	}
 	c.expectLine("* OK [CAPABILITY …] IMAP ready.")
 	return c

@@ -17,6 +17,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // The rows of the attack catalogue about exchanges, for mechanisms with more steps than
@@ -45,7 +46,7 @@ func withAllMechanisms(t testing.TB, ca *testCA) func(*harnessConfig) {
 func (b *harness) dialWithCert(cert tls.Certificate) *client {
 	b.t.Helper()
 	c := b.dial("implicit")
-	must(b.t, c.handshake(&tls.Config{Certificates: []tls.Certificate{cert}}))
+	testkit.NoError(b.t, c.handshake(&tls.Config{Certificates: []tls.Certificate{cert}}))
 	c.expectLine("* OK [CAPABILITY …] IMAP ready.")
 	return c
 }
@@ -193,7 +194,7 @@ func TestAbortedMultiStepExchangesLeaveNoState(t *testing.T) {
 			t.Errorf("carol's proof is not answered by the gateway's: %v", err)
 		}
 	})
-	eventually(t, "everything to be released", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
+	testkit.Eventually(t, "everything to be released", func() bool { return m.Open() == 0 && b.server.openConns.Load() == 0 })
 	checkHeapGrowth(t, n, before)
 	c := b.dialGreeted("implicit")
 	e := c.startScram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")

@@ -13,6 +13,7 @@ import (
 
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/routing"
 )
 
@@ -32,7 +33,7 @@ func withSharedLimits(t testing.TB, store *testbed.Redis, l limit.Config) func(*
 func dialRedis(t testing.TB, store *testbed.Redis) redis.UniversalClient {
 	t.Helper()
 	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return rdb
 }
@@ -131,7 +132,7 @@ func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 			_ = b.tryLogin(nat, fmt.Sprint("user", i%500), fmt.Sprint("guess", i))
 		}
 	})
-	eventually(t, "a ban", func() bool { return b.deps.Limits.BanCount() > 0 })
+	testkit.Eventually(t, "a ban", func() bool { return b.deps.Limits.BanCount() > 0 })
 	before := b.countDelayed(time.Second) // of the ordinary day: no network was known yet, and logins in progress count
 	var good atomic.Int64
 	runParallel(500, 50, func(i int) {
@@ -180,7 +181,7 @@ func TestSprayFromManyNetworksIsDetected(t *testing.T) {
 	if got := b.tryLogin("192.0.2.50", "frank", "right"); !strings.HasPrefix(got, "OK") {
 		t.Errorf("from an unknown network: %s", got)
 	}
-	eventually(t, "a recorded delayed login", func() bool { return b.countDelayed(300*time.Millisecond) > 0 })
+	testkit.Eventually(t, "a recorded delayed login", func() bool { return b.countDelayed(300*time.Millisecond) > 0 })
 }
 
 func TestGatewaysShareSessionCounts(t *testing.T) {
@@ -215,7 +216,7 @@ func TestGatewaysShareSessionCounts(t *testing.T) {
 	for _, b := range gateways {
 		b.waitSlots(0)
 	}
-	eventually(t, "a slot at the other gateway", func() bool {
+	testkit.Eventually(t, "a slot at the other gateway", func() bool {
 		return strings.HasPrefix(gateways[1].tryLogin("192.0.2.1", "frank", "right"), "OK")
 	})
 }
@@ -229,7 +230,7 @@ func TestBanAppliesAtOtherGateways(t *testing.T) {
 		_ = one.tryLogin("203.0.113.7", "frank", fmt.Sprint("guess", i))
 	}
 	one.expectRefusedFrom("203.0.113.7")
-	eventually(t, "the ban at the other gateway", func() bool { return two.deps.Limits.BanCount() == 1 })
+	testkit.Eventually(t, "the ban at the other gateway", func() bool { return two.deps.Limits.BanCount() == 1 })
 	two.expectRefusedFrom("203.0.113.7")
 }
 

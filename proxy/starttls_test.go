@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/tlsconf"
 )
 
@@ -32,7 +33,7 @@ func TestCommandsPipelinedAfterSTARTTLSAreNotRead(t *testing.T) {
 			t.Errorf("%.20q after STARTTLS: %v", extra, r)
 		}
 	}
-	if m.connCount() != 0 || strings.Contains(b.logs.String(), "login") {
+	if m.Open() != 0 || strings.Contains(b.logs.String(), "login") {
 		t.Error("an injected login was tried")
 	}
 }
@@ -161,8 +162,8 @@ func TestCleartextLoginIsRefused(t *testing.T) {
 	}
 	b.stopServer()
 	text, err := os.ReadFile(b.path("audit"))
-	must(t, err)
-	if strings.Contains(string(text)+b.logs.String(), canary) || m.connCount() != 0 {
+	testkit.NoError(t, err)
+	if strings.Contains(string(text)+b.logs.String(), canary) || m.Open() != 0 {
 		t.Error("the password went further")
 	}
 }
@@ -204,7 +205,7 @@ func TestHTTPInsideTLSGetsNoAnswer(t *testing.T) {
 			t.Errorf("%q: %s", request, why)
 		}
 	}
-	if m.connCount() != 0 {
+	if m.Open() != 0 {
 		t.Error("the login in a request's body was tried")
 	}
 }
@@ -277,7 +278,7 @@ func TestTLSResumptionEndsWithCertificateChange(t *testing.T) {
 	cache := tls.NewLRUClientSessionCache(4)
 	resumed := func() bool {
 		c := b.dial("implicit")
-		must(t, c.handshake(&tls.Config{ClientSessionCache: cache}))
+		testkit.NoError(t, c.handshake(&tls.Config{ClientSessionCache: cache}))
 		c.expectLine("* OK …") // reads the session ticket before it
 		defer c.close()
 		return c.nc.(*tls.Conn).ConnectionState().DidResume
@@ -286,7 +287,7 @@ func TestTLSResumptionEndsWithCertificateChange(t *testing.T) {
 		t.Fatal("a session is not resumed when it should be")
 	}
 	cert, key, err := tlsconf.SelfSignedPEM("localhost")
-	must(t, err)
+	testkit.NoError(t, err)
 	b.writeFile("cert.pem", string(cert))
 	b.writeFile("key.pem", string(key))
 	b.rootCAs.AppendCertsFromPEM(cert)

@@ -8,75 +8,48 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/login"
 	"imapgate/proxy/upstream"
 )
 
-// answeringBackend is a backend that accepts every form of login and answers as a test
-// chooses.
-type answeringBackend struct {
-	// Set once.
-	l      net.Listener
-	answer func(user, secret string) string // after the tag; "": closes without an answer; "nothing": never answers
-	wg     sync.WaitGroup
-}
-
-func openAnsweringBackend(t testing.TB, answer func(user, secret string) string) *answeringBackend {
+// openAnsweringBackend starts a backend that accepts every form of login. answer returns
+// the answer after the tag; "" closes the connection, and "nothing" never answers.
+func openAnsweringBackend(t testing.TB, answer func(user, secret string) string) *testkit.ScriptedIMAP {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	v := &answeringBackend{l: l, answer: answer}
-	v.wg.Go(v.accept)
-	t.Cleanup(func() { _ = l.Close(); v.wg.Wait() })
-	return v
+	return testkit.StartIMAP(t, func(u *testkit.Conn) { serveAnswers(u, answer) })
 }
 
-func (v *answeringBackend) addr() string { return v.l.Addr().String() }
-
-// accept returns when the listener is closed.
-func (v *answeringBackend) accept() {
+// serveAnswers returns when the connection ends.
+func serveAnswers(u *testkit.Conn, chooseAnswer func(user, secret string) string) {
+	_ = u.Send("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=OAUTHBEARER AUTH=XOAUTH2] Hello.")
 	for {
-		nc, err := v.l.Accept()
-		if err != nil {
-			return
-		}
-		v.wg.Go(func() { v.serve(nc) })
-	}
-}
-
-// serve returns when the connection ends.
-func (v *answeringBackend) serve(nc net.Conn) {
-	defer nc.Close()
-	u := newBackendConn(nc)
-	_ = u.write("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=OAUTHBEARER AUTH=XOAUTH2] Hello.")
-	for {
-		line, err := u.readLine()
+		line, err := u.ReadLine()
 		if err != nil {
 			return
 		}
 		words := strings.Split(line, " ")
 		answer := "OK Done."
 		if len(words) == 3 && words[1] == "AUTHENTICATE" {
-			_ = u.write("+ ")
-			response, _ := u.readLine()
+			_ = u.Send("+ ")
+			response, _ := u.ReadLine()
 			words = append(words, response)
 		}
 		if len(words) == 4 && words[1] == "AUTHENTICATE" {
 			message, _ := base64.StdEncoding.DecodeString(words[3])
 			parts := strings.FieldsFunc(string(message), func(r rune) bool { return r == 0 || r == 1 })
 			secret := strings.TrimPrefix(parts[len(parts)-1], "auth=Bearer ")
-			switch answer = v.answer(parts[0], secret); answer {
+			switch answer = chooseAnswer(parts[0], secret); answer {
 			case "":
 				return
 			case "nothing":
-				_, _ = io.Copy(io.Discard, u.r)
+				_, _ = io.Copy(io.Discard, u.R)
 				return
 			}
 		}
@@ -84,7 +57,7 @@ func (v *answeringBackend) serve(nc net.Conn) {
 		if i := strings.LastIndex(answer, "\r\n"); i >= 0 { // untagged responses come first
 			before, tagged = answer[:i+2], answer[i+2:]
 		}
-		if u.write(before+words[0]+" "+tagged) != nil {
+		if u.Send(before+words[0]+" "+tagged) != nil {
 			return
 		}
 	}
@@ -144,7 +117,7 @@ var answerCounts = []struct {
 
 func TestRefusalCountsByResponseCode(t *testing.T) {
 	v := openAnsweringBackend(t, func(user, _ string) string { return answerCounts[user[0]-'a'].answer })
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	runParallel(len(answerCounts), 4, func(i int) {
 		c, user, address := answerCounts[i], string(rune('a'+i)), fmt.Sprintf("203.%d.113.7", i)
 		if got := b.tryLogin(address, user, "guess0"); got != c.reply {
@@ -163,7 +136,7 @@ func TestRefusalCountsByResponseCode(t *testing.T) {
 // many devices there are.
 func TestUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(user, _ string) string { return "NO [ALERT] Be careful, " + user })
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	for range 3 {
 		for user := 'a'; user <= 'l'; user++ {
 			if got := b.tryLogin("203.0.113.7", string(user), "own-"+string(user)); !strings.HasPrefix(got, "NO [ALERT]") {
@@ -179,7 +152,7 @@ func TestRefusalIsNoGuessAfterGatewayVerification(t *testing.T) {
 		v := openAnsweringBackend(t, func(string, string) string { return answer })
 		for user, backend := range map[string]string{"frank": "a passthrough backend", "carol": "a master login"} {
 			t.Run(answer+" of "+backend, func(t *testing.T) {
-				b := newHarness(t, v.addr(), withCountedUsers)
+				b := newHarness(t, v.Addr(), withCountedUsers)
 				for range 12 {
 					if got := b.tryLogin("203.0.113.7", user, password); got != unavailableReply && !strings.Contains(answer, strings.TrimPrefix(got, "NO ")) {
 						t.Fatal(got)
@@ -197,7 +170,7 @@ func TestRefusalIsNoGuessAfterGatewayVerification(t *testing.T) {
 // wrong password. An office of them is not banned.
 func TestDeniedRightPasswordIsNoGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return loginOK })
-	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
+	b := newHarness(t, v.Addr(), withCountedUsers, func(s *harnessConfig) {
 		for i := range 12 {
 			s.users += fmt.Sprintf("homeless%d@example.org:{PLAIN}%s\n", i, password)
 		}
@@ -246,7 +219,7 @@ func TestOnlyDeniedTokenIsGuess(t *testing.T) {
 			}
 			return ""
 		})
-		b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
+		b := newHarness(t, v.Addr(), withCountedUsers, func(s *harnessConfig) {
 			s.auth.Mechanisms = []string{"XOAUTH2", "OAUTHBEARER"}
 			for _, user := range []string{"wrong", "limit", "alert", "bad", "silent"} {
 				s.routes.Static.Users[user] = "east"
@@ -293,7 +266,7 @@ func TestGuessBeforeDeadlineCounts(t *testing.T) {
 			}
 			return "NO [AUTHENTICATIONFAILED] at last"
 		})
-		b := newHarness(t, v.addr(), withCountedUsers, withExpiredDeadline, func(s *harnessConfig) {
+		b := newHarness(t, v.Addr(), withCountedUsers, withExpiredDeadline, func(s *harnessConfig) {
 			s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 		})
 		runParallel(10, 10, func(i int) {
@@ -307,7 +280,7 @@ func TestGuessBeforeDeadlineCounts(t *testing.T) {
 
 func TestRightPasswordAfterDeadlineLogsIn(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return loginOK })
-	b := newHarness(t, v.addr(), withCountedUsers, withExpiredDeadline)
+	b := newHarness(t, v.Addr(), withCountedUsers, withExpiredDeadline)
 	for _, listener := range []string{"none", "implicit"} {
 		c := b.dialGreeted(listener)
 		c.write("a LOGIN a right\r\n")
@@ -327,7 +300,7 @@ func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 		<-gone
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	for i := range 10 {
 		c := b.dialGreetedFrom("203.0.113.7")
 		c.write(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
@@ -339,7 +312,7 @@ func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 		}
 	}
 	close(gone)
-	eventually(t, "the guesses to be counted", func() bool {
+	testkit.Eventually(t, "the guesses to be counted", func() bool {
 		c := b.dialFrom("203.0.113.7")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
@@ -355,8 +328,8 @@ func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 		<-time.After(short) // the gateway's timeout began earlier
 		return "NO [AUTHENTICATIONFAILED] at last"
 	})
-	b := newHarness(t, late.addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: late.addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: short, AnswerTimeout: 20 * time.Second}}
+	b := newHarness(t, late.Addr(), withCountedUsers, func(s *harnessConfig) {
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: late.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: short, AnswerTimeout: 20 * time.Second}}
 	})
 	runParallel(10, 10, func(i int) {
 		if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {
@@ -370,7 +343,7 @@ func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 // guesses.
 func TestSecondPasswordWithoutVerdictIsGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return "" })
-	b := newHarness(t, v.addr(), withCountedUsers)
+	b := newHarness(t, v.Addr(), withCountedUsers)
 	for range 2 { // an office whose backend closes the connections
 		for user := 'b'; user <= 'm'; user++ {
 			if got := b.tryLogin("198.51.100.7", string(user), "own"); got != unavailableReply {

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -22,9 +23,6 @@ import (
 	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
 )
-
-// moveDeadline is the guaranteed delay of a change, counted from the end of redis-cli.
-const moveDeadline = time.Second
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
@@ -71,7 +69,7 @@ func testLogger(t testing.TB) *zap.Logger {
 func startAndAwaitUp(t testing.TB, r *Router) {
 	t.Helper()
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+	testkit.Eventually(t, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 }
 
 // startRouter runs r until the test ends.
@@ -99,7 +97,7 @@ func awaitBackend(t testing.TB, r *Router, u identity.User, backend string) Rout
 	t.Helper()
 	var got Route
 	var err error
-	testbed.Eventually(t, testbed.Timeout, u.String()+" to go "+backend, func() bool {
+	testkit.Eventually(t, u.String()+" to go "+backend, func() bool {
 		got, err = r.Lookup(t.Context(), u)
 		return err == nil && got.Backend == backend
 	})
@@ -120,7 +118,7 @@ func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 				t.Errorf("%s: %+v", u, got)
 			}
 			// The invalidation may arrive after the lookup, once.
-			testbed.Eventually(t, moveDeadline, u.String()+" to be cached", func() bool {
+			testkit.Eventually(t, u.String()+" to be cached", func() bool {
 				again, err := r.Lookup(t.Context(), u)
 				return err == nil && again.Origin == event.OriginCache
 			})
@@ -159,7 +157,7 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 		checkMoves(t, r, s.Primary().CLI)
 		s.Failover()
 		// The deadline counts again when go-redis has noticed the failover.
-		testbed.Eventually(t, testbed.Timeout, "the invalidation connection to move to the new primary", func() bool {
+		testkit.Eventually(t, "the invalidation connection to move to the new primary", func() bool {
 			s.Primary().CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
 			got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 			return err == nil && got.Backend == "west"
@@ -175,12 +173,12 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 		}
 		checkMoves(t, r, c.CLI)
 		c.Failover()
-		testbed.Eventually(t, testbed.Timeout, "the connection to the promoted node", func() bool {
+		testkit.Eventually(t, "the connection to the promoted node", func() bool {
 			r.invalidator.mu.Lock()
 			defer r.invalidator.mu.Unlock()
 			return slices.Contains(slices.Collect(maps.Keys(r.invalidator.conns)), c.Nodes[3].Address)
 		})
-		testbed.Eventually(t, testbed.Timeout, "all invalidation connections to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+		testkit.Eventually(t, "all invalidation connections to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 		checkMoves(t, r, c.CLI)
 	})
 }
@@ -206,12 +204,12 @@ func TestCachedRoutesServeWhileRedisIsDown(t *testing.T) {
 					t.Fatalf("an unknown user: %+v, %v", got, err)
 				}
 			}
-			testbed.Eventually(t, testbed.Timeout, "the status to be down", func() bool { return r.invalidator.status().State == InvalidationDown })
-			testbed.Eventually(t, testbed.Timeout, "the metric to be down", func() bool { return !up.Load() })
+			testkit.Eventually(t, "the status to be down", func() bool { return r.invalidator.status().State == InvalidationDown })
+			testkit.Eventually(t, "the metric to be down", func() bool { return !up.Load() })
 			s.Restart()
 			s.CLI("hset", "imapgate:user:alice", "backend", "west")
 			awaitBackend(t, r, alice, "west") // the breaker and the invalidation connection recover first
-			testbed.Eventually(t, testbed.Timeout, "the status to be up again", func() bool { return r.invalidator.status().State == InvalidationUp && up.Load() })
+			testkit.Eventually(t, "the status to be up again", func() bool { return r.invalidator.status().State == InvalidationUp && up.Load() })
 		})
 	}
 }
@@ -253,7 +251,7 @@ func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	s.CLI("acl", "setuser", "default", "-client|tracking")
 	r := newRouter(t, dialRedis(t, RedisConfig{RedisSettings: RedisSettings{Addresses: []string{s.Address}}}), func(c *Config) { c.Cache.TTL = 2 * time.Second })
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "the status to be unsupported", func() bool {
+	testkit.Eventually(t, "the status to be unsupported", func() bool {
 		return r.invalidator.status().State == InvalidationUnsupported
 	})
 	alice := user(t, "alice")
@@ -282,11 +280,11 @@ func TestAServerWithoutTrackingIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "the status to be unsupported", func() bool { return r.invalidator.status().State == InvalidationUnsupported })
+	testkit.Eventually(t, "the status to be unsupported", func() bool { return r.invalidator.status().State == InvalidationUnsupported })
 	awaitBackend(t, r, user(t, "alice"), "east")
 	s.HSet("imapgate:user:alice", "backend", "west")
 	awaitBackend(t, r, user(t, "alice"), "west")
-	testbed.Eventually(t, testbed.Timeout, "a warning in the log", func() bool { return logged.Len() == 1 })
+	testkit.Eventually(t, "a warning in the log", func() bool { return logged.Len() == 1 })
 }
 
 func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
@@ -361,7 +359,7 @@ func TestOperatorWritesAreCheckedAndTakeEffect(t *testing.T) {
 	if was, err := r.DeleteRecord(ctx, ForUser(alice)); err != nil || !was {
 		t.Errorf("deletion: %v, %v", was, err)
 	}
-	testbed.Eventually(t, moveDeadline, "the user to be gone", func() bool {
+	testkit.Eventually(t, "the user to be gone", func() bool {
 		_, err := r.Lookup(ctx, alice)
 		return errors.Is(err, ErrNoUser)
 	})
@@ -410,7 +408,7 @@ func TestDomainAndDefaultRecordsCanBeWritten(t *testing.T) {
 			t.Errorf("deletion of %s: %v, %v", of, was, err)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the user to be gone", func() bool {
+	testkit.Eventually(t, "the user to be gone", func() bool {
 		_, err := other.Lookup(ctx, alice)
 		return errors.Is(err, ErrNoUser)
 	})
@@ -544,14 +542,14 @@ func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 		r := newRouter(t, rdb)
 		stop := startRouter(t, r)
 		awaitBackend(t, r, user(t, "alice"), "west")
-		testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+		testkit.Eventually(t, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 		stop()
 		if err := rdb.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
-	testbed.Eventually(t, testbed.Timeout, "all connections to be closed", func() bool {
+	testkit.Eventually(t, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	testkit.Eventually(t, "all connections to be closed", func() bool {
 		return strings.Count(s.CLI("client", "list"), "id=") == 1 // that of redis-cli
 	})
 }

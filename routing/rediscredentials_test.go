@@ -10,6 +10,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/tlsconf"
 )
 
@@ -61,5 +62,5 @@ func TestARenewedPasswordIsUsedForNewConnections(t *testing.T) {
 	password.Replace("new")
 	s.CLI("client", "kill", "user", "gate")
 	checkMoves(t, r, s.CLI)
-	testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up again", func() bool { return r.invalidator.status().State == InvalidationUp })
+	testkit.Eventually(t, "the invalidation connection to be up again", func() bool { return r.invalidator.status().State == InvalidationUp })
 }

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -42,7 +43,7 @@ func awaitInvalidationError(t testing.TB, name string, c RedisConfig, want strin
 	t.Helper()
 	r := newRouter(t, dialRedis(t, c))
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, name+" to be reported as: "+want, func() bool {
+	testkit.Eventually(t, name+" to be reported as: "+want, func() bool {
 		return strings.Contains(r.invalidator.status().Error, want)
 	})
 }
@@ -158,7 +159,7 @@ func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
 	cli := func(args ...string) string { return primary.CLI(append([]string{"-n", "3"}, args...)...) }
 	checkMoves(t, r, cli)
 	for _, sentinel := range s.Sentinels() {
-		testbed.Eventually(t, testbed.Timeout, "a client to subscribe to failovers", func() bool {
+		testkit.Eventually(t, "a client to subscribe to failovers", func() bool {
 			return sentinel.CLI("acl", "log") == ""
 		})
 	}
@@ -231,7 +232,7 @@ func TestADatabaseOfItsOwnHoldsTheRoutes(t *testing.T) {
 					t.Fatalf("another database's changes: %+v, %v", got, err)
 				}
 			}
-			testbed.Eventually(t, testbed.Timeout, "the route to be cached again", func() bool {
+			testkit.Eventually(t, "the route to be cached again", func() bool {
 				got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 				return err == nil && got.Origin == event.OriginCache && got.Age < time.Minute
 			})

@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // scriptedRedis is a Redis whose answers a test defines. It accepts connections until the test
@@ -164,7 +165,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 				t.Errorf("an unknown user: %+v, %v", got, err)
 			}
 			faulty.Store(false)
-			testbed.Eventually(t, testbed.Timeout, "the unknown user to be found", func() bool {
+			testkit.Eventually(t, "the unknown user to be found", func() bool {
 				got, err := r.Lookup(t.Context(), unknown)
 				return err == nil && got.Backend == "east"
 			})
@@ -301,7 +302,7 @@ func TestErrorsDoNotContainThePasswordOfRedis(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "canary") {
 		t.Errorf("%v", err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the status to contain the error", func() bool {
+	testkit.Eventually(t, "the status to contain the error", func() bool {
 		return strings.Contains(r.invalidator.status().Error, "WRONGPASS")
 	})
 	if why := r.invalidator.status().Error; strings.Contains(why, "canary") {

@@ -10,6 +10,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -58,7 +59,7 @@ func (b *redisLossTest) writeRecords(cli func(...string) string) {
 // awaitLoss checks that no user is denied until an alarm is raised, and once after that.
 func (b *redisLossTest) awaitLoss(users []identity.User, unknownUsers ...string) {
 	b.Helper()
-	testbed.Eventually(b, testbed.Timeout, "an alarm", func() bool {
+	testkit.Eventually(b, "an alarm", func() bool {
 		raised := b.alarm.Load()
 		for _, u := range users {
 			if got, err := b.r.Lookup(b.Context(), u); err != nil || got.Backend != "east" {
@@ -84,9 +85,9 @@ func (b *redisLossTest) awaitLoss(users []identity.User, unknownUsers ...string)
 // again.
 func (b *redisLossTest) awaitRecovery(unknownUsers ...string) {
 	b.Helper()
-	testbed.Eventually(b, testbed.Timeout, "the alarm to end", func() bool { return !b.alarm.Load() })
+	testkit.Eventually(b, "the alarm to end", func() bool { return !b.alarm.Load() })
 	for _, name := range unknownUsers {
-		testbed.Eventually(b, testbed.Timeout, name+" to be unknown", func() bool {
+		testkit.Eventually(b, name+" to be unknown", func() bool {
 			_, err := b.r.Lookup(b.Context(), user(b, name))
 			return errors.Is(err, ErrNoUser)
 		})
@@ -153,7 +154,7 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 // awaitReplica waits until a replica has n keys.
 func awaitReplica(t *testing.T, replica *testbed.Redis, n int) {
 	t.Helper()
-	testbed.Eventually(t, testbed.Timeout, "the replica to be in sync", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
+	testkit.Eventually(t, "the replica to be in sync", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
 }
 
 // flushReplica removes a replica's copy, as a fault would.
@@ -205,7 +206,7 @@ func TestDeletionOfTheLastRecordTakesEffectAtOnce(t *testing.T) {
 		} else {
 			s.CLI("del", "imapgate:user:"+u.String())
 		}
-		testbed.Eventually(t, testbed.Timeout, u.String()+" to be gone", func() bool {
+		testkit.Eventually(t, u.String()+" to be gone", func() bool {
 			_, err := b.r.Lookup(t.Context(), u)
 			return errors.Is(err, ErrNoUser)
 		})
@@ -214,7 +215,7 @@ func TestDeletionOfTheLastRecordTakesEffectAtOnce(t *testing.T) {
 	awaitBackend(t, b.r, b.users[0], "east")
 	for _, cmd := range [][]string{{"hdel", "imapgate:user:" + b.users[0].String(), "backend"}} {
 		s.CLI(cmd...)
-		testbed.Eventually(t, testbed.Timeout, "the last record to be gone", func() bool {
+		testkit.Eventually(t, "the last record to be gone", func() bool {
 			_, err := b.r.Lookup(t.Context(), b.users[0])
 			return errors.Is(err, ErrNoUser)
 		})
@@ -264,7 +265,7 @@ func TestAcceptEmptyAppliesToAllNodesOfACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitRecovery("unknown")
-	testbed.Eventually(t, testbed.Timeout, "a user to be unknown", func() bool {
+	testkit.Eventually(t, "a user to be unknown", func() bool {
 		_, err := b.r.Lookup(t.Context(), b.users[0])
 		return errors.Is(err, ErrNoUser)
 	})

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // mountFullDisk mounts a file system of 64 KB and fills it. free makes room again.
@@ -48,7 +49,7 @@ func TestFullDiskRefusesNewSessionsAndKeepsOthers(t *testing.T) {
 			t.Fatal(step)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the disk to be full", func() bool {
+	testkit.Eventually(t, "the disk to be full", func() bool {
 		if c, err := net.Dial("tcp", b.addresses["starttls"]); err == nil {
 			_ = c.Close() // the end of a connection is a record
 		}
@@ -67,13 +68,13 @@ func TestFullDiskRefusesNewSessionsAndKeepsOthers(t *testing.T) {
 		}
 	}
 	free()
-	testbed.Eventually(t, testbed.Timeout, "the log to be written again", func() bool { return b.sumMetric(t, "imapgate_audit_ready") == 1 })
+	testkit.Eventually(t, "the log to be written again", func() bool { return b.sumMetric(t, "imapgate_audit_ready") == 1 })
 	if got, err := newClient.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 		t.Errorf("once there is room again, the new client gets %v, %v", got, err)
 	}
 	_ = staying.Close()
 	_ = newClient.Close()
-	testbed.Eventually(t, testbed.Timeout, "both sessions to end", func() bool { return b.sumMetric(t, "imapgate_sessions") == 0 })
+	testkit.Eventually(t, "both sessions to end", func() bool { return b.sumMetric(t, "imapgate_sessions") == 0 })
 	b.process.Stop()
 	text, err := os.ReadFile(small)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -43,7 +44,7 @@ func TestClientsReconnectAfterTheirBackendStops(t *testing.T) {
 			}
 			expectUnavailable(t, g, "user0")
 			backend.Restart()
-			testbed.Eventually(t, recoveryTimeout, "the gateway to find the backend again", func() bool {
+			testkit.Eventually(t, "the gateway to find the backend again", func() bool {
 				return tryLogin(g, "user0") == nil
 			})
 			for i := range clients {
@@ -153,7 +154,7 @@ func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 			t.Errorf("before login, %s: %v, %v", listeners[i], r, err)
 		}
 	}
-	testbed.Eventually(t, Timeout, "no new client to be greeted", func() bool {
+	testkit.Eventually(t, "no new client to be greeted", func() bool {
 		c, err := dialIMAP(g.endpoint(proxy.NoTLS), "")
 		if err == nil {
 			_ = c.Close()

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // SCRAM-SHA-256-PLUS by GNU SASL and GnuTLS against a hash made by doveadm. The client
@@ -87,56 +87,26 @@ func TestIntermediaryCannotForwardAChannelBoundProof(t *testing.T) {
 	}
 }
 
-// tlsInterceptor is an intermediary with a certificate for the gateway's name.
-type tlsInterceptor struct {
-	// Set once.
-	cert     *tls.Config
-	target   endpoint
-	listener net.Listener
-	wg       sync.WaitGroup
-}
-
+// startInterceptor starts an intermediary with a certificate for the gateway's name.
 func startInterceptor(t *testing.T, ca *testbed.CA, target endpoint) (address string) {
 	t.Helper()
-	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "localhost"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &tlsInterceptor{cert: &tls.Config{Certificates: []tls.Certificate{pair}}, target: target, listener: listener}
-	m.wg.Go(m.accept)
-	t.Cleanup(func() {
-		_ = listener.Close()
-		m.wg.Wait()
-	})
-	return listener.Addr().String()
+	pair := testkit.Must(tls.LoadX509KeyPair(ca.Issue(t, "localhost")))(t)
+	conf := &tls.Config{Certificates: []tls.Certificate{pair}}
+	return testkit.StartIMAP(t, func(c *testkit.Conn) { intercept(c, conf, target) }).Addr()
 }
 
-// accept accepts connections until the listener is closed.
-func (m *tlsInterceptor) accept() {
-	for {
-		nc, err := m.listener.Accept()
-		if err != nil {
-			return
-		}
-		m.wg.Go(func() { m.relay(nc) })
-	}
-}
-
-// relay starts TLS with the client and relays to the gateway, until either side closes.
-func (m *tlsInterceptor) relay(nc net.Conn) {
-	defer nc.Close()
-	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready\r\n") // the next read has the error
-	line, err := bufio.NewReader(nc).ReadString('\n')
-	if err != nil || !strings.Contains(line, "STARTTLS") {
+// intercept starts TLS with the client and relays to the gateway, until either side closes.
+func intercept(client *testkit.Conn, conf *tls.Config, target endpoint) {
+	_ = client.Send("* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready") // the next read has the error
+	_, command, err := client.ReadCommand()
+	if err != nil || command != "STARTTLS" {
 		return
 	}
-	_, _ = io.WriteString(nc, ". OK begin\r\n")
-	client := tls.Server(nc, m.cert)
-	gateway, err := tls.Dial("tcp", m.target.address, m.target.tls)
+	_ = client.Send(". OK begin")
+	if client.StartTLS(conf) != nil {
+		return
+	}
+	gateway, err := tls.Dial("tcp", target.address, target.tls)
 	if err != nil {
 		return
 	}
@@ -151,6 +121,6 @@ func (m *tlsInterceptor) relay(nc net.Conn) {
 		_ = gateway.Close()
 	})
 	_, _ = io.Copy(client, responses)
-	_ = nc.Close()
+	_ = client.Close()
 	up.Wait()
 }

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -79,7 +80,7 @@ func TestBrokenBackendLoginIsUnavailable(t *testing.T) {
 			}
 			// The client's connection can be used for another attempt.
 			c.proxy.SetRules(c.direction, faultproxy.Rules{})
-			testbed.Eventually(t, recoveryTimeout, "the login to work over the repaired path", func() bool {
+			testkit.Eventually(t, "the login to work over the repaired path", func() bool {
 				got, err := client.Do("LOGIN " + c.user + " " + password)
 				if err != nil {
 					t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -132,7 +133,7 @@ func (c endToEndCase) run(t *testing.T) {
 	if r, err := client.Read(); err == nil {
 		t.Errorf("after LOGOUT: %v", r)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the backend to have seen "+c.ip, func() bool {
+	testkit.Eventually(t, "the backend to have seen "+c.ip, func() bool {
 		return strings.Contains(strings.Join(c.backend.Logins(c.user), ""), " rip="+c.ip+",")
 	})
 }

@@ -1,7 +1,6 @@
 package tests
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -26,6 +25,7 @@ import (
 	"imapgate/auth/authhttp"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // clientCertState returns the state of a connection with a client certificate for name.
@@ -52,11 +52,11 @@ func clientCertState(t *testing.T, name string) *tls.ConnectionState {
 // added headers to the request.
 func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	questions := make(chan []byte, 1)
-	server := startStubWith(t, nil, func(conn net.Conn) {
-		for r := bufio.NewReader(conn); ; {
+	server := testkit.StartIMAP(t, func(conn *testkit.Conn) {
+		for {
 			var question []byte
 			for !bytes.HasSuffix(question, []byte("\r\n\r\n")) {
-				line, err := r.ReadBytes('\n')
+				line, err := conn.R.ReadBytes('\n')
 				if err != nil {
 					return
 				}
@@ -66,7 +66,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 143\r\nContent-Length: 0\r\n\r\n"))
 		}
 	})
-	config := testbed.WithDefaults(authhttp.Config{Settings: authhttp.Settings{URLs: []string{"http://" + server.address() + "/auth"}, PassClientCert: true}, ClientCerts: true})
+	config := testbed.WithDefaults(authhttp.Config{Settings: authhttp.Settings{URLs: []string{"http://" + server.Addr() + "/auth"}, PassClientCert: true}, ClientCerts: true})
 	asker, err := authhttp.New(config, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ type authRequest struct{ user, password, attempt string }
 // attempt that the auth server had delayed.
 func TestAttemptsAfterADelayedRefusalAreIndependent(t *testing.T) {
 	ca := testbed.NewCA(t)
-	host, port := splitAddress(t, startStub(t, nil).address())
+	host, port := splitAddress(t, startStub(t, nil).Addr())
 	var mu sync.Mutex
 	all := map[string][]authRequest{} // guarded by mu
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // Many servers exit or spin when accept finds no free descriptor (EMFILE). Connections that
@@ -17,7 +18,7 @@ func TestAcceptSurvivesDescriptorExhaustion(t *testing.T) {
 	ca := testbed.NewCA(t)
 	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, tls: none}
-routing: {source: static, static: {default: east}}`, startStub(t, nil).address()))
+routing: {source: static, static: {default: east}}`, startStub(t, nil).Addr()))
 	pid := b.process.PID()
 	first := mustDial(t, b.endpoint("implicit"), "")
 	mustExec(t, first, "LOGIN alice "+password)
@@ -44,7 +45,7 @@ routing: {source: static, static: {default: east}}`, startStub(t, nil).address()
 		defer c.Close()
 		waiting = append(waiting, c)
 	}
-	testbed.Eventually(t, Timeout, "accept to fail", exhausted)
+	testkit.Eventually(t, "accept to fail", exhausted)
 	mustExec(t, first, "NOOP") // existing sessions stay
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 		t.Fatal(err)

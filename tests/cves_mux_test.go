@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net"
 	"regexp"
 	"slices"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -29,8 +29,8 @@ type scriptedBackend struct {
 	commands []string // Guarded by mu. Lines received, those of the login included.
 }
 
-func (b *scriptedBackend) serve(conn net.Conn) {
-	r, w := bufio.NewReaderSize(conn, 1<<20), bufio.NewWriter(conn)
+func (b *scriptedBackend) serve(conn *testkit.Conn) {
+	r, w := conn.R, bufio.NewWriter(conn)
 	_, _ = w.WriteString("* OK [CAPABILITY " + b.caps + "] ready\r\n") // Flush has the error
 	for w.Flush() == nil {
 		command, err := b.readCommand(r, w)
@@ -108,7 +108,7 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway
 	if b.caps == "" {
 		b.caps = "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT"
 	}
-	backend := plainBackend(startStubWith(t, nil, b.serve).address()) + muxMode(mode, ", command_hold_timeout: 1s")
+	backend := plainBackend(testkit.StartIMAP(t, b.serve).Addr()) + muxMode(mode, ", command_hold_timeout: 1s")
 	g := startGateway(t, testbed.NewCA(t), singleBackend(backend))
 	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 	mustExec(t, c, "LOGIN alice "+password)
@@ -202,7 +202,7 @@ func TestAMillionTinyLiteralsPassInLinearTime(t *testing.T) {
 		}
 		before = totalAlloc()
 		_, _ = io.WriteString(c, "s SEARCH"+strings.Repeat(" {0+}\r\n", many)+"\r\n") // the gateway closes the connection
-		testbed.Eventually(t, Timeout, "the end", func() bool { return countReasons(g.records("session_ended", "alice"))["client_protocol"] == 1 })
+		testkit.Eventually(t, "the end", func() bool { return countReasons(g.records("session_ended", "alice"))["client_protocol"] == 1 })
 		if grown := totalAlloc() - before; grown > uint64(2*len(" {0+}\r\n")*many)+8<<20 {
 			t.Errorf("%s: %d octets were allocated", mode, grown)
 		}

@@ -1,7 +1,6 @@
 package tests
 
 import (
-	"bufio"
 	"crypto/hmac"
 	"crypto/pbkdf2"
 	"crypto/sha256"
@@ -18,6 +17,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -46,7 +46,7 @@ func heapInUse() uint64 {
 // startStubGateway starts a gateway with a backend that accepts every login.
 func startStubGateway(t *testing.T) *gateway {
 	t.Helper()
-	return startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).address())))
+	return startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).Addr())))
 }
 
 // sendExpect sends bytes and checks that the next response begins with want.
@@ -198,7 +198,7 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	}
 	passwdFile := writeText(t, "passwd", "alice@example.org:"+hash+"\n")
 	offering := func(mechanisms ...string) *gateway {
-		backend := plainBackend(startStub(t, nil).address()) + masterLogin(t, master, password, upstream.AuthzidStyle)
+		backend := plainBackend(startStub(t, nil).Addr()) + masterLogin(t, master, password, upstream.AuthzidStyle)
 		return startGateway(t, testbed.NewCA(t), singleBackend(backend), fmt.Sprintf("auth: {methods: [file], file: {path: %q}, mechanisms: [%s], scram_secret_file: %q}",
 			passwdFile, strings.Join(mechanisms, ", "), writeText(t, "scram", "a secret of all gateways")))
 	}
@@ -264,7 +264,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 
 // nginx's mail proxy and others: literal lengths that overflow, and octets after a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
-	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).address())+muxMode(event.ModeResume, "")))
+	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStub(t, nil).Addr())+muxMode(event.ModeResume, "")))
 	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",
 		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
 		for _, mark := range []string{"", "+"} {
@@ -323,15 +323,15 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 		"a literal of 4 GB":              "* ID (\"name\" {4294967295}\r\n" + flood,
 		"parentheses":                    "* LIST " + strings.Repeat("(", 1<<20) + "\r\n",
 	} {
-		b := startStubWith(t, nil, func(conn net.Conn) {
+		b := testkit.StartIMAP(t, func(conn *testkit.Conn) {
 			if _, err := io.WriteString(conn, greeting); err == nil {
-				_, _ = bufio.NewReader(conn).ReadString('\n')
+				_, _ = conn.R.ReadString('\n')
 				_, _ = io.WriteString(conn, response)
-				_ = conn.(*net.TCPConn).CloseWrite()
-				_, _ = io.Copy(io.Discard, conn) // until the gateway closes
+				_ = conn.Conn.(*net.TCPConn).CloseWrite()
+				_, _ = io.Copy(io.Discard, conn.R) // until the gateway closes
 			}
 		})
-		g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(b.address())))
+		g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(b.Addr())))
 		before := totalAlloc()
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		sendExpect(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")

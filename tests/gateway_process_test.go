@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // gatewayProcess is a gateway as operators run it: a process with a configuration file.
@@ -207,7 +208,7 @@ func TestCommandServesClientsAndShutsDownCleanly(t *testing.T) {
 	if got, err := staying.Do("LOGIN alice " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 		t.Fatal(got, err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the metrics to show one session", func() bool {
+	testkit.Eventually(t, "the metrics to show one session", func() bool {
 		return b.sumMetric(t, "imapgate_sessions") == 1
 	})
 

@@ -7,6 +7,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -50,7 +51,7 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 				}
 			}
 			_ = first.conn.Close() // without LOGOUT
-			testbed.Eventually(t, sessionEndTimeout, "a free place", func() bool {
+			testkit.Eventually(t, "a free place", func() bool {
 				c, answer := loginAnswer(t, g, user, "pw")
 				_ = c.Close()
 				return strings.HasPrefix(answer, "OK")
@@ -62,9 +63,6 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 		})
 	}
 }
-
-// sessionEndTimeout bounds the time until a session detects that its client is gone.
-const sessionEndTimeout = Timeout / 3
 
 func TestBackendDenialsCauseABan(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})

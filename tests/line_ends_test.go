@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -100,7 +101,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 				if got := c.typeLine(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
 					t.Errorf("the responses to LOGOUT are\n%s", got)
 				}
-				testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool { return len(g.records("session_ended", user)) == 1 })
+				testkit.Eventually(t, "the end to be in the audit log", func() bool { return len(g.records("session_ended", user)) == 1 })
 				if r := g.records("session_ended", user)[0]; r.Reason != "client_logout" && mode != "splice" {
 					t.Errorf("ended for %s", r.Reason)
 				}

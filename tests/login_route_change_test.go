@@ -1,14 +1,12 @@
 package tests
 
 import (
-	"bufio"
-	"io"
-	"net"
 	"strings"
 	"testing"
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -22,27 +20,24 @@ type delayedBackend struct {
 
 const delayedCaps = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
 
-func (s delayedBackend) serve(conn net.Conn) {
-	if _, err := io.WriteString(conn, "* OK ["+delayedCaps+"] ready\r\n"); err != nil {
-		return
-	}
-	for r := bufio.NewReader(conn); ; {
-		line, err := r.ReadString('\n')
+func (s delayedBackend) serve(conn *testkit.Conn) {
+	_ = conn.Send("* OK [" + delayedCaps + "] ready") // the next read has the error
+	for {
+		tag, command, err := conn.ReadCommand()
 		if err != nil {
 			return
 		}
-		tag, command, _ := strings.Cut(strings.TrimSpace(line), " ")
-		answer := tag + " OK done\r\n"
+		answer := tag + " OK done"
 		switch name, _, _ := strings.Cut(command, " "); name {
 		case "AUTHENTICATE":
 			s.loginArrived <- struct{}{}
 			<-s.release
-			answer = tag + " OK [" + delayedCaps + "] welcome\r\n"
+			answer = tag + " OK [" + delayedCaps + "] welcome"
 		case "ID", "LOGOUT":
 		default:
 			s.commands <- command
 		}
-		if _, err := io.WriteString(conn, answer); err != nil {
+		if conn.Send(answer) != nil {
 			return
 		}
 	}
@@ -64,10 +59,10 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	ca := testbed.NewCA(t)
 	s := redisStores["single"](t)
 	back := delayedBackend{make(chan struct{}), make(chan struct{}), make(chan string, 64)}
-	east := startStubWith(t, nil, back.serve)
+	east := testkit.StartIMAP(t, back.serve)
 	west := startStub(t, nil)
 	settings := muxMode(event.ModeSplice, "")
-	g := startGateway(t, ca, s.conf, backendsConf(map[string]string{"east": plainBackend(east.address()) + settings, "west": plainBackend(west.address()) + settings}))
+	g := startGateway(t, ca, s.conf, backendsConf(map[string]string{"east": plainBackend(east.Addr()) + settings, "west": plainBackend(west.Addr()) + settings}))
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		for name, change := range changes {
 			user := name + "." + string(mode)
@@ -80,7 +75,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 				}
 				<-back.loginArrived
 				s.setRoute(t, user, "east", change.fields...)
-				testbed.Eventually(t, recoveryTimeout, "the gateway to know", func() bool {
+				testkit.Eventually(t, "the gateway to know", func() bool {
 					x := g.explain(user)
 					return x.Backend != "east" || x.Login != user
 				})
@@ -89,7 +84,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 				if err != nil || !strings.Contains(formatResponses(got), change.want) {
 					t.Errorf("the login under way: %v, %v; want %s", got, err, change.want)
 				}
-				testbed.Eventually(t, Timeout, "the refusal to be on record", func() bool {
+				testkit.Eventually(t, "the refusal to be on record", func() bool {
 					return countReasons(g.records("login_refused", user))[change.reason] > 0
 				})
 				if status := g.limitStatus(user); status.Failures[1].Window != "day" || status.Failures[1].Count != 0 { // the password was right

@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -53,7 +54,7 @@ EXPUNGE Box>  0 [] ok
 RENAME Box> New box 0 [] ok
 LOGOUT >  0 [] ok
 `
-	testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
+	testkit.Eventually(t, "the end to be in the audit log", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
 	var got strings.Builder
 	for _, r := range g.records("command", "zoe") {
 		fmt.Fprintln(&got, strings.TrimSpace(fmt.Sprintf("%s %s> %s %d %v %s %s", r.Command, r.Mailbox, r.To, r.Messages, r.Literals, r.Result, r.Code)))

@@ -3,7 +3,6 @@ package tests
 import (
 	"bufio"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -58,7 +58,7 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 			t.Errorf("%s, with another upstream: %v, %v", command, got, err)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the attach to be in the audit log", func() bool { return len(g.records("session_attached", "")) == 1 })
+	testkit.Eventually(t, "the attach to be in the audit log", func() bool { return len(g.records("session_attached", "")) == 1 })
 }
 
 // Each loss, attach, pin and end has one audit record with its reason. No record has a
@@ -118,7 +118,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 		"leaver":     "session_ended client_closed",
 		"deleted":    "upstream_lost reset, session_attached lost gone, session_ended mailbox_gone",
 	} {
-		testbed.Eventually(t, testbed.Timeout, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.sessionEvents(user), want) })
+		testkit.Eventually(t, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.sessionEvents(user), want) })
 	}
 	for _, file := range []string{"audit", "log"} {
 		if strings.Contains(g.readFile(file), secret) {
@@ -141,7 +141,7 @@ func (g *gateway) sessionEvents(user string) string {
 // A backend that removes messages without EXPUNGE is spliced: for a user from the second
 // violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
-	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStubWith(t, nil, serveShrinkingMailbox).address())+muxMode(event.ModeResume, "")))
+	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(testkit.StartIMAP(t, serveShrinkingMailbox).Addr())+muxMode(event.ModeResume, "")))
 	runSession := func(i int) {
 		t.Helper()
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
@@ -160,7 +160,7 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 		runSession(i)
 	}
 	runSession(5)
-	testbed.Eventually(t, testbed.Timeout, "all sessions to be in the audit log", func() bool { return len(g.records("session_ended", "")) == 8 })
+	testkit.Eventually(t, "all sessions to be in the audit log", func() bool { return len(g.records("session_ended", "")) == 8 })
 	var modes []string
 	for _, r := range g.records("session_ended", "") {
 		modes = append(modes, r.User+" "+r.Mode)
@@ -176,7 +176,7 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 	if n := g.sumMetric("imapgate_backend_protocol_violations_total"); n != 6 {
 		t.Errorf("%v protocol violations are counted, want 6", n)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the metric of users", func() bool { return g.sumMetric("imapgate_mux_spliced_users") == 1 })
+	testkit.Eventually(t, "the metric of users", func() bool { return g.sumMetric("imapgate_mux_spliced_users") == 1 })
 	if sum := g.sumMetric(spliced); sum != 1 {
 		t.Errorf("the metric is %v, want 1", sum)
 	}
@@ -186,15 +186,14 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 }
 
 // serveShrinkingMailbox is a backend whose mailbox loses messages without EXPUNGE.
-func serveShrinkingMailbox(conn net.Conn) {
-	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+func serveShrinkingMailbox(conn *testkit.Conn) {
+	w := bufio.NewWriter(conn)
 	_, _ = w.WriteString("* OK [CAPABILITY IMAP4rev1 SASL-IR UNSELECT AUTH=PLAIN] ready\r\n") // Flush has the error
 	for w.Flush() == nil {
-		line, err := r.ReadString('\n')
+		tag, rest, err := conn.ReadCommand()
 		if err != nil {
 			return
 		}
-		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		switch name, _, _ := strings.Cut(rest, " "); name {
 		case "AUTHENTICATE":
 			_, _ = w.WriteString(tag + " OK [CAPABILITY IMAP4rev1 UNSELECT] welcome\r\n")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -150,7 +150,7 @@ func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			b := &refusingBackend{commands: map[string]bool{}}
-			g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(startStubWith(t, nil, b.serve).address())+muxMode(mode, "")), "audit: {commands: all}")
+			g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(testkit.StartIMAP(t, b.serve).Addr())+muxMode(mode, "")), "audit: {commands: all}")
 			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
 			p.probeAll()
@@ -168,15 +168,14 @@ type refusingBackend struct {
 	commands map[string]bool // Guarded by mu. Mailboxes of the received CREATEs.
 }
 
-func (b *refusingBackend) serve(conn net.Conn) {
-	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+func (b *refusingBackend) serve(conn *testkit.Conn) {
+	w := bufio.NewWriter(conn)
 	_, _ = w.WriteString("* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL+ AUTH=PLAIN] ready\r\n") // Flush has the error
 	for w.Flush() == nil {
-		line, err := r.ReadString('\n')
+		tag, rest, err := conn.ReadCommand()
 		if err != nil {
 			return
 		}
-		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		name, args, _ := strings.Cut(rest, " ")
 		status := "BAD no"
 		switch {
@@ -196,8 +195,8 @@ func (b *refusingBackend) serve(conn net.Conn) {
 			b.mu.Unlock()
 		case name == "APPEND":
 			if size, ok := literalSize(strings.Replace(rest, "+}", "}", 1)); ok && strings.HasSuffix(rest, "+}") {
-				_, _ = r.Discard(size)
-				_, _ = r.ReadString('\n')
+				_, _ = conn.R.Discard(size)
+				_, _ = conn.R.ReadString('\n')
 				status = "NO no"
 			}
 		}
@@ -268,7 +267,7 @@ func (p *literalProber) close() {
 	if p.c != nil {
 		_ = p.c.Close()
 	}
-	testbed.Eventually(p, testbed.Timeout, "all ends to be in the audit log", func() bool {
+	testkit.Eventually(p, "all ends to be in the audit log", func() bool {
 		return len(p.g.records("session_ended", p.user)) == p.sessions
 	})
 }

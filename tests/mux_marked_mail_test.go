@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 )
 
@@ -42,7 +42,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	mode := muxMode(event.ModeReuse, fmt.Sprintf(", pool_idle_timeout: %ds", testSize(60, 2)))
 	backends := map[string]string{
 		"real": backendConf(real, upstream.NoTLS) + mode,
-		"stub": plainBackend(startStubWith(t, nil, serveMarkedBackend).address()) + mode,
+		"stub": plainBackend(testkit.StartIMAP(t, serveMarkedBackend).Addr()) + mode,
 	}
 	g := startGateway(t, ca, staticBackends(backends, users), fmt.Sprintf("auth: {methods: [file], file: {path: %q}}", writeText(t, "passwd", passwords.String())))
 	storeMarkedMail(t, real)
@@ -119,9 +119,9 @@ func storeMarkedMail(t *testing.T, backend *testbed.Dovecot) {
 
 // serveMarkedBackend serves a stub that accepts every login and marks every response with
 // the user.
-func serveMarkedBackend(conn net.Conn) {
+func serveMarkedBackend(conn *testkit.Conn) {
 	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID UNSELECT IDLE AUTH=PLAIN"
-	r, w := bufio.NewReaderSize(conn, 4<<10), bufio.NewWriterSize(conn, 4<<10)
+	r, w := conn.R, bufio.NewWriterSize(conn, 4<<10)
 	_, _ = w.WriteString("* OK [" + capabilities + "] ready\r\n") // Flush has the error
 	mark := ""
 	for {

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -303,7 +304,7 @@ func (h *restartTest) checkEndReasons(want map[string]int) {
 		total += n
 	}
 	var got []auditRecord
-	testbed.Eventually(h, testbed.Timeout, "every session's end to be in the audit log", func() bool {
+	testkit.Eventually(h, "every session's end to be in the audit log", func() bool {
 		got = h.g.records("session_ended", "")
 		return len(got) >= total
 	})
@@ -420,7 +421,7 @@ func (h *restartTest) appendUnanswered() {
 		if _, err := g.Send("APPEND INBOX {+}", newMessage(g.user)); err != nil {
 			h.Fatal(err)
 		}
-		testbed.Eventually(h, Timeout, "a message to be stored", func() bool { return h.countMessages(g.user) == 1 })
+		testkit.Eventually(h, "a message to be stored", func() bool { return h.countMessages(g.user) == 1 })
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -62,15 +63,15 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 				r.store.setRoute(t, user, "east")
 				r.runSession(user)
 			}
-			testbed.Eventually(t, Timeout, "two connections to wait", func() bool {
+			testkit.Eventually(t, "two connections to wait", func() bool {
 				return r.g.sumMetric("imapgate_mux_pool_connections") == 2
 			})
 			r.store.setRoute(t, "mover", "west", "mode", string(there))
-			testbed.Eventually(t, recoveryTimeout, "the mover to be in the west", func() bool {
+			testkit.Eventually(t, "the mover to be in the west", func() bool {
 				r.runSession("mover")
 				return strings.Contains(r.west.Log(), "user=<mover>")
 			})
-			testbed.Eventually(t, Timeout, "the connection in the east to end", func() bool { return sessionEnded(r.east, "mover") })
+			testkit.Eventually(t, "the connection in the east to end", func() bool { return sessionEnded(r.east, "mover") })
 			r.runSession("other")
 			if n := r.g.sumMetric(closedSeries(event.DiscardMoved)); n != 1 || sessionEnded(r.east, "other") || strings.Count(r.east.Log(), "user=<other>") != 1 {
 				t.Errorf("%v connections closed; log of the east:\n%s", n, r.east.Log())
@@ -96,14 +97,14 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 		mustExec(t, client, "LOGIN "+c.user+" "+password)
 		mustExec(t, client, "SELECT INBOX")
 		r.store.setRoute(t, c.user, c.home, c.more...)
-		testbed.Eventually(t, recoveryTimeout, "the session to end", func() bool {
+		testkit.Eventually(t, "the session to end", func() bool {
 			got, err := client.Do("NOOP")
 			return err != nil || strings.Contains(formatResponses(got), "BYE")
 		})
-		testbed.Eventually(t, Timeout, "its connections to end", func() bool {
+		testkit.Eventually(t, "its connections to end", func() bool {
 			return sessionEnded(r.east, c.user) && r.g.sumMetric("imapgate_mux_pool_connections") == 0
 		})
-		testbed.Eventually(t, Timeout, "its end to be in the audit log", func() bool {
+		testkit.Eventually(t, "its end to be in the audit log", func() bool {
 			return countReasons(r.g.records("session_ended", c.user))[string(c.reason)] == 1
 		})
 		if r.g.sumMetric(closedSeries(c.discarded)) == 0 {
@@ -125,14 +126,14 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 				mustExec(t, client, "SELECT INBOX")
 			}
 			r.store.setRoute(t, "boxer", "east", "login", "box.b")
-			testbed.Eventually(t, recoveryTimeout, "the record to be followed", func() bool {
+			testkit.Eventually(t, "the record to be followed", func() bool {
 				r.runSession("boxer")
 				return strings.Contains(r.east.Log(), "user=<box.b>")
 			})
 			logins := strings.Count(r.east.Log(), "user=<box.a>")
 			r.east.Restart()
 			var received string
-			testbed.Eventually(t, Timeout, "the session to end", func() bool {
+			testkit.Eventually(t, "the session to end", func() bool {
 				got, err := client.Do(`LIST "" *`)
 				received += formatResponses(got)
 				return err != nil || strings.Contains(received, "BYE")
@@ -140,7 +141,7 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(received, "BYE") {
 				t.Errorf("box.a logged in %d times more, and its session received:\n%s", n-logins, received)
 			}
-			testbed.Eventually(t, Timeout, "its end to be in the audit log", func() bool {
+			testkit.Eventually(t, "its end to be in the audit log", func() bool {
 				return countReasons(r.g.records("session_ended", "boxer"))[string(event.LoginChanged)] == 1
 			})
 		})

@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
+	"imapgate/internal/testkit"
 )
 
 // allModes are the modes, each that of a backend of the same name. All backends are one
@@ -158,7 +159,7 @@ func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 	for _, s := range staying {
 		s.checkAlive(t)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ends to be in the audit log", func() bool { return strict.countSessionEnds(t, "token_expired") == len(ending) })
+	testkit.Eventually(t, "the ends to be in the audit log", func() bool { return strict.countSessionEnds(t, "token_expired") == len(ending) })
 	if n := strict.sumMetric(t, `imapgate_mux_sessions_terminated_total`); n != 4 {
 		t.Errorf("%v BYEs are counted\n%s", n, strict.scrapeMetrics(t))
 	}
@@ -217,7 +218,7 @@ routing: {source: static, static: {default: east}}`, proxy.Address(), testbed.Do
 	if got, err := idling.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
 		t.Fatalf("%v, %v", got, err)
 	}
-	testbed.Eventually(t, 2*lifetime, "the token to expire", func() bool { return time.Now().After(expired) })
+	testkit.Eventually(t, "the token to expire", func() bool { return time.Now().After(expired) })
 	requireOK(t, resting, "NOOP") // its upstream still works
 	requestsBefore := p.RequestCount()
 	proxy.SetAcceptMode(faultproxy.Refuse)
@@ -230,5 +231,5 @@ routing: {source: static, static: {default: east}}`, proxy.Address(), testbed.Do
 	if n := p.RequestCount() - requestsBefore; n != 0 {
 		t.Errorf("the provider got %d requests", n)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ends to be in the audit log", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
+	testkit.Eventually(t, "the ends to be in the audit log", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
 }

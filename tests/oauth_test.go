@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
+	"imapgate/internal/testkit"
 )
 
 const tokenUser = "alice@example.org"
@@ -165,7 +166,7 @@ func TestSessionReattachesWithAValidToken(t *testing.T) {
 	if err != nil && !isConnEnd(err) {
 		t.Errorf("%v, %v", got, err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool {
+	testkit.Eventually(t, "the end to be in the audit log", func() bool {
 		record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(record, []byte(`"login_revoked"`))
 	})

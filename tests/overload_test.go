@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // liveSessionCount is the number of sessions that stay active during the overload.
@@ -32,7 +33,7 @@ func TestThreeTimesTheLoginsDisturbNoSession(t *testing.T) {
 	}
 	ca := testbed.NewCA(t)
 	t.Setenv("GOMAXPROCS", "1") // of the gateway and the load generators
-	b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
+	b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).Addr()),
 		"routing: {source: static, static: {default: east}}")
 	t.Logf("the gateway has %s", limitCPU(t, b.process.PID()))
 	clients := b.openClients(t, liveSessionCount)
@@ -127,7 +128,7 @@ func limitCPU(t *testing.T, pid int) string {
 		}
 		t.Cleanup(func() {
 			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644) // fails if the process has exited
-			testbed.Eventually(t, testbed.Timeout, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
+			testkit.Eventually(t, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
 		})
 		var err error
 		for _, f := range append(files, [2]string{"cgroup.procs", fmt.Sprint(pid)}) {

@@ -3,45 +3,24 @@ package tests
 import (
 	"bufio"
 	"errors"
+	"imapgate/internal/testkit"
 	"io"
-	"net"
 	"strings"
 	"testing"
 )
 
-// startScriptedServer returns a client that is connected to a server function.
-func startScriptedServer(t *testing.T, server func(r *bufio.Reader, w io.Writer)) *RawClient {
+// connectToScript returns a client that is connected to a script.
+func connectToScript(t *testing.T, script func(*testkit.Conn)) *RawClient {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		server(bufio.NewReader(conn), conn)
-		_ = conn.Close()
-	}()
-	c, err := Connect(l.Addr().String(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = c.Close()
-		_ = l.Close()
-		<-done
-	})
+	c := testkit.Must(Connect(testkit.StartIMAP(t, script).Addr(), nil))(t)
+	t.Cleanup(func() { _ = c.Close() })
 	c.r = bufio.NewReaderSize(c.conn, 16) // so that lines do not fit
 	return c
 }
 
 func TestRawClientReadsLinesLongerThanItsBufferAndLiterals(t *testing.T) {
 	long := strings.Repeat("x", 100)
-	c := startScriptedServer(t, func(_ *bufio.Reader, w io.Writer) {
+	c := connectToScript(t, func(w *testkit.Conn) {
 		_, _ = io.WriteString(w, "* "+long+"\r\n* 1 FETCH (A {3}\r\n\r\n) B {0}\r\n C {two})\r\n* cut {9}\r\nshort")
 	})
 	if r, err := c.Read(); err != nil || r.Text != "* "+long {
@@ -61,11 +40,11 @@ func TestRawClientReadsLinesLongerThanItsBufferAndLiterals(t *testing.T) {
 
 func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
 	received := make(chan string, 1)
-	c := startScriptedServer(t, func(r *bufio.Reader, w io.Writer) {
-		got, _ := r.ReadString('\n')
+	c := connectToScript(t, func(w *testkit.Conn) {
+		got, _ := w.R.ReadString('\n')
 		_, _ = io.WriteString(w, "+ OK\r\n")
 		for !strings.HasSuffix(got, "end\r\n") {
-			line, err := r.ReadString('\n')
+			line, err := w.R.ReadString('\n')
 			if err != nil {
 				break
 			}
@@ -73,7 +52,7 @@ func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
 		}
 		received <- got
 		_, _ = io.WriteString(w, "* untagged\r\na1 OK done\r\n")
-		_, _ = r.ReadString('\n')
+		_, _ = w.R.ReadString('\n')
 		_, _ = io.WriteString(w, "a2 NO too big\r\n")
 	})
 	got, err := c.Do("X {} {+} end", []byte("a\r\nb"), []byte("cd"))

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // Routes, limits, bans and the audit stream are all in the configured database, over a unix
@@ -27,10 +28,10 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	}
 	gate := startProcess(t, ca,
 		fmt.Sprintf("redis: {addresses: [\"unix://%s\"], database: 3, username: imapgate, password_file: %s}", socket, secret),
-		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
+		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.Addr()),
 		"limits: {exempt_networks: []}",
 		"audit: {sinks: [{type: redis, on_failure: drop}]}")
-	testbed.Eventually(t, testbed.Timeout, "limits to be shared", func() bool {
+	testkit.Eventually(t, "limits to be shared", func() bool {
 		return strings.Contains(gate.process.Output(), "limits are shared")
 	})
 	phone, err := loginLight(gate, "alice@example.org")
@@ -40,7 +41,7 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	defer phone.conn.Close() // the gateway stops before it
 	keys := ""
 	for _, want := range []string{"imapgate:limit:gateways", "imapgate:limit:sessions:user:alice@example.org", "imapgate:limit:rate:", "imapgate:audit"} {
-		testbed.Eventually(t, testbed.Timeout, want+" to be written", func() bool {
+		testkit.Eventually(t, want+" to be written", func() bool {
 			keys = redis.CLI("-n", "3", "keys", "*")
 			return strings.Contains(keys, want)
 		})
@@ -61,10 +62,10 @@ func TestLogReportsRedisErrors(t *testing.T) {
 	redis.CLI("config", "set", "requirepass", "pw")
 	ca, backend := testbed.NewCA(t), startStub(t, nil)
 	gate := startProcess(t, ca, fmt.Sprintf("redis: {addresses: [%q]}", redis.Address),
-		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()))
+		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.Addr()))
 	const want = "Redis requires a password: set redis.password_file"
 	for _, line := range []string{"route changes are not received as they happen", "limits are local"} {
-		testbed.Eventually(t, testbed.Timeout, line+": "+want, func() bool {
+		testkit.Eventually(t, line+": "+want, func() bool {
 			for entry := range strings.Lines(gate.process.Output()) {
 				if strings.Contains(entry, line) && strings.Contains(entry, want) {
 					return true
@@ -77,7 +78,7 @@ func TestLogReportsRedisErrors(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	redis.CLI("-a", "pw", "--no-auth-warning", "config", "set", "requirepass", "")
-	testbed.Eventually(t, testbed.Timeout, "a user to get in", func() bool {
+	testkit.Eventually(t, "a user to get in", func() bool {
 		phone, err := loginLight(gate, "alice@example.org")
 		if err != nil {
 			return false

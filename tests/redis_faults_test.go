@@ -10,17 +10,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 const (
-	knownUserCount       = 34               // users with cached routes
-	maxSessions          = 10               // per user, at both gateways together; a slot is released shortly after a session ends
-	loginsPerWorker      = 50               // during a fault
-	redisRecoveryTimeout = 20 * time.Second // until limits are shared again
+	knownUserCount  = 34 // users with cached routes
+	maxSessions     = 10 // per user, at both gateways together; a slot is released shortly after a session ends
+	loginsPerWorker = 50 // during a fault
 )
 
 // redisFault is a fault of Redis with functions that begin and end it.
@@ -87,7 +86,7 @@ func (p *redisFaultTest) startGateways(redis string) {
 	for i := range p.gateways {
 		dir := p.t.TempDir()
 		p.gateways[i] = startProcess(p.t, ca, redis,
-			fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
+			fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.Addr()),
 			fmt.Sprintf("limits: {exempt_networks: [], connections: {per_user: %d, per_user_address: 0, per_address: 0, "+
 				"preauth_per_address: 0, new_per_minute: 0}}", maxSessions),
 			fmt.Sprintf("audit:\n  sinks:\n    - {type: file, path: %s/audit}\n    - {type: redis, on_failure: drop}", dir))
@@ -121,7 +120,7 @@ func (p *redisFaultTest) run(begin, end func(), awaitLocal func(*redisFaultTest)
 	end()
 
 	p.awaitSharedLimits()
-	testbed.Eventually(p.t, redisRecoveryTimeout, "a limit to be that of both gateways again", func() bool {
+	testkit.Eventually(p.t, "a limit to be that of both gateways again", func() bool {
 		return isLimitReached(p.runSession(p.gateways[0], otherUser)) && isLimitReached(p.runSession(p.gateways[1], fullUser))
 	})
 	p.runLogins()
@@ -178,7 +177,7 @@ func (p *redisFaultTest) expectLimit(gate *gatewayProcess, user string) {
 // until then.
 func (p *redisFaultTest) awaitLocalLimits() {
 	p.t.Helper()
-	testbed.Eventually(p.t, redisRecoveryTimeout, "a gateway to count alone", func() bool {
+	testkit.Eventually(p.t, "a gateway to count alone", func() bool {
 		if err := p.runSession(p.gateways[1], p.knownUser(2)); err != nil {
 			p.t.Error(err)
 		}
@@ -188,7 +187,7 @@ func (p *redisFaultTest) awaitLocalLimits() {
 
 func (p *redisFaultTest) awaitSharedLimits() {
 	p.t.Helper()
-	testbed.Eventually(p.t, redisRecoveryTimeout, "the gateways to count together", func() bool {
+	testkit.Eventually(p.t, "the gateways to count together", func() bool {
 		return p.gateways[0].sumMetric(p.t, "imapgate_limits_cluster_connected") == 1 && p.gateways[1].sumMetric(p.t, "imapgate_limits_cluster_connected") == 1
 	})
 }
@@ -236,7 +235,7 @@ func (p *redisFaultTest) expectAuditStream() {
 		return n
 	}
 	before := length()
-	testbed.Eventually(p.t, redisRecoveryTimeout, "audit records to reach Redis again", func() bool {
+	testkit.Eventually(p.t, "audit records to reach Redis again", func() bool {
 		return p.runSession(p.gateways[0], p.knownUser(2)) == nil && length() > before
 	})
 }
@@ -257,14 +256,14 @@ func (p *redisFaultTest) beginLoading() {
 	var reading sync.WaitGroup
 	reading.Go(func() { _, _ = p.redis.TryCLI("DEBUG", "RELOAD") }) // returns when it is done
 	p.t.Cleanup(reading.Wait)
-	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to load", func() bool {
+	testkit.Eventually(p.t, "Redis to load", func() bool {
 		_, err := p.redis.TryCLI("GET", "ballast0")
 		return err != nil && strings.Contains(err.Error(), "LOADING")
 	})
 }
 
 func (p *redisFaultTest) endLoading() {
-	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to have loaded", func() bool {
+	testkit.Eventually(p.t, "Redis to have loaded", func() bool {
 		_, _ = p.redis.TryCLI("CONFIG", "SET", "key-load-delay", "0") // most attempts fail
 		return outcomeOf(p.redis.TryCLI("GET", "ballast0")) == nil
 	})
@@ -278,7 +277,7 @@ func (p *redisFaultTest) failSaves() {
 	})
 	p.redis.CLI("CONFIG", "SET", "save", "3600 1")
 	p.redis.CLI("BGSAVE")
-	testbed.Eventually(p.t, redisRecoveryTimeout, "a save to fail", func() bool {
+	testkit.Eventually(p.t, "a save to fail", func() bool {
 		return strings.Contains(p.redis.CLI("INFO", "persistence"), "rdb_last_bgsave_status:err")
 	})
 }
@@ -286,7 +285,7 @@ func (p *redisFaultTest) failSaves() {
 func (p *redisFaultTest) restoreSaves() {
 	p.editDumpFile(os.RemoveAll)
 	p.redis.CLI("BGSAVE")
-	testbed.Eventually(p.t, redisRecoveryTimeout, "a save to succeed", func() bool {
+	testkit.Eventually(p.t, "a save to succeed", func() bool {
 		return strings.Contains(p.redis.CLI("INFO", "persistence"), "rdb_last_bgsave_status:ok")
 	})
 	p.redis.CLI("CONFIG", "SET", "save", "")

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // twoBackendsConf returns the sections of two backends and of routing by Redis.
@@ -59,7 +60,7 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 	all := map[string][]*RawClient{}
 	for _, mode := range testedModes[:3] {
 		b.runCommand(t, "route", "set", user, "backend=east", "mode="+mode)
-		testbed.Eventually(t, recoveryTimeout, "the gateway to know of mode "+mode, func() bool {
+		testkit.Eventually(t, "the gateway to know of mode "+mode, func() bool {
 			return b.readPresence(t, "route", "explain", user).Mode == mode
 		})
 		for range 2 {
@@ -86,7 +87,7 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 	if got := b.readPresence(t, "route", "set", user, "backend=west").String(); got != "0 here, 6 elsewhere, "+atEast {
 		t.Errorf("set, as JSON: %s", got)
 	}
-	testbed.Eventually(t, recoveryTimeout, "the gateway to know of the west", func() bool {
+	testkit.Eventually(t, "the gateway to know of the west", func() bool {
 		return b.readPresence(t, "route", "explain", user).Backend == "west"
 	})
 	// Seconds after the change all sessions still use the east.
@@ -110,7 +111,7 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 	all["resume"][0].conn.Close() // without LOGOUT
 	client := mustDial(t, b.endpoint("implicit"), "")
 	mustExec(t, client, "LOGIN "+user+" "+password)
-	testbed.Eventually(t, Timeout, "two sessions to have ended and one to have begun", func() bool {
+	testkit.Eventually(t, "two sessions to have ended and one to have begun", func() bool {
 		return b.readPresence(t, "route", "explain", user).String() ==
 			"1 here, 4 elsewhere, [{east resume 1} {east reuse 2} {east splice 1} {west resume 1}]"
 	})

@@ -8,17 +8,14 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
 // The documented properties of routing by Redis: a change takes effect within a second, and
-// while Redis is down known users log in and no user reaches a wrong backend. The bounds
-// allow for slow logins on a busy machine.
-const (
-	moveCount       = 6
-	recoveryTimeout = 30 * time.Second
-)
+// while Redis is down known users log in and no user reaches a wrong backend.
+const moveCount = 6
 
 // cluster is two backends with routes in one Redis.
 type cluster struct {
@@ -135,7 +132,7 @@ func (c *cluster) checkBackend(g *gateway, user, backend string) {
 // awaitBackend waits until a login reaches this backend.
 func (c *cluster) awaitBackend(g *gateway, user, backend string) {
 	c.t.Helper()
-	testbed.Eventually(c.t, recoveryTimeout, user+" to log in at "+backend, func() bool {
+	testkit.Eventually(c.t, user+" to log in at "+backend, func() bool {
 		where := loginBackend(c.t, g, user)
 		return where == backend
 	})
@@ -154,7 +151,7 @@ func (c *cluster) testOutage(stop, start func(redisStore)) {
 
 	stop(c.store)
 	c.checkKnownLogins(g, known)
-	testbed.Eventually(c.t, recoveryTimeout, "a route older than its ttl to be used", func() bool {
+	testkit.Eventually(c.t, "a route older than its ttl to be used", func() bool {
 		c.checkBackend(g, known[0], "east")
 		return strings.Contains(g.readFile("audit"), `"route":"stale"`)
 	})
@@ -163,7 +160,7 @@ func (c *cluster) testOutage(stop, start func(redisStore)) {
 
 	start(c.store)
 	c.awaitBackend(g, unknown, "east")
-	testbed.Eventually(c.t, recoveryTimeout, "redis-cli to write again", func() bool {
+	testkit.Eventually(c.t, "redis-cli to write again", func() bool {
 		return c.store.trySetRoute(known[0], "west") == nil
 	})
 	c.awaitBackend(g, known[0], "west")
@@ -199,7 +196,7 @@ func (c *cluster) testRestart() {
 	g.stop()
 	g = c.startGateway(snapshot, time.Second)
 	c.checkKnownLogins(g, []string{known})
-	testbed.Eventually(c.t, recoveryTimeout, "a login routed by the snapshot to be in the audit log", func() bool {
+	testkit.Eventually(c.t, "a login routed by the snapshot to be in the audit log", func() bool {
 		return strings.Contains(g.readFile("audit"), `"route":"snapshot"`)
 	})
 	c.checkUnknownRefused(g, unknown)

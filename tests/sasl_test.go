@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -44,7 +45,7 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 				if out, err := run(password); err != nil || !strings.Contains(string(out), "* STATUS INBOX (MESSAGES 0)") {
 					t.Errorf("%s %s %s: %v: %s", kind, mechanism, ir, err, out)
 				}
-				testbed.Eventually(t, recoveryTimeout, "a login by AUTH="+mechanism+" to be in the audit log", func() bool {
+				testkit.Eventually(t, "a login by AUTH="+mechanism+" to be in the audit log", func() bool {
 					all := g.records("login_accepted", user)
 					return len(all) == 1 && all[0].Mechanism == "AUTH="+mechanism
 				})

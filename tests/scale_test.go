@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
@@ -184,7 +185,7 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) string {
 	t.Helper()
 	if mode == upstream.NoTLS {
-		return plainBackend(startStub(t, nil).address())
+		return plainBackend(startStub(t, nil).Addr())
 	}
 	cert, key := ca.Issue(t, testbed.DovecotName)
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -192,7 +193,7 @@ func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) string
 		t.Fatal(err)
 	}
 	s := startStub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	return backendConfAt(s.address(), mode, ca)
+	return backendConfAt(s.Addr(), mode, ca)
 }
 
 // runMixedSessions runs n connections, sixteen at a time, from many addresses.
@@ -245,7 +246,7 @@ func awaitStableUse(t *testing.T, accepted func() bool) resourceUse {
 	var last resourceUse
 	since := time.Now()
 	deadline := since.Add(20 * time.Second)
-	testbed.Eventually(t, time.Minute, "the resources of the gateway to be stable", func() bool {
+	testkit.Eventually(t, "the resources of the gateway to be stable", func() bool {
 		if now := measureUse(); now != last {
 			last, since = now, time.Now()
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // startProofGateway starts a gateway that logs in as master at a Dovecot. auth is the content
@@ -58,7 +59,7 @@ func TestMbsyncLogsInBySCRAMWithADoveadmHash(t *testing.T) {
 	if out, err := runMbsyncSCRAM(t, mbsync, e, password); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	testbed.Eventually(t, recoveryTimeout, "a login by SCRAM to be in the audit log", func() bool {
+	testkit.Eventually(t, "a login by SCRAM to be in the audit log", func() bool {
 		audit, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(audit, []byte(`"mechanism":"AUTH=SCRAM-SHA-256"`))
 	})

@@ -1,41 +1,21 @@
 package tests
 
 import (
-	"bufio"
 	"encoding/base64"
-	"encoding/hex"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
+	"imapgate/internal/testkit"
 )
-
-// encodings returns the forms in which a secret could appear, also reversed.
-func encodings(secret string) []string {
-	backwards := []byte(secret)
-	slices.Reverse(backwards)
-	return append(forwardEncodings(secret), forwardEncodings(string(backwards))...)
-}
-
-func forwardEncodings(secret string) []string {
-	all := []string{secret, hex.EncodeToString([]byte(secret)), url.QueryEscape(secret), url.PathEscape(secret)}
-	for before := range 3 { // preceding bytes shift base64
-		coded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", before) + secret))
-		all = append(all, coded[4:len(coded)-3])
-	}
-	return all
-}
 
 // checkNoSecrets searches for secrets in all output of a gateway: log, audit log and
 // metrics.
@@ -46,12 +26,8 @@ func (b *gatewayProcess) checkNoSecrets(t *testing.T, secrets map[string]string)
 		t.Fatal(err)
 	}
 	shown := b.process.Output() + string(record) + b.scrapeMetrics(t)
-	for what, secret := range secrets {
-		for _, encoding := range encodings(secret) {
-			if i := strings.Index(shown, encoding); i >= 0 {
-				t.Errorf("%s shows as %s in …%s…", what, encoding, shown[max(0, i-300):min(len(shown), i+100)])
-			}
-		}
+	for _, found := range testkit.FindSecrets(shown, secrets) {
+		t.Error(found)
 	}
 }
 
@@ -128,20 +104,19 @@ func TestExchangeSecretsAreNotRecorded(t *testing.T) {
 type echoBackend struct{ lastSecret atomic.Value }
 
 // serve serves one connection until it ends.
-func (p *echoBackend) serve(nc net.Conn) {
+func (p *echoBackend) serve(c *testkit.Conn) {
 	words, _ := p.lastSecret.Load().([]string)
 	if len(words) == 0 {
 		words = []string{"Hello."}
 	}
 	if len(words) > 1 && words[1] == "greeting" {
-		_, _ = io.WriteString(nc, "* BYE ["+words[0]+"] "+words[0]+"\r\n")
+		_ = c.Send("* BYE [" + words[0] + "] " + words[0])
 		p.lastSecret.Store([]string{"Hello."})
 		return
 	}
-	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN] "+words[0]+"\r\n")
-	r := bufio.NewReader(nc)
+	_ = c.Send("* OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN] " + words[0])
 	for {
-		line, err := r.ReadString('\n')
+		line, err := c.ReadLine()
 		if err != nil {
 			return
 		}
@@ -158,7 +133,7 @@ func (p *echoBackend) serve(nc net.Conn) {
 		} else if len(words) == 1 && len(f) == 4 && f[1] == "COPY" {
 			answer = "* BYE " + words[0]
 		}
-		if _, err := io.WriteString(nc, answer+"\r\n"); err != nil || strings.HasPrefix(answer, "* BYE") {
+		if c.Send(answer) != nil || strings.HasPrefix(answer, "* BYE") {
 			return
 		}
 	}
@@ -169,7 +144,7 @@ func (p *echoBackend) serve(nc net.Conn) {
 func (p *echoBackend) answer(user, password string) string {
 	var answerIndex, encodingIndex int
 	_, _ = fmt.Sscanf(user, "parrot%d.%d", &answerIndex, &encodingIndex)
-	encoded := strings.ReplaceAll(encodings(password)[encodingIndex], " ", "")
+	encoded := strings.ReplaceAll(testkit.Encodings(password)[encodingIndex], " ", "")
 	p.lastSecret.Store([]string{encoded})
 	if answerIndex == 0 {
 		p.lastSecret.Store([]string{encoded, "greeting"})
@@ -186,9 +161,9 @@ func TestPasswordsEchoedByABackendAreNotRecorded(t *testing.T) {
 	t.Parallel()
 	const right = "CANARY8/of-the-parrot+"
 	for _, mode := range []string{"splice", "reuse", "resume"} {
-		backend := startStubWith(t, nil, new(echoBackend).serve)
+		backend := testkit.StartIMAP(t, new(echoBackend).serve)
 		ca := testbed.NewCA(t)
-		b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mode: %s}", backend.address(), mode), "log: {level: debug}",
+		b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mode: %s}", backend.Addr(), mode), "log: {level: debug}",
 			"routing: {source: static, static: {default: east}}\nlimits: {exempt_networks: [127.0.0.0/8]}\nauth: {default_domain: example.org}")
 		var clients []*RawClient
 		for form := range echoAnswers {
@@ -198,7 +173,7 @@ func TestPasswordsEchoedByABackendAreNotRecorded(t *testing.T) {
 				if turn%2 > 0 {
 					last = "b EXAMINE INBOX\r\nc COPY 1 box\r\n"
 				}
-				_, _ = fmt.Fprintf(c, "a LOGIN parrot%d.%d %s\r\n%sd LOGOUT\r\n", form, (4*form+turn)%len(encodings(right)), right, last)
+				_, _ = fmt.Fprintf(c, "a LOGIN parrot%d.%d %s\r\n%sd LOGOUT\r\n", form, (4*form+turn)%len(testkit.Encodings(right)), right, last)
 				clients = append(clients, c)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy"
 )
 
@@ -160,7 +161,7 @@ func TestConnectionsOfASmallServerAreReusedAndNothingIsExpunged(t *testing.T) {
 					t.Fatalf("session %d: %v, %v", i, got, err)
 				}
 				requireOK(t, client, "LOGOUT")
-				testbed.Eventually(t, testbed.Timeout, "the connection to wait", func() bool {
+				testkit.Eventually(t, "the connection to wait", func() bool {
 					return g.sumMetric("imapgate_mux_pool_connections") == 1
 				})
 			}

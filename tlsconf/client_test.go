@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"imapgate/internal/testkit"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,8 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-
-	"imapgate/internal/testbed"
 )
 
 func newClient(t testing.TB, cfg ClientConfig) *Client {
@@ -49,7 +48,7 @@ func TestClientReloadsCAAndDoesNotResume(t *testing.T) {
 	}
 
 	write(t, file, renewed.pem())
-	testbed.Eventually(t, testbed.Timeout, "the new CA is trusted", func() bool {
+	testkit.Eventually(t, "the new CA is trusted", func() bool {
 		_, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, renewed, "east.internal")}}, c.Config())
 		return err == nil
 	})

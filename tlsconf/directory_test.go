@@ -6,14 +6,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"imapgate/internal/testkit"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"imapgate/internal/testbed"
 )
 
 // servedNames returns the common names of the pairs in service, the default first.
@@ -106,7 +105,7 @@ func TestCertbotRenewalIsReloaded(t *testing.T) {
 	}
 	watchFiles(t, s, s.log)
 	c.renew(t, "3", "three", 4)
-	testbed.Eventually(t, testbed.Timeout, "the renewal", func() bool {
+	testkit.Eventually(t, "the renewal", func() bool {
 		return slices.Equal(servedNames(s), []string{"three"}) && servedChainLength(t, s, "") == 2
 	})
 
@@ -117,13 +116,13 @@ func TestCertbotRenewalIsReloaded(t *testing.T) {
 	}
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(c.root, "live", "new.example.org"))
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(other.root, "live", "mail.example.org"))
-	testbed.Eventually(t, testbed.Timeout, "another folder", func() bool { // the newest first, unless they are of the same second
+	testkit.Eventually(t, "another folder", func() bool { // the newest first, unless they are of the same second
 		return slices.Equal(slices.Sorted(slices.Values(servedNames(s))), []string{"four", "three"})
 	})
 	if err := os.Remove(filepath.Join(c.root, "live", "new.example.org")); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "its removal", func() bool { return slices.Equal(servedNames(s), []string{"three"}) })
+	testkit.Eventually(t, "its removal", func() bool { return slices.Equal(servedNames(s), []string{"three"}) })
 }
 
 func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
@@ -376,7 +375,7 @@ func TestDirectoryKeyPairsAreAddedAndRemoved(t *testing.T) {
 	watchFiles(t, s, s.log)
 	served := func(want ...string) {
 		t.Helper()
-		testbed.Eventually(t, testbed.Timeout, strings.Join(want, ", "), func() bool { return slices.Equal(servedNames(s), want) })
+		testkit.Eventually(t, strings.Join(want, ", "), func() bool { return slices.Equal(servedNames(s), want) })
 	}
 	cert, key = ca.issue(t, later, "b")
 	write(t, filepath.Join(dir, "b.pem"), slices.Concat(cert, key))

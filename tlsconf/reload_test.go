@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"imapgate/internal/filewatch"
-	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // watchFiles watches the files of s until the test ends.
@@ -62,7 +62,7 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 
 	cert, key = ca.issue(t, later, "two")
 	writePair(t, base, cert, key)
-	testbed.Eventually(t, testbed.Timeout, "written in place", func() bool { return servedName(t, s) == "two" })
+	testkit.Eventually(t, "written in place", func() bool { return servedName(t, s) == "two" })
 	if s.Config() == first {
 		t.Error("the first generation was changed")
 	}
@@ -72,15 +72,15 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	if err := os.Rename(fresh.Cert, pair.Cert); err != nil { // for a moment the pair does not match
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the mismatch is reported", func() bool { return hasLogged(logs, msgBad) })
+	testkit.Eventually(t, "the mismatch is reported", func() bool { return hasLogged(logs, msgBad) })
 	if got := servedName(t, s); got != "two" {
 		t.Errorf("a mismatched pair is served: %s", got)
 	}
 	if err := os.Rename(fresh.Key, pair.Key); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "renamed over", func() bool { return servedName(t, s) == "three" })
-	testbed.Eventually(t, testbed.Timeout, "the recovery is reported", func() bool { return hasLogged(logs, msgGood) })
+	testkit.Eventually(t, "renamed over", func() bool { return servedName(t, s) == "three" })
+	testkit.Eventually(t, "the recovery is reported", func() bool { return hasLogged(logs, msgGood) })
 }
 
 func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
@@ -109,12 +109,12 @@ func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
 	s, _ := newServer(t, ServerSettings{Certificates: []CertFiles{pair}})
 	watchFiles(t, s, s.log)
 	version("v2")
-	testbed.Eventually(t, testbed.Timeout, "v2", func() bool { return servedName(t, s) == "v2" })
+	testkit.Eventually(t, "v2", func() bool { return servedName(t, s) == "v2" })
 	if err := os.RemoveAll(filepath.Join(dir, "v1")); err != nil {
 		t.Fatal(err)
 	}
 	version("v3")
-	testbed.Eventually(t, testbed.Timeout, "v3", func() bool { return servedName(t, s) == "v3" })
+	testkit.Eventually(t, "v3", func() bool { return servedName(t, s) == "v3" })
 }
 
 func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {

@@ -122,7 +122,7 @@ func (c *inspector) inspectCall(n *ast.CallExpr) {
 	case from.Name == "synctest":
 		c.usesSynctest = true
 	case from.Name == "time" && s.Sel.Name == "Sleep" && !c.maySleep:
-		c.findings = append(c.findings, finding{n.Pos(), "time.Sleep: wait for something, as testbed.Eventually does"})
+		c.findings = append(c.findings, finding{n.Pos(), "time.Sleep: wait for something, as testkit.Eventually does"})
 	case c.randName != "" && from.Name == c.randName && ast.IsExported(s.Sel.Name) && !slices.Contains(seededFunctions, s.Sel.Name):
 		c.findings = append(c.findings, finding{n.Pos(), "math/rand without a seed: use rand.New and testbed.Seed"})
 	}

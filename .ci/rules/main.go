@@ -24,7 +24,7 @@ const (
 	module       = "imapgate/"
 	maxFunction  = 70
 	maxFile      = 500
-	testPackages = "internal/testbed internal/testbed/openid internal/faultproxy"
+	testPackages = "internal/testkit internal/testbed internal/testbed/openid internal/faultproxy"
 )
 
 // sharedPackages may be imported by all packages. Constant.
@@ -61,7 +61,8 @@ var allowedImports = map[string]string{
 	"internal/sleep":          "",
 	"internal/peerbench":      "", // a program that measures proxies from the outside
 	"internal/settings":       "internal/duration",
-	"internal/testbed":        "internal/settings",
+	"internal/testkit":        "",
+	"internal/testbed":        "internal/testkit internal/settings",
 	"internal/testbed/openid": "internal/testbed",
 	"internal/faultproxy":     "internal/testbed",
 	"internal/filewatch":      "",

@@ -25,6 +25,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func newRequest() Request {
@@ -165,7 +166,7 @@ func TestUnavailableServerIsProbedRarely(t *testing.T) {
 		t.Errorf("the probe is %v", q.header)
 	}
 	silent.setResponse(acceptAt(1))
-	testbed.Eventually(t, testTimeout, "the server to be used again", func() bool {
+	testkit.Eventually(t, "the server to be used again", func() bool {
 		_, err := a.Authenticate(t.Context(), newRequest())
 		return err == nil
 	})
@@ -256,7 +257,7 @@ func TestServerThatFailsProbesIsUsed(t *testing.T) {
 		}
 	}
 	broken.Store(false)
-	testbed.Eventually(t, testTimeout, "a request for a login", func() bool {
+	testkit.Eventually(t, "a request for a login", func() bool {
 		_, err := a.Authenticate(t.Context(), newRequest())
 		return err == nil
 	})

@@ -16,6 +16,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // runCommand runs a command and returns its output and status.
@@ -62,7 +63,7 @@ func writeAuditLog(t *testing.T) []string {
 func rotate(t *testing.T, l *audit.Log, path, to string) {
 	t.Helper()
 	before := l.Sinks()[0].WrittenRecords
-	testbed.Eventually(t, testbed.Timeout, "the records are written", func() bool {
+	testkit.Eventually(t, "the records are written", func() bool {
 		s := l.Sinks()[0]
 		return s.WrittenRecords > 0 && s.WrittenRecords >= before && fileHas(path)
 	})
@@ -70,7 +71,7 @@ func rotate(t *testing.T, l *audit.Log, path, to string) {
 		t.Fatal(err)
 	}
 	l.Reopen()
-	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	testkit.Eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 }
 
 func fileHas(path string) bool {

@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/admin/api"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 const noExemptNetworks = `
@@ -40,7 +41,7 @@ func readGreeting(t testing.TB, address string) string {
 func awaitGreeting(t testing.TB, words string, gateways ...*gatewayProcess) {
 	t.Helper()
 	for _, g := range gateways {
-		eventually(t, func() bool { return strings.HasPrefix(readGreeting(t, g.plain), words) }, func() string { return "no " + words })
+		testkit.Eventually(t, words, func() bool { return strings.HasPrefix(readGreeting(t, g.plain), words) })
 	}
 }
 
@@ -82,7 +83,7 @@ func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 	awaitGreeting(t, "* OK", one, two)
 	for _, file := range []string{oneAudit, twoAudit} {
 		var text string
-		eventually(t, func() bool {
+		testkit.Eventually(t, "ban_removed in the audit log", func() bool {
 			read, _ := os.ReadFile(file) // an error counts as an empty file
 			text = string(read)
 			return strings.Contains(text, `"event":"ban_removed"`)
@@ -158,9 +159,9 @@ func TestWithoutRedisTheRunningGatewayIsUsed(t *testing.T) {
 	awaitGreeting(t, "* OK", s)
 	for _, want := range []string{`"event":"operator_action"`, `"action":"ban"`, `"action":"unban"`} {
 		var done []byte
-		eventually(t, func() bool {
+		testkit.Eventually(t, want+" in the audit log", func() bool {
 			done, _ = os.ReadFile(audit) // an error counts as an empty file
 			return strings.Contains(string(done), want)
-		}, func() string { return want + " is not recorded:\n" + string(done) })
+		}, func() string { return string(done) })
 	}
 }

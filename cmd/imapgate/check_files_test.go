@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // testCert is a certificate with its key.
@@ -241,7 +242,7 @@ func TestCheckLeavesARunningAuditLogAlone(t *testing.T) {
 	}
 	named := write(t, "named.yaml", strings.Replace(string(text), `{address: "127.0.0.1:0", tls`, `{name: plain, address: "127.0.0.1:0", tls`, 1))
 	s := startServe(t, named)
-	eventually(t, func() bool { b, _ := os.ReadFile(path); return strings.Contains(string(b), "started") }, s.String)
+	testkit.Eventually(t, "the first record", func() bool { b, _ := os.ReadFile(path); return strings.Contains(string(b), "started") }, s.String)
 	before, _ := os.ReadFile(path)
 	if got := imapgate(t, "", "check", "--config", named); got.status != 0 || got.err != "" {
 		t.Errorf("%+v", got)

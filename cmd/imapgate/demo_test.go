@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"imapgate/internal/testkit"
 	"io"
 	"net"
 	"os"
@@ -15,8 +16,6 @@ import (
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
 	"github.com/redis/go-redis/v9"
-
-	"imapgate/internal/testbed"
 )
 
 // demoProcess is a demo with the addresses of its introduction.
@@ -122,7 +121,7 @@ func TestDemoFollowsARouteChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got string
-	eventually(t, func() bool {
+	testkit.Eventually(t, "alice to read her mail in the west", func() bool {
 		c := d.dial(t)
 		defer c.Close()
 		if err := c.Login("alice", "demo").Wait(); err != nil { // possibly in progress when the record changed
@@ -131,7 +130,7 @@ func TestDemoFollowsARouteChange(t *testing.T) {
 		}
 		got = strings.Join(inbox(t, c), "; ")
 		return strings.Contains(got, "Hello from west")
-	}, func() string { return "alice still reads " + got })
+	}, func() string { return "she reads " + got })
 	d.awaitMatch(t, `login accepted +alice@example\.org .* at east`)
 	d.awaitMatch(t, `login accepted +alice@example\.org .* at west`)
 	d.awaitMatch(t, `session ended +alice@example\.org .* at west`)
@@ -169,7 +168,7 @@ func TestDemoRestartsABackendDuringIDLE(t *testing.T) {
 		if _, err := io.WriteString(d.stdin, "\n"); err != nil {
 			t.Fatal(err)
 		}
-		testbed.Eventually(t, testbed.Timeout, "the new message to reach the client in IDLE", func() bool {
+		testkit.Eventually(t, "the new message to reach the client in IDLE", func() bool {
 			select {
 			case got := <-mail:
 				return got == n

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // tryLogin logs in and expects an answer that contains words.
@@ -72,7 +73,7 @@ limits: {exempt_networks: []}
 				s.tryLogin(t, "alice", "demo", " OK ")
 				s.tryLogin(t, "bob", "demo", "UNAVAILABLE")
 			}
-			eventually(t, func() bool { return strings.Contains(fetchPage(t, s.admin, "/metrics"), "imapgate_routes_emptied 1") }, s.String)
+			testkit.Eventually(t, "imapgate_routes_emptied 1", func() bool { return strings.Contains(fetchPage(t, s.admin, "/metrics"), "imapgate_routes_emptied 1") }, s.String)
 			s.awaitMatch(t, "lost the route records")
 			explained := imapgate(t, "", "route", "explain", "bob", "-c", s.writeAdminConfig(t, file))
 			if !strings.Contains(explained.out, "of 1 known records is missing") {
@@ -85,7 +86,7 @@ limits: {exempt_networks: []}
 			if done := imapgate(t, "", "route", "accept-empty", "-c", file); done.status != 0 || !strings.Contains(done.out, "accepted") {
 				t.Errorf("accepted as %+v", done)
 			}
-			eventually(t, func() bool { return strings.Contains(fetchPage(t, s.admin, "/metrics"), "imapgate_routes_emptied 0") }, s.String)
+			testkit.Eventually(t, "imapgate_routes_emptied 0", func() bool { return strings.Contains(fetchPage(t, s.admin, "/metrics"), "imapgate_routes_emptied 0") }, s.String)
 			s.tryLogin(t, "bob", "demo", "AUTHENTICATIONFAILED")
 			s.tryLogin(t, "alice", "demo", "AUTHENTICATIONFAILED")
 			text, err := os.ReadFile(trail)

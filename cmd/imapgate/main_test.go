@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/testkit"
 	"imapgate/tlsconf"
 )
 
@@ -52,21 +53,11 @@ func (s *outputBuffer) awaitMatch(t testing.TB, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
 	var found []string
-	eventually(t, func() bool {
+	testkit.Eventually(t, pattern, func() bool {
 		found = re.FindStringSubmatch(s.String())
 		return found != nil
-	}, func() string { return "no " + pattern + " in:\n" + s.String() })
+	}, s.String)
 	return found
-}
-
-// eventually polls ok, and fails with the text of why after a timeout.
-func eventually(t testing.TB, ok func() bool, why func() string) {
-	t.Helper()
-	for end := time.Now().Add(testTimeout); !ok(); <-time.After(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal(why())
-		}
-	}
 }
 
 // commandResult is the result of a command.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"imapgate/internal/testkit"
 	"io"
 	"os"
 	"strings"
@@ -77,8 +78,8 @@ func TestPasswdPromptsTwiceWithoutEcho(t *testing.T) {
 // awaitNoEcho waits until the terminal's echo is off.
 func awaitNoEcho(t testing.TB, tty *os.File) {
 	t.Helper()
-	eventually(t, func() bool {
+	testkit.Eventually(t, "the terminal to stop its echo", func() bool {
 		state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
 		return err == nil && state.Lflag&unix.ECHO == 0
-	}, func() string { return "the terminal still echoes" })
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -60,13 +61,13 @@ admin: {address: "127.0.0.1:0", token_file: %q}
 	imaps := s.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
 	awaitAnswer := func(want string) {
 		t.Helper()
-		eventually(t, func() bool {
+		testkit.Eventually(t, want, func() bool {
 			c := connect(t, s.plain)
 			defer c.Close()
 			c.writeLine(t, "a LOGIN alice pw")
 			line, err := c.in.ReadString('\n')
 			return err == nil && strings.HasPrefix(line, want)
-		}, func() string { return "no " + want })
+		})
 	}
 	awaitAnswer("a NO [UNAVAILABLE]") // an unknown CA
 	put(ca.File, "ca.pem")
@@ -77,18 +78,18 @@ admin: {address: "127.0.0.1:0", token_file: %q}
 	awaitAnswer("a OK ")
 
 	pair(ca, "two.example.org", "live/two")
-	eventually(t, func() bool {
+	testkit.Eventually(t, "the new pair to be served", func() bool {
 		c, err := tls.Dial("tcp", imaps, ca.ClientTLS("two.example.org"))
 		if err == nil {
 			_ = c.Close()
 		}
 		return err == nil
-	}, func() string { return "the new pair is not served" })
+	})
 
 	if err := os.WriteFile(token, []byte("another-token-of-ours\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool {
+	testkit.Eventually(t, "the new token to be accepted", func() bool {
 		r, err := http.NewRequest(http.MethodGet, "http://"+s.admin+"/metrics", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +101,7 @@ admin: {address: "127.0.0.1:0", token_file: %q}
 		}
 		_ = res.Body.Close()
 		return res.StatusCode == http.StatusOK
-	}, func() string { return "the new token is refused" })
+	})
 	if strings.Contains(s.String(), "another-token") || strings.Contains(s.String(), "0123456789abcdef") {
 		t.Error("a token is in the log")
 	}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // gatewayConfig writes the configuration of a gateway in front of an in-memory
@@ -245,10 +246,10 @@ func TestSIGHUPReopensTheAuditLog(t *testing.T) {
 	client := connect(t, s.plain)
 	client.writeLine(t, "a LOGIN alice wrong")
 	client.readMatch(t, `^a NO \[AUTHENTICATIONFAILED\]`)
-	eventually(t, func() bool {
+	testkit.Eventually(t, "a record in the new audit log", func() bool {
 		text, err := os.ReadFile(audit)
 		return err == nil && strings.Contains(string(text), "login_refused")
-	}, func() string { return "the new audit log has no record" })
+	})
 }
 
 // A reload must not report more than it has done.
@@ -280,7 +281,7 @@ func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 		s.signal(t, syscall.SIGHUP)
 		records++
 		var record string
-		eventually(t, func() bool {
+		testkit.Eventually(t, "a record of "+c.want, func() bool {
 			text, err := os.ReadFile(audit)
 			found := regexp.MustCompile(`.*"event":"config_re(?:loaded|jected)".*`).FindAllString(string(text), -1)
 			if err != nil || len(found) < records {
@@ -288,7 +289,7 @@ func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 			}
 			record = found[records-1]
 			return true
-		}, func() string { return "no record of " + c.want })
+		})
 		if !strings.Contains(record, `"event":"`+c.event+`"`) || !strings.Contains(record, c.want) {
 			t.Errorf("%s, want %s, %s", record, c.event, c.want)
 		}
@@ -341,13 +342,13 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 
 	old.signal(t, syscall.SIGTERM)
 	old.awaitMatch(t, `"draining"`)
-	eventually(t, func() bool {
+	testkit.Eventually(t, "the old gateway to stop listening", func() bool {
 		c, err := net.Dial("tcp", old.plain)
 		if err == nil {
 			c.Close()
 		}
 		return err != nil
-	}, func() string { return "the old one still listens" })
+	})
 	if got := ready(t, old.admin); got != 503 {
 		t.Errorf("ready during the drain: %d", got)
 	}

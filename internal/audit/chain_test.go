@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // openChained opens a log with a chain at path.
@@ -60,12 +61,12 @@ func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
 	writeChained(t, path, 20) // a restarted gateway
 	l := openChained(t, path)
 	recordRefusal(l, "before")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 42 })
+	testkit.Eventually(t, "written", func() bool { return len(lines(t, path)) == 42 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	l.Reopen()
-	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	testkit.Eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -193,13 +194,13 @@ func TestChainMayHaveSeveralWriters(t *testing.T) {
 				for i := range 50 {
 					recordRefusal(l, fmt.Sprint(i))
 					if i%10 == 0 {
-						testbed.Eventually(t, testbed.Timeout, "some to be written", func() bool { return l.Sinks()[0].WrittenRecords >= uint64(50*file+i) })
+						testkit.Eventually(t, "some to be written", func() bool { return l.Sinks()[0].WrittenRecords >= uint64(50*file+i) })
 					}
 				}
 			})
 		}
 		if file < 3 {
-			testbed.Eventually(t, testbed.Timeout, "a file", func() bool { _, err := os.Stat(path); return err == nil })
+			testkit.Eventually(t, "a file", func() bool { _, err := os.Stat(path); return err == nil })
 			if err := os.Rename(path, fmt.Sprintf("%s.%d", path, file)); err != nil {
 				t.Fatal(err)
 			}
@@ -247,7 +248,7 @@ func TestTamperingDuringWritesIsFound(t *testing.T) {
 			for i := range 5 {
 				recordRefusal(l, fmt.Sprint(i))
 			}
-			testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 5 })
+			testkit.Eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 5 })
 			before := readAll(t, path)
 			if err := os.WriteFile(path, change(bytes.Clone(before)), 0o600); err != nil {
 				t.Fatal(err)
@@ -278,7 +279,7 @@ func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := openChained(t, path)
 	recordRefusal(l, "one")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
+	testkit.Eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -312,9 +313,9 @@ func TestLockedChainIsStillWritten(t *testing.T) {
 	for range 3 {
 		recordRefusal(l, "one")
 	}
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 3 })
+	testkit.Eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 3 })
 	recordRefusal(l, "two")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 4 })
+	testkit.Eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 4 })
 	stopped.release()
 	recordRefusal(l, "three")
 	if err := l.Close(); err != nil {
@@ -339,7 +340,7 @@ func TestReadersOfTheLogCannotBlockWriters(t *testing.T) {
 	}
 	l := openChained(t, path)
 	recordRefusal(l, "one")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
+	testkit.Eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	if l.writers[0].sink.(*file).chainLock == nil {
 		t.Error("there is no lock file")
 	}
@@ -357,13 +358,13 @@ func TestChainContinuesWhenTheFileMovesBeforeASecondWriterOpens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	old := openChained(t, path)
 	recordRefusal(old, "one")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return old.Sinks()[0].WrittenRecords == 1 })
+	testkit.Eventually(t, "written", func() bool { return old.Sinks()[0].WrittenRecords == 1 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	next := openChained(t, path)
 	recordRefusal(next, "two")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return next.Sinks()[0].WrittenRecords == 1 })
+	testkit.Eventually(t, "written", func() bool { return next.Sinks()[0].WrittenRecords == 1 })
 	recordRefusal(old, "three")
 	for _, l := range []*Log{old, next} {
 		if err := l.Close(); err != nil {

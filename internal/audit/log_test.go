@@ -20,6 +20,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // open opens a log at path and returns it with the lines of the ordinary log.
@@ -110,7 +111,7 @@ func TestRecordReachesTheFileWithoutClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
 	recordRefusal(l, "one")
-	testbed.Eventually(t, testbed.Timeout, "one record", func() bool { return len(lines(t, path)) == 1 })
+	testkit.Eventually(t, "one record", func() bool { return len(lines(t, path)) == 1 })
 }
 
 func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
@@ -119,7 +120,7 @@ func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 		t.Fatalf("the first login: %v", err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "not ready", func() bool { return l.Ready() != nil })
+	testkit.Eventually(t, "not ready", func() bool { return l.Ready() != nil })
 	if err := l.LoginAccepted(testClient(), testLogin(t)); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a login was let in: %v", err)
 	}
@@ -143,7 +144,7 @@ func TestFailingSinkDropsRecordsWhenConfigured(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "a failed write", func() bool { return logs.Len() == 1 })
+	testkit.Eventually(t, "a failed write", func() bool { return logs.Len() == 1 })
 	if err := l.Ready(); err != nil {
 		t.Error(err)
 	}
@@ -185,7 +186,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = l.Close() })
 			sent := 0
-			testbed.Eventually(t, testbed.Timeout, "the disk is full", func() bool {
+			testkit.Eventually(t, "the disk is full", func() bool {
 				for range 10 {
 					recordRefusal(l, fmt.Sprint(sent))
 					sent++
@@ -193,7 +194,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 				return l.Ready() != nil
 			})
 			free()
-			testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
+			testkit.Eventually(t, "ready again", func() bool { return l.Ready() == nil })
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -233,7 +234,7 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	l := openChained(t, path)
 	t.Cleanup(func() { _ = l.Close() })
 	sent := 0
-	testbed.Eventually(t, testbed.Timeout, "the disk is full", func() bool {
+	testkit.Eventually(t, "the disk is full", func() bool {
 		for range 10 {
 			recordRefusal(l, fmt.Sprint(sent))
 			sent++
@@ -246,7 +247,7 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	}
 	free() // the waiting records may exceed the old file's space
 	l.Reopen()
-	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
+	testkit.Eventually(t, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +282,7 @@ func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the loss is reported", func() bool { text, _ := os.ReadFile(big); return bytes.Contains(text, []byte("records_lost")) })
+	testkit.Eventually(t, "the loss is reported", func() bool { text, _ := os.ReadFile(big); return bytes.Contains(text, []byte("records_lost")) })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +320,7 @@ func TestKilledProcessLeavesAtMostOnePartialLine(t *testing.T) {
 		if err := writer.Start(); err != nil {
 			t.Fatal(err)
 		}
-		testbed.Eventually(t, testbed.Timeout, "it writes", func() bool { s, err := os.Stat(path); return err == nil && s.Size() > size+100_000 })
+		testkit.Eventually(t, "it writes", func() bool { s, err := os.Stat(path); return err == nil && s.Size() > size+100_000 })
 		_ = writer.Process.Kill() // SIGKILL
 		_ = writer.Wait()
 		v, err := verify(readAll(t, path))
@@ -342,13 +343,13 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = reader.Process.Kill(); _ = reader.Wait() })
 	var l *Log
-	testbed.Eventually(t, testbed.Timeout, "the reader has the FIFO open", func() bool {
+	testkit.Eventually(t, "the reader has the FIFO open", func() bool {
 		var err error
 		l, err = Open(testbed.WithDefaults(Config{Settings: Settings{Path: fifo}}, "path", "first_per_minute"), zap.NewNop())
 		return err == nil
 	})
 	recordRefusal(l, "first")
-	testbed.Eventually(t, testbed.Timeout, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
+	testkit.Eventually(t, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
 	if err := reader.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -367,7 +368,7 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	if err := reader.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
+	testkit.Eventually(t, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -413,12 +414,12 @@ func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "audit.log")
 			l, _ := open(t, path, "")
 			recordRefusal(l, "before")
-			testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 1 })
+			testkit.Eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
 			if err := os.Rename(path, path+".1"); err != nil {
 				t.Fatal(err)
 			}
 			ask(l)
-			testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+			testkit.Eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 			recordRefusal(l, "after")
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
@@ -435,11 +436,11 @@ func TestDeletedFileIsReplacedByANewOne(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
 	recordRefusal(l, "before")
-	testbed.Eventually(t, testbed.Timeout, "written", func() bool { return len(lines(t, path)) == 1 })
+	testkit.Eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	testkit.Eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
 	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -458,14 +459,14 @@ func TestRecreatedFIFOIsUsed(t *testing.T) {
 			t.Fatal(name, step)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the log line that the new FIFO has no reader", func() bool { return logs.Len() == 1 })
+	testkit.Eventually(t, "the log line that the new FIFO has no reader", func() bool { return logs.Len() == 1 })
 	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
 	got := make([]byte, maxRecordBytes)
-	testbed.Eventually(t, testbed.Timeout, "a record in the new one", func() bool {
+	testkit.Eventually(t, "a record in the new one", func() bool {
 		recordRefusal(l, "new")
 		n, err := reader.Read(got)
 		return err == nil && n > 0

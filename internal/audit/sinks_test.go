@@ -27,6 +27,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func openSinks(t *testing.T, cfg Config) *Log {
@@ -160,7 +161,7 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			testbed.Eventually(t, testbed.Timeout, "500 messages", func() bool { return len(c.all()) >= 500 })
+			testkit.Eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
 				parts := rfc5424Form.FindStringSubmatch(m)
 				var record map[string]any
@@ -187,7 +188,7 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	go c.frames(server)
 	l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{})}}}})
 	recordRefusal(l, "secret")
-	testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
+	testkit.Eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
 		t.Errorf("%v, %q", err, c.all())
 	}
@@ -215,12 +216,12 @@ func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 		current.Store(&tls.Config{RootCAs: ca.Pool})
 		l := openSinks(t, Config{Settings: Settings{Sinks: []SinkSettings{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}}})
 		recordRefusal(l, "0")
-		testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Sinks()[0].Failing })
+		testkit.Eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 		if err := l.Ready(); err == nil || len(c.all()) > 0 {
 			t.Errorf("%s: %v, %q", tls.VersionName(version), err, c.all())
 		}
 		current.Store(&tls.Config{RootCAs: ca.Pool, Certificates: []tls.Certificate{shown}})
-		testbed.Eventually(t, testbed.Timeout, "the record arrives", func() bool { return len(c.all()) == 1 })
+		testkit.Eventually(t, "the record arrives", func() bool { return len(c.all()) == 1 })
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
@@ -239,7 +240,7 @@ func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	go c.read(conn)
-	testbed.Eventually(t, testbed.Timeout, "the first message", func() bool { return len(c.all()) == 1 })
+	testkit.Eventually(t, "the first message", func() bool { return len(c.all()) == 1 })
 	_ = first.Close()
 	_ = conn.Close()
 	go c.frames(listen(t, "unix", path))
@@ -249,7 +250,7 @@ func TestSinkReconnectsToARestartedSyslogServer(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "all messages", func() bool { return len(c.all()) == 101 })
+	testkit.Eventually(t, "all messages", func() bool { return len(c.all()) == 101 })
 }
 
 func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
@@ -292,9 +293,9 @@ func TestRedisOutageLosesNoBufferedRecord(t *testing.T) {
 	for i := range 500 {
 		recordRefusal(l, fmt.Sprint(i))
 	}
-	testbed.Eventually(t, testbed.Timeout, "the sink fails", func() bool { return l.Ready() != nil })
+	testkit.Eventually(t, "the sink fails", func() bool { return l.Ready() != nil })
 	server.Restart()
-	testbed.Eventually(t, testbed.Timeout, "ready again", func() bool { return l.Ready() == nil })
+	testkit.Eventually(t, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -331,10 +332,10 @@ func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%1000 == 0 { // otherwise the file's writer may lag
-			testbed.Eventually(t, testbed.Timeout, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
+			testkit.Eventually(t, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the file has all", func() bool { return l.Sinks()[1].WrittenRecords == uint64(sent) })
+	testkit.Eventually(t, "the file has all", func() bool { return l.Sinks()[1].WrittenRecords == uint64(sent) })
 	if s := l.Sinks(); s[0].Name != "stuck" || s[0].LostRecords < 2000-1000 || s[1].LostRecords != 0 {
 		t.Errorf("%+v", s)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // rfc3164Form is a message of syslog(3) with a record; it has a HOSTNAME only over a
@@ -65,7 +66,7 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			testbed.Eventually(t, testbed.Timeout, "500 messages", func() bool { return len(c.all()) >= 500 })
+			testkit.Eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
 				parts := rfc3164Form.FindStringSubmatch(m)
 				var record struct {
@@ -92,7 +93,7 @@ func TestRsyslogRecognizesProgramAndProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	var line string
-	testbed.Eventually(t, testbed.Timeout, "the message", func() bool {
+	testkit.Eventually(t, "the message", func() bool {
 		text, _ := os.ReadFile(file)
 		line, _, _ = strings.Cut(string(text), "\n")
 		return strings.Contains(string(text), "\n")

@@ -3,6 +3,7 @@ package filewatch
 import (
 	"context"
 	"errors"
+	"imapgate/internal/testkit"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,8 +16,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"imapgate/internal/testbed"
 )
 
 func TestChangesAreDebouncedUpToMaximum(t *testing.T) {
@@ -82,7 +81,7 @@ func TestRelativePathIsWatched(t *testing.T) {
 	if err := os.WriteFile("one", []byte("b"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "an event that is attributed to the file", func() bool {
+	testkit.Eventually(t, "an event that is attributed to the file", func() bool {
 		select {
 		case e := <-watcher.Events:
 			w.handleEvent(e)
@@ -146,17 +145,17 @@ func TestReloaderReloadsSourcesAndLogsOnce(t *testing.T) {
 	defer stop()
 
 	writeFile(t, one.file, "2")
-	testbed.Eventually(t, testbed.Timeout, "the change", one.hasText("2"))
+	testkit.Eventually(t, "the change", one.hasText("2"))
 	writeFile(t, one.file, "bad")
 	hasLogged := func(text, key string) func() bool {
 		return func() bool {
 			return logs.FilterMessage(text).FilterField(zap.String("key", key)).Len() == 1
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the error in the log", hasLogged("files are not usable, the last good ones stay in service", "one"))
+	testkit.Eventually(t, "the error in the log", hasLogged("files are not usable, the last good ones stay in service", "one"))
 	writeFile(t, one.file, "3")
-	testbed.Eventually(t, testbed.Timeout, "the repaired file", one.hasText("3"))
-	testbed.Eventually(t, testbed.Timeout, "the end of the error in the log", hasLogged("files are good again", "one"))
+	testkit.Eventually(t, "the repaired file", one.hasText("3"))
+	testkit.Eventually(t, "the end of the error in the log", hasLogged("files are good again", "one"))
 	if changed, err := reloader.Reload(); len(changed) != 0 || err == nil {
 		t.Errorf("%v, %v", changed, err)
 	}

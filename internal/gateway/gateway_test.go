@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
-	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // write writes a file to a new directory of the test.
@@ -79,7 +79,7 @@ func TestOpenReleasesWhatItOpened(t *testing.T) {
 		case key == "" || err == nil || !strings.Contains(err.Error(), ": "+key+": "):
 			t.Errorf("%s: %v", key, err)
 		}
-		testbed.Eventually(t, testbed.Timeout, before+" after a failure about "+key, func() bool { return openCount(t) == before })
+		testkit.Eventually(t, before+" after a failure about "+key, func() bool { return openCount(t) == before })
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestRedisThatLostEverythingGetsItAgain(t *testing.T) {
@@ -26,10 +27,10 @@ func TestRedisThatLostEverythingGetsItAgain(t *testing.T) {
 	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.Find(at("203.0.113.1")); return ok })
+	testkit.Eventually(t, "the other to know the ban", func() bool { _, ok := two.bans.Find(at("203.0.113.1")); return ok })
 	r.CLI("flushall")
-	testbed.Eventually(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
-	testbed.Eventually(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
+	testkit.Eventually(t, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
+	testkit.Eventually(t, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
 	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != event.LimitUser {
 		t.Fatalf("an eleventh session: %v", err)
 	}
@@ -55,7 +56,7 @@ func TestSessionsBegunWithoutRedisAreCountedWhenItIsBack(t *testing.T) {
 		t.Fatalf("without Redis %d of 4 came in", len(during))
 	}
 	r.Restart()
-	testbed.Eventually(t, patienceOf, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
+	testkit.Eventually(t, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
 	in := hammer(t, 20, alice, two)
 	if len(in) != 3 {
 		t.Fatalf("%d more came in, there was room for 3", len(in))
@@ -102,7 +103,7 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 				t.Errorf("%d of 20 came in, the limit is 10", entered)
 			}
 			if name != "wrong type" {
-				testbed.Eventually(t, patienceOf, "Redis to be told as away", down.Load)
+				testkit.Eventually(t, "Redis to be told as away", down.Load)
 			}
 			v := arrive(t, g.Limiter, at("192.0.2.1"))
 			for i := range 10 {
@@ -132,13 +133,13 @@ func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *
 	}}
 	one, two = runHooked(t, cfg, dial(t, r.Address), hooks), runHooked(t, cfg, dial(t, r.Address), hooks)
 	for _, g := range []*gateway{one, two} {
-		testbed.Eventually(t, patienceOf, "them to know of each other", func() bool {
+		testkit.Eventually(t, "them to know of each other", func() bool {
 			return g.cluster.Gateways() == 2
 		})
 	}
 	before(one, two)
 	r.Kill()
-	testbed.Eventually(t, patienceOf, "both to miss Redis", func() bool { return down.Load() == 2 })
+	testkit.Eventually(t, "both to miss Redis", func() bool { return down.Load() == 2 })
 	return one, two
 }
 

@@ -18,6 +18,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // patienceOf is how long anything between gateways may take here.
@@ -192,13 +193,13 @@ func following(t *testing.T, gates ...*gateway) {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return ok })
+		testkit.Eventually(t, "a ban to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return ok })
 	}
 	if _, err := operator.Unban(t.Context(), probe); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return !ok })
+		testkit.Eventually(t, "its end to be followed", func() bool { _, ok := g.bans.Find(probe.Addr()); return !ok })
 	}
 }
 

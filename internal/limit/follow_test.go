@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestBanWithoutRedisIsWrittenLater(t *testing.T) {
@@ -27,7 +28,7 @@ func TestBanWithoutRedisIsWrittenLater(t *testing.T) {
 	}
 	v.Close()
 	r.Restart()
-	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.Find(at("192.0.2.1")); return ok })
+	testkit.Eventually(t, "the other to know the ban", func() bool { _, ok := two.bans.Find(at("192.0.2.1")); return ok })
 }
 
 func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
@@ -43,13 +44,13 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 			}
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ban to hold at both", func() bool {
+	testkit.Eventually(t, "the ban to hold at both", func() bool {
 		_, err1 := one.Open("imaps", addr)
 		_, err2 := two.Open("imaps", addr)
 		return reason(err1) == event.LimitBanned && reason(err2) == event.LimitBanned
 	})
 	late := runGate(t, quick(), dial(t, r.Address))
-	testbed.Eventually(t, testbed.Timeout, "a gateway that starts to know it", func() bool {
+	testkit.Eventually(t, "a gateway that starts to know it", func() bool {
 		_, err := late.Open("imaps", addr)
 		return reason(err) == event.LimitBanned
 	})
@@ -61,7 +62,7 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 	if lifted, err := operator.Unban(t.Context(), home(addr)); err != nil || len(lifted) != 1 {
 		t.Fatalf("lifted %v: %v", lifted, err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ban to be lifted everywhere", func() bool {
+	testkit.Eventually(t, "the ban to be lifted everywhere", func() bool {
 		for _, g := range []*gateway{one, two, late} {
 			if _, ok := g.bans.Find(addr); ok {
 				return false
@@ -87,5 +88,5 @@ func TestBansSurviveMoreChangesThanAreKept(t *testing.T) {
 	if err := newGate(t, quick(), client).Ban(t.Context(), netip.MustParsePrefix("192.0.2.0/24"), time.Hour, "a gap"); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, patienceOf, "the ban behind the gap", func() bool { _, ok := one.bans.Find(at("192.0.2.9")); return ok })
+	testkit.Eventually(t, "the ban behind the gap", func() bool { _, ok := one.bans.Find(at("192.0.2.9")); return ok })
 }

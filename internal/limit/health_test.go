@@ -22,11 +22,8 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
-
-// healthTime is how long the gateways may take to notice what has become of Redis: a
-// few probes, on a busy machine.
-const healthTime = 20 * time.Second
 
 // watched is a gateway whose word on sharing is listened to.
 type watched struct {
@@ -67,7 +64,7 @@ func runWatched(t *testing.T, cfg Config, client redis.UniversalClient) *watched
 func want(t *testing.T, shared int32, gates ...*watched) {
 	t.Helper()
 	for i, g := range gates {
-		testbed.Eventually(t, healthTime, fmt.Sprintf("gateway %d to say %d", i, shared), func() bool { return g.shared.Load() == shared })
+		testkit.Eventually(t, fmt.Sprintf("gateway %d to say %d", i, shared), func() bool { return g.shared.Load() == shared })
 	}
 }
 
@@ -95,8 +92,8 @@ func set(args ...string) func(*testing.T, *testbed.Redis) {
 // saves has the server save what it knows, and waits until that has ended in a way.
 func saves(t *testing.T, r *testbed.Redis, how string) {
 	t.Helper()
-	testbed.Eventually(t, patienceOf, "a save to begin", func() bool { _, err := r.TryCLI("bgsave"); return err == nil })
-	testbed.Eventually(t, patienceOf, "the save to be "+how, func() bool {
+	testkit.Eventually(t, "a save to begin", func() bool { _, err := r.TryCLI("bgsave"); return err == nil })
+	testkit.Eventually(t, "the save to be "+how, func() bool {
 		info := r.CLI("info", "persistence")
 		return strings.Contains(info, "rdb_bgsave_in_progress:0") && strings.Contains(info, "rdb_last_bgsave_status:"+how)
 	})
@@ -138,7 +135,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			one, two := runWatched(t, cfg, dial(t, r.Address)), runWatched(t, cfg, dial(t, r.Address))
 			want(t, 1, one, two)
 			for _, g := range []*watched{one, two} {
-				testbed.Eventually(t, patienceOf, "them to know of each other", func() bool { return g.alive() == 2 })
+				testkit.Eventually(t, "them to know of each other", func() bool { return g.alive() == 2 })
 			}
 			s.harm(t, r)
 			for i, g := range []*watched{one, two} {
@@ -162,7 +159,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			}
 			s.cure(t, r)
 			want(t, 1, one, two)
-			testbed.Eventually(t, healthTime, "all sessions to be counted together", func() bool {
+			testkit.Eventually(t, "all sessions to be counted together", func() bool {
 				n, err := one.cluster.Sessions(t.Context(), cluster.AllSessions)
 				return err == nil && n == 4
 			})
@@ -230,5 +227,5 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	}
 	node.CLI("cluster", "addslots", slot)
 	want(t, 1, one, two)
-	testbed.Eventually(t, healthTime, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
+	testkit.Eventually(t, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
 }

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // A new primary has not had the last change, and another one in its place: the
@@ -24,7 +25,7 @@ func TestWhatAFailoverLostIsWrittenAgain(t *testing.T) {
 	if err := g.Ban(t.Context(), kept, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, patienceOf, "the gateway to have heard of its own ban", func() bool { return orders.Load() == 1 })
+	testkit.Eventually(t, "the gateway to have heard of its own ban", func() bool { return orders.Load() == 1 })
 	r.CLI("eval", `local p = 'imapgate:ban:{all}:'
 		local last = redis.call('XREVRANGE', p .. 'changes', '+', '-', 'COUNT', 1)[1]
 		redis.call('XDEL', p .. 'changes', last[1])
@@ -33,8 +34,8 @@ func TestWhatAFailoverLostIsWrittenAgain(t *testing.T) {
 		local till = redis.call('TIME')[1] * 1000 + 3600000
 		redis.call('HSET', p .. 'nets', '198.51.100.9/32', till .. ' 1 0 operator ')
 		return redis.call('ZADD', p .. 'ends', till, '198.51.100.9/32')`, "0")
-	testbed.Eventually(t, patienceOf, "the gateway to know the new ban", func() bool { _, ok := g.bans.Find(unheard); return ok })
-	testbed.Eventually(t, patienceOf, "Redis to know the old one again", func() bool {
+	testkit.Eventually(t, "the gateway to know the new ban", func() bool { _, ok := g.bans.Find(unheard); return ok })
+	testkit.Eventually(t, "Redis to know the old one again", func() bool {
 		all, err := g.Bans(t.Context())
 		return err == nil && len(all) == 2
 	})
@@ -58,9 +59,9 @@ func TestLossIsWrittenOnceAndIsNoNewOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testbed.Eventually(t, patienceOf, "all to have them on record", func() bool { return orders.Load() == int32(bans*len(gates)) })
+	testkit.Eventually(t, "all to have them on record", func() bool { return orders.Load() == int32(bans*len(gates)) })
 	r.CLI("flushall")
-	testbed.Eventually(t, patienceOf, "Redis to know them again", func() bool { all, err := gates[1].Bans(t.Context()); return err == nil && len(all) == bans })
+	testkit.Eventually(t, "Redis to know them again", func() bool { all, err := gates[1].Bans(t.Context()); return err == nil && len(all) == bans })
 	pass(t, 4*followInterval) // all gateways have read it
 	if n := r.CLI("get", "imapgate:ban:{all}:count"); n != fmt.Sprint(bans) {
 		t.Errorf("%d bans were announced %s times", bans, n)
@@ -102,12 +103,12 @@ func TestAKeyThatIsNotOursSpoilsNothingElse(t *testing.T) {
 		t.Errorf("where the number is lost the gateway's own does not hold: %v", err)
 	}
 	leaveAll(in)
-	testbed.Eventually(t, patienceOf, "all other numbers to be written", func() bool {
+	testkit.Eventually(t, "all other numbers to be written", func() bool {
 		return r.CLI("keys", "imapgate:limit:sessions:*") == "imapgate:limit:sessions:user:victim@example.org"
 	})
 	if away.Load() {
 		t.Error("Redis was thought to be away")
 	}
 	r.CLI("del", "imapgate:limit:sessions:user:victim@example.org")
-	testbed.Eventually(t, patienceOf, "nothing to be left to tell", func() bool { return one.cluster.Idle() })
+	testkit.Eventually(t, "nothing to be left to tell", func() bool { return one.cluster.Idle() })
 }

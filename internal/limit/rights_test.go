@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestRedisNeedsNoMoreRightsThanTheManualSays(t *testing.T) {
@@ -82,9 +83,9 @@ func everything(t *testing.T, r *testbed.Redis, c redis.UniversalClient) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	testbed.Eventually(t, patienceOf, "Redis to be down", func() bool { return away.Load() > 0 })
+	testkit.Eventually(t, "Redis to be down", func() bool { return away.Load() > 0 })
 	r.CLI("replicaof", "no", "one")
-	testbed.Eventually(t, patienceOf, "Redis to be up", func() bool { return !g.cluster.IsDown() })
+	testkit.Eventually(t, "Redis to be up", func() bool { return !g.cluster.IsDown() })
 }
 
 // manualACL is the user that docs/operating/redis.md gives the gateway.

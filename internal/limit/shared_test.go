@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
@@ -25,9 +26,9 @@ func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 			t.Fatalf("round %d: %d of 200 came in, the limit is 50", round, len(in))
 		}
 		leaveAll(in)
-		testbed.Eventually(t, patienceOf, "the places to be free everywhere", func() bool { return sessionsOf(t, one, alice) == 0 })
+		testkit.Eventually(t, "the places to be free everywhere", func() bool { return sessionsOf(t, one, alice) == 0 })
 	}
-	testbed.Eventually(t, patienceOf, "Redis to forget that anybody was there", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	testkit.Eventually(t, "Redis to forget that anybody was there", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 }
 
 func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
@@ -43,7 +44,7 @@ func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
 		t.Fatalf("at the other gateway: %v", err)
 	}
 	v.Close()
-	testbed.Eventually(t, patienceOf, "room at the other gateway", func() bool {
+	testkit.Eventually(t, "room at the other gateway", func() bool {
 		v, err := enter(t, two, at("192.0.2.1"), user(t, "alice"))
 		if err != nil {
 			return false
@@ -65,7 +66,7 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 	// They stay for as long as their gateway says that it is alive, although
 	// nothing is written at any of them.
 	until := time.Now().Add(2 * cfg.HeartbeatTTL)
-	testbed.Eventually(t, patienceOf, "two leases to pass", func() bool {
+	testkit.Eventually(t, "two leases to pass", func() bool {
 		if v, err := enter(t, two, at("10.9.9.9"), alice); err == nil {
 			v.Close()
 			t.Fatal("an eleventh session came in")
@@ -73,7 +74,7 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 		return time.Now().After(until)
 	})
 	one.kill()
-	testbed.Eventually(t, patienceOf, "the dead gateway's sessions to be forgotten", func() bool {
+	testkit.Eventually(t, "the dead gateway's sessions to be forgotten", func() bool {
 		v, err := enter(t, two, at("10.9.9.9"), alice)
 		if err == nil {
 			v.Close()
@@ -81,7 +82,7 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 		return err == nil
 	})
 	again := runGate(t, cfg, dial(t, r.Address))
-	testbed.Eventually(t, patienceOf, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
+	testkit.Eventually(t, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
 	in := hammer(t, 60, alice, again, two)
 	if len(in) != 10 {
 		t.Fatalf("with a new gateway in its place %d came in, the limit is 10", len(in))
@@ -110,7 +111,7 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	if err := newGate(t, cfg, dial(t, r.Address)).ResetUser(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the user to be forgiven", func() bool {
+	testkit.Eventually(t, "the user to be forgiven", func() bool {
 		_, err := logIn(t, one.Limiter, at("192.0.2.1"), victim)
 		return err == nil
 	})

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // runToEnd runs a gate until stop, which waits for Run.
@@ -102,7 +103,7 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 	}
 	v.Close()
 	third, err := enter(t, two, at("192.0.2.1"), alice)
-	testbed.Eventually(t, patienceOf, "the other gateway to hear of it", func() bool {
+	testkit.Eventually(t, "the other gateway to hear of it", func() bool {
 		if err != nil {
 			third, err = enter(t, two, at("192.0.2.1"), alice)
 		}
@@ -113,7 +114,7 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 	}
 	other.Close()
 	third.Close()
-	testbed.Eventually(t, patienceOf, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
+	testkit.Eventually(t, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
 }
 
 func TestALoginWaitsForAFrozenRedisOnce(t *testing.T) {

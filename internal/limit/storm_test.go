@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
@@ -32,9 +33,9 @@ func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testbed.Eventually(t, patienceOf, "the user to have one session", func() bool { return sessionsOf(t, two, alice) == 1 })
+	testkit.Eventually(t, "the user to have one session", func() bool { return sessionsOf(t, two, alice) == 1 })
 	v.Close()
-	testbed.Eventually(t, patienceOf, "the user to have none", func() bool { return sessionsOf(t, two, alice) == 0 })
+	testkit.Eventually(t, "the user to have none", func() bool { return sessionsOf(t, two, alice) == 0 })
 }
 
 // Clients come and go at two gateways while Redis hangs, dies and comes back. When
@@ -81,7 +82,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 			want += len(here[w][who])
 		}
 		u, seen := user(t, fmt.Sprintf("user%d", who)), 0
-		testbed.Eventually(t, patienceOf, fmt.Sprintf("%v to have %d sessions in Redis", u, want), func() bool {
+		testkit.Eventually(t, fmt.Sprintf("%v to have %d sessions in Redis", u, want), func() bool {
 			seen = sessionsOf(t, gates[0], u)
 			return seen == want
 		})
@@ -91,9 +92,9 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 			leaveAll(here[w][who])
 		}
 	}
-	testbed.Eventually(t, patienceOf, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	testkit.Eventually(t, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 	for _, g := range gates {
-		testbed.Eventually(t, patienceOf, "the gateway to forget everybody", func() bool { return g.CountersInUse() == 0 && g.cluster.Idle() })
+		testkit.Eventually(t, "the gateway to forget everybody", func() bool { return g.CountersInUse() == 0 && g.cluster.Idle() })
 	}
 }
 
@@ -111,11 +112,11 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 	cfg.Connections.PerUser, cfg.wait = 10, cluster.Wait
 	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
 	alice := user(t, "alice")
-	testbed.Eventually(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
+	testkit.Eventually(t, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
 	in := hammer(t, 6, alice, one)
 	c.Failover()
 	c.AwaitDemotion()
-	testbed.Eventually(t, 2*patienceOf, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
+	testkit.Eventually(t, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
 	for i := range 20 { // one by one: each connection to the new primary is still to be made
 		if v, err := enter(t, two, netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), alice); err == nil {
 			in = append(in, v)
@@ -141,5 +142,5 @@ func storm(t *testing.T, r *testbed.Redis) {
 func pass(t *testing.T, d time.Duration) {
 	t.Helper()
 	until := time.Now().Add(d)
-	testbed.Eventually(t, 10*d, "time to pass", func() bool { return time.Now().After(until) })
+	testkit.Eventually(t, "time to pass", func() bool { return time.Now().After(until) })
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestReadAvailableReadsAllWithoutWaiting(t *testing.T) {
@@ -44,7 +45,7 @@ func TestReadAvailableReadsAllWithoutWaiting(t *testing.T) {
 		t.Errorf("%q, %v", p[:n], err)
 	}
 	_ = far.Close()
-	testbed.Eventually(t, testbed.Timeout, "the end", func() bool { _, err := ReadAvailable(near, p[:]); return err == io.EOF })
+	testkit.Eventually(t, "the end", func() bool { _, err := ReadAvailable(near, p[:]); return err == io.EOF })
 	if n, err := near.Read(p[:]); n != 0 || err != io.EOF {
 		t.Errorf("after the end %d bytes, %v", n, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"imapgate/internal/testkit"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -324,7 +325,7 @@ func (d *Dovecot) Restart() {
 	d.Stop()
 	defer d.ports.Release()
 	var err error
-	Eventually(d.t, startTimeout, "Dovecot to get its ports again", func() bool {
+	testkit.Eventually(d.t, "Dovecot to get its ports again", func() bool {
 		err = d.start()
 		return !errors.Is(err, ErrPortTaken)
 	})

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
+	"imapgate/internal/testkit"
 	"io"
 	"net"
 	"strings"
@@ -99,7 +100,7 @@ func TestDovecotServesEveryKindOfListener(t *testing.T) {
 	l.expect("a OK", "LOGIN starttls pw")
 
 	for _, user := range []string{"proxied", "proxiedtls"} {
-		Eventually(t, startTimeout, "the log to show the address in the PROXY header", func() bool {
+		testkit.Eventually(t, "the log to show the address in the PROXY header", func() bool {
 			return strings.Contains(strings.Join(d.Logins(user), ""), "rip=203.0.113.9,")
 		})
 	}
@@ -112,7 +113,7 @@ func TestDovecotTrustsAddressesFromTrustedNetworksOnly(t *testing.T) {
 		l := dialBackend(t, d.Plain)
 		l.expect("a OK", `ID ("x-originating-ip" "203.0.113.7" "x-originating-port" "999")`)
 		l.expect("a OK", "LOGIN alice pw")
-		Eventually(t, startTimeout, "the log to show "+c.rip, func() bool {
+		testkit.Eventually(t, "the log to show "+c.rip, func() bool {
 			return strings.Contains(strings.Join(d.Logins("alice"), ""), "rip="+c.rip+",")
 		})
 	}

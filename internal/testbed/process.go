@@ -12,6 +12,7 @@ package testbed
 import (
 	"errors"
 	"fmt"
+	"imapgate/internal/testkit"
 	"io"
 	"net"
 	"os"
@@ -235,24 +236,6 @@ func freePorts(t testing.TB, n int) []int {
 // Loopback returns the address of a port on 127.0.0.1.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// Eventually polls condition until it returns true, and fails the test after the limit,
-// which is at least Timeout. The failure names the condition as what. Only the test's own
-// goroutine may call it.
-func Eventually(t testing.TB, limit time.Duration, what string, condition func() bool) {
-	t.Helper()
-	limit = max(limit, Timeout)
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	timeout := time.After(limit)
-	for !condition() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("timed out after %v waiting for: %s", limit, what)
-		}
-	}
-}
-
 // makeDir creates a folder with a short name, because the path of a unix socket has at
 // most 107 bytes and t.TempDir contains the name of the test.
 func makeDir(t testing.TB, prefix string) string {
@@ -269,7 +252,7 @@ func makeDirIn(t testing.TB, parent, prefix string) string {
 	}
 	t.Cleanup(func() {
 		// A child that was just killed may still be writing a file.
-		Eventually(t, stopTimeout, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
+		testkit.Eventually(t, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return dir
 }

@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"errors"
+	"imapgate/internal/testkit"
 	"net"
 	"strconv"
 	"strings"
@@ -29,7 +30,7 @@ func TestStopEndsChildProcesses(t *testing.T) {
 	}
 	p.Kill()
 	p.Stop() // may follow Kill
-	Eventually(t, Timeout, "the child to be gone", func() bool {
+	testkit.Eventually(t, "the child to be gone", func() bool {
 		return errors.Is(syscall.Kill(child, 0), syscall.ESRCH)
 	})
 }

@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"fmt"
+	"imapgate/internal/testkit"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -170,7 +171,7 @@ func (r *Redis) Restart() {
 	r.reservePort()
 	defer r.releasePort()
 	var err error
-	Eventually(r.t, startTimeout, "Redis to get its port again", func() bool {
+	testkit.Eventually(r.t, "Redis to get its port again", func() bool {
 		err = r.start()
 		return err != ErrPortTaken
 	})

@@ -3,6 +3,7 @@
 package testbed
 
 import (
+	"imapgate/internal/testkit"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,13 +31,13 @@ func StartRedisSentinel(t testing.TB) *RedisSentinel {
 	s := &RedisSentinel{t: t}
 	s.servers[0] = StartRedis(t)
 	s.servers[1] = StartRedis(t, "--replicaof", "127.0.0.1", strconv.Itoa(s.servers[0].port), "--repl-diskless-sync-delay", "0")
-	Eventually(t, startTimeout, "the replica to be in sync", func() bool {
+	testkit.Eventually(t, "the replica to be in sync", func() bool {
 		return strings.Contains(s.servers[1].CLI("info", "replication"), "master_link_status:up")
 	})
 	for range 3 {
 		s.startSentinel()
 	}
-	Eventually(t, startTimeout, "the sentinels to know each other", func() bool {
+	testkit.Eventually(t, "the sentinels to know each other", func() bool {
 		return !slices.ContainsFunc(s.sentinels, func(r *Redis) bool {
 			fields := strings.Fields(r.CLI("sentinel", "master", SentinelName))
 			return fieldAfter(fields, "num-slaves") != "1" || fieldAfter(fields, "num-other-sentinels") != "2"
@@ -104,11 +105,11 @@ func (s *RedisSentinel) Sentinels() []*Redis { return s.sentinels }
 func (s *RedisSentinel) Failover() {
 	s.t.Helper()
 	oldPrimary := s.Primary()
-	Eventually(s.t, startTimeout, "a sentinel to begin a failover", func() bool {
+	testkit.Eventually(s.t, "a sentinel to begin a failover", func() bool {
 		_, err := s.sentinels[0].TryCLI("sentinel", "failover", SentinelName)
 		return err == nil
 	})
-	Eventually(s.t, startTimeout, "the failover to name another primary", func() bool { return s.Primary() != oldPrimary })
+	testkit.Eventually(s.t, "the failover to name another primary", func() bool { return s.Primary() != oldPrimary })
 }
 
 // AwaitDemotion waits until the old primary is a replica. Until then it accepts writes,
@@ -117,7 +118,7 @@ func (s *RedisSentinel) AwaitDemotion() {
 	s.t.Helper()
 	primary := s.Primary()
 	for _, r := range s.servers {
-		Eventually(s.t, Timeout, "the old primary to become a replica", func() bool {
+		testkit.Eventually(s.t, "the old primary to become a replica", func() bool {
 			role, err := r.TryCLI("role") // fails while the server drops its connections
 			return r == primary || err == nil && strings.Contains(role, "slave")
 		})
@@ -162,11 +163,11 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 	first, replica := c.Nodes[0], c.Nodes[3]
 	id := first.CLI("cluster", "myid")
 	replica.CLI("cluster", "replicate", id)
-	Eventually(t, startTimeout, "the replica to be in sync", func() bool {
+	testkit.Eventually(t, "the replica to be in sync", func() bool {
 		return strings.Contains(replica.CLI("info", "replication"), "master_link_status:up")
 	})
 	// A failover needs the votes of nodes that know the replica's primary.
-	Eventually(t, startTimeout, "every node to know the replica", func() bool {
+	testkit.Eventually(t, "every node to know the replica", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			return !strings.Contains(n.CLI("cluster", "nodes"), "slave "+id)
 		})
@@ -177,7 +178,7 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 // awaitClusterOK waits until every node knows all others and every slot has a primary.
 func (c *RedisCluster) awaitClusterOK() {
 	c.t.Helper()
-	Eventually(c.t, startTimeout, "the cluster to be complete", func() bool {
+	testkit.Eventually(c.t, "the cluster to be complete", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			info := n.CLI("cluster", "info")
 			return !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:4")
@@ -205,11 +206,11 @@ func (c *RedisCluster) PrimaryOf(key string) *Redis {
 func (c *RedisCluster) Failover() {
 	c.t.Helper()
 	c.Nodes[3].CLI("cluster", "failover")
-	Eventually(c.t, startTimeout, "the replica to be a primary", func() bool {
+	testkit.Eventually(c.t, "the replica to be a primary", func() bool {
 		return strings.Contains(c.Nodes[3].CLI("role"), "master")
 	})
 	// Until it is a replica the old primary still serves its slots.
-	Eventually(c.t, startTimeout, "the old primary to become a replica", func() bool {
+	testkit.Eventually(c.t, "the old primary to become a replica", func() bool {
 		return strings.Contains(c.Nodes[0].CLI("role"), "slave")
 	})
 }

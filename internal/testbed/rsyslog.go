@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"fmt"
+	"imapgate/internal/testkit"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ action(type="omfile" file="%s" template="line")
 	if _, err := Start(t, FindProgram(t, "rsyslogd", "rsyslog"), "-n", "-f", conf, "-i", filepath.Join(dir, "pid")); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, Timeout, "rsyslog to listen", func() bool {
+	testkit.Eventually(t, "rsyslog to listen", func() bool {
 		conn, err := net.Dial("unixgram", socket)
 		if err != nil {
 			return false

@@ -6,6 +6,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/upstream"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 func parseUser(t testing.TB, name string) identity.User {
 	t.Helper()
 	u, err := identity.Canonicalize(name, "example.org")
-	must(t, err)
+	testkit.NoError(t, err)
 	return u
 }
 

@@ -6,6 +6,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/metrics"
+	"imapgate/internal/testkit"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -18,7 +19,7 @@ import (
 func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 	core, logged := observer.New(zap.InfoLevel)
 	records, err := audit.Open(audit.Config{Settings: audit.Settings{Path: filepath.Join(t.TempDir(), "audit"), OnFailure: "block"}}, zap.NewNop())
-	must(t, err)
+	testkit.NoError(t, err)
 	c := New(Config{}, Deps{Audit: records, Metrics: metrics.New("test"), Log: zap.New(core)})
 	client := &Client{Record: audit.Client{Peer: netip.MustParseAddrPort("192.0.2.66:1")}}
 	for i := range 1000 {
@@ -41,12 +42,5 @@ func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 	sums := logged.FilterMessage("logins unavailable").All()
 	if len(sums) != 1 || sums[0].ContextMap()["count"] != uint64(1) || sums[0].Level != zap.WarnLevel {
 		t.Errorf("%v", sums)
-	}
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // tokenRequest is testRequest with a token in place of the password.
@@ -42,8 +43,8 @@ func TestATokenIsSentByTheMechanismOfTheBackend(t *testing.T) {
 		for _, login := range []string{Passthrough, OAuthLogin} {
 			a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: login}}, tokenRequest(t), steps...)
 			a.finish()
-			if a.err != nil || a.scriptedBackend.err != nil || a.result != event.ConnectOK {
-				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.scriptedBackend.err, a.result)
+			if a.err != nil || a.Err != nil || a.result != event.ConnectOK {
+				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.Err, a.result)
 			}
 		}
 	}
@@ -63,8 +64,8 @@ func TestARejectedTokenIsDenied(t *testing.T) {
 		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)
 		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), steps...)
 		a.finish()
-		if !errors.Is(a.err, ErrDenied) || a.scriptedBackend.err != nil || a.result != event.ConnectDenied {
-			t.Errorf("%s: %v, %v, %s", what, a.err, a.scriptedBackend.err, a.result)
+		if !errors.Is(a.err, ErrDenied) || a.Err != nil || a.result != event.ConnectDenied {
+			t.Errorf("%s: %v, %v, %s", what, a.err, a.Err, a.result)
 		}
 	}
 }
@@ -144,14 +145,14 @@ func TestATokenIsNotSentWithoutAMechanism(t *testing.T) {
 	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR", "IMAP4rev1 AUTH=OAUTHBEARERS"} {
 		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), "> * OK [CAPABILITY "+caps+"] hi")
 		a.finish()
-		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaksCredentials(a.plaintext.String()) {
-			t.Errorf("%s: %v, %q", caps, a.err, a.plaintext.String())
+		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaksCredentials(a.Plaintext.String()) {
+			t.Errorf("%s: %v, %q", caps, a.err, a.Plaintext.String())
 		}
 	}
 	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, tokenRequest(t), greetingOAuth, "< ID",
 		"< AUTHENTICATE PLAIN "+encodeBase64("joe@example.org\x00boss\x00m-pw"), "> {I} OK", loginOK)
-	if a.finish(); a.err != nil || a.scriptedBackend.err != nil {
-		t.Errorf("a master's login: %v, %v", a.err, a.scriptedBackend.err)
+	if a.finish(); a.err != nil || a.Err != nil {
+		t.Errorf("a master's login: %v, %v", a.err, a.Err)
 	}
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS, Login: OAuthLogin}}), Hooks{}, zap.NewNop())
 	if _, err := b.Login(t.Context(), testRequest(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
@@ -173,8 +174,8 @@ func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 	req.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
 	message := encodeBase64("n,a=joe@example.org,\x01auth=Bearer " + req.Token.Reveal() + "\x01\x01")
 	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, req, greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
-	if a.finish(); a.err != nil || a.scriptedBackend.err != nil {
-		t.Fatalf("%v, %.200v", a.err, a.scriptedBackend.err)
+	if a.finish(); a.err != nil || a.Err != nil {
+		t.Fatalf("%v, %.200v", a.err, a.Err)
 	}
 	for what, end := range map[string][]string{
 		"closed": {"fin"}, "reset": {"rst"}, "BYE": {"> * BYE Authentication response too large", "fin"},
@@ -199,7 +200,7 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := event.ConnectResult("")
-			b := New(testbed.WithDefaults(Config{Settings: Settings{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLS: NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
+			b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: c.steps}).Start(t), TLS: NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
 			b.health.failingSince = since
 			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.health.failingSince.Equal(since) {
 				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)

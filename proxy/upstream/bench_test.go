@@ -1,64 +1,29 @@
 package upstream
 
 import (
-	"bufio"
 	"context"
 	"net"
-	"strings"
 	"testing"
 
 	"go.uber.org/zap"
 
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
-// instantBackend is a backend that answers every login at once, to measure the gateway's side.
-type instantBackend struct {
-	l    net.Listener
-	done chan struct{}
-}
-
-func startInstantBackend(t testing.TB) *instantBackend {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	q := &instantBackend{l, make(chan struct{})}
-	go q.accept()
-	t.Cleanup(func() { _ = l.Close(); <-q.done })
-	return q
-}
-
-// accept runs until the listener is closed; it serves one login at a time.
-func (q *instantBackend) accept() {
-	defer close(q.done)
-	r := bufio.NewReaderSize(nil, 4096)
-	for {
-		nc, err := q.l.Accept()
-		if err != nil {
-			return
-		}
-		r.Reset(nc)
-		q.serve(nc, r)
-		_ = nc.Close()
-	}
-}
-
-func (q *instantBackend) serve(nc net.Conn, r *bufio.Reader) {
+// serveInstantly answers a login at once, to measure the gateway's side.
+func serveInstantly(c *testkit.Conn) {
 	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
-	_, _ = nc.Write([]byte("* OK [CAPABILITY " + caps + " AUTH=PLAIN] ready\r\n"))
-	id, _ := r.ReadString('\n')
-	login, _ := r.ReadString('\n')
-	idTag, _, _ := strings.Cut(id, " ")
-	tag, _, _ := strings.Cut(login, " ")
-	_, _ = nc.Write([]byte("* ID NIL\r\n" + idTag + " OK done\r\n" + tag + " OK [CAPABILITY " + caps + "] in\r\n"))
-	_, _ = r.ReadByte()
+	_ = c.Send("* OK [CAPABILITY " + caps + " AUTH=PLAIN] ready")
+	idTag, _, _ := c.ReadCommand()
+	tag, _, _ := c.ReadCommand()
+	_ = c.Send("* ID NIL", idTag+" OK done", tag+" OK [CAPABILITY "+caps+"] in")
+	_, _ = c.R.ReadByte()
 }
 
 func BenchmarkLogin(b *testing.B) {
-	q := startInstantBackend(b)
-	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	q := testkit.StartIMAP(b, serveInstantly)
+	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -76,12 +41,12 @@ func BenchmarkLogin(b *testing.B) {
 // BenchmarkDial measures the share of the operating system and package net in BenchmarkLogin:
 // connect, read once, write once, read once.
 func BenchmarkDial(b *testing.B) {
-	q := startInstantBackend(b)
+	q := testkit.StartIMAP(b, serveInstantly)
 	buf := make([]byte, 4096)
 	id := []byte("I ID NIL\r\nL AUTHENTICATE PLAIN AGpvZUBleGFtcGxlLm9yZwBDQU5BUlk=\r\n")
 	b.ReportAllocs()
 	for b.Loop() {
-		nc, err := net.Dial("tcp", q.l.Addr().String())
+		nc, err := net.Dial("tcp", q.Addr())
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/tlsconf"
 )
 
@@ -51,19 +52,19 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 				"none":          {tlsWithCertificate(t, ca, "127.0.0.1", "", ""), "demands a client certificate, and none is configured"},
 				"another's":     {tlsWithCertificate(t, ca, "127.0.0.1", wrong, wrongKey), "does not accept the client certificate"},
 			} {
-				p := &scriptedBackend{steps: append(steps[:len(steps):len(steps)], rest...), tls: &tls.Config{Certificates: []tls.Certificate{pair},
+				p := &testkit.Steps{Lines: append(steps[:len(steps):len(steps)], rest...), TLS: &tls.Config{Certificates: []tls.Certificate{pair},
 					ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: version}}
-				a := loginAttempt{scriptedBackend: p}
-				b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: startScripted(t, p), TLS: mode}, TLSConfig: c.tls}), Hooks{OnConnect: func(r event.ConnectResult) { a.result = r }}, zap.NewNop())
+				a := loginAttempt{Steps: p}
+				b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: p.Start(t), TLS: mode}, TLSConfig: c.tls}), Hooks{OnConnect: func(r event.ConnectResult) { a.result = r }}, zap.NewNop())
 				a.conn, a.err = b.Login(context.Background(), testRequest(t))
 				a.finish()
 				switch {
 				case c.want == "" && a.err != nil:
-					t.Errorf("%s, %s, %s: %v; %v", tls.VersionName(version), mode, name, a.err, p.err)
+					t.Errorf("%s, %s, %s: %v; %v", tls.VersionName(version), mode, name, a.err, p.Err)
 				case c.want == "":
 				case a.result != event.ConnectTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
 					t.Errorf("%s, %s, %s: %s, %v", tls.VersionName(version), mode, name, a.result, a.err)
-				case leaksCredentials(p.encrypted.String() + p.plaintext.String()):
+				case leaksCredentials(p.Encrypted.String() + p.Plaintext.String()):
 					t.Errorf("%s, %s, %s: a password was sent", tls.VersionName(version), mode, name)
 				}
 			}

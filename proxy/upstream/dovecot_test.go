@@ -18,6 +18,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // loginVariant is one combination of connection and login at a real backend.
@@ -78,7 +79,7 @@ func TestDovecotAcceptsEveryLoginVariantAndLogsTheClientAddress(t *testing.T) {
 		}
 		checkSession(t, conn, w)
 		address, session := "rip="+req.Client.Addr.Addr().String()+",", "session=<"+req.Client.Session+">"
-		testbed.Eventually(t, testbed.Timeout, "Dovecot to log "+address, func() bool {
+		testkit.Eventually(t, "Dovecot to log "+address, func() bool {
 			for _, line := range d.Logins(req.User.String()) {
 				if strings.Contains(line, address) &&
 					(w.forward == ForwardProxy || strings.Contains(line, session)) {

@@ -1,12 +1,9 @@
 package upstream
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +14,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // newDownHealth returns the health of a backend that is down, and its running trial.
@@ -129,31 +127,15 @@ func TestALoginWaitsForATrialWithinItsDeadline(t *testing.T) {
 // A backend comes back while many log in: the trial takes some time, and no login during it is
 // refused.
 func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	release, connected := make(chan struct{}), make(chan struct{}, 20)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer nc.Close()
-				connected <- struct{}{}
-				<-release
-				_, _ = io.WriteString(nc, strings.TrimPrefix(greetingSASLIR, "> ")+"\r\n")
-				line, _ := bufio.NewReader(nc).ReadString('\n')
-				tag, _, _ := strings.Cut(line, " ")
-				_, _ = io.WriteString(nc, tag+" OK [CAPABILITY IMAP4rev1] in\r\n")
-			})
-		}
+	s := testkit.StartIMAP(t, func(c *testkit.Conn) {
+		connected <- struct{}{}
+		<-release
+		_ = c.Send(strings.TrimPrefix(greetingSASLIR, "> "))
+		tag, _, _ := c.ReadCommand()
+		_ = c.Send(tag + " OK [CAPABILITY IMAP4rev1] in")
 	})
-	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	b.health.failingSince = time.Now().Add(-time.Minute)
 	var logins sync.WaitGroup
 	login := func() {
@@ -172,7 +154,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 	for range 19 {
 		logins.Go(login)
 	}
-	testbed.Eventually(t, testbed.Timeout, "nineteen logins to wait", func() bool {
+	testkit.Eventually(t, "nineteen logins to wait", func() bool {
 		b.health.mu.Lock()
 		defer b.health.mu.Unlock()
 		return b.health.waiting == 19

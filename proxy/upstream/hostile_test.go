@@ -16,6 +16,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 const (
@@ -64,8 +65,8 @@ func (h attack) checkResult(t *testing.T, a loginAttempt) {
 	t.Helper()
 	a.finish()
 	if h.result == "ok" {
-		if a.err != nil || a.conn.buffered != nil || a.scriptedBackend.err != nil || strings.Contains(fmt.Sprint(a.conn.OK()), "evil") {
-			t.Errorf("%s: %v, %v", h.name, a.err, a.scriptedBackend.err)
+		if a.err != nil || a.conn.buffered != nil || a.Err != nil || strings.Contains(fmt.Sprint(a.conn.OK()), "evil") {
+			t.Errorf("%s: %v, %v", h.name, a.err, a.Err)
 		}
 	} else if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.conn != nil {
 		t.Errorf("%s: %v", h.name, a.err)
@@ -76,8 +77,8 @@ func (h attack) checkResult(t *testing.T, a loginAttempt) {
 	if h.mode == NoTLS && h.maySend {
 		return
 	}
-	if leaksCredentials(a.plaintext.String()) || !h.maySend && leaksCredentials(a.encrypted.String()) {
-		t.Errorf("%s: credentials were sent: %q %q", h.name, a.plaintext.String(), a.encrypted.String())
+	if leaksCredentials(a.Plaintext.String()) || !h.maySend && leaksCredentials(a.Encrypted.String()) {
+		t.Errorf("%s: credentials were sent: %q %q", h.name, a.Plaintext.String(), a.Encrypted.String())
 	}
 	if a.err != nil && (len(a.err.Error()) > 2*maxText || sanitizeText(a.err.Error()[:min(maxText, len(a.err.Error()))]) != a.err.Error()[:min(maxText, len(a.err.Error()))]) {
 		t.Errorf("%s: error is not fit to be logged: %q", h.name, a.err)
@@ -229,7 +230,7 @@ func TestLeakedCredentialsAreDetected(t *testing.T) {
 	for _, caps := range []string{"AUTH=PLAIN", "AUTH=PLAIN SASL-IR", "LITERAL+"} {
 		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 "+caps+"] hi", "< ", "> + ", "fin")
 		a.finish()
-		received := strings.NewReplacer(" LOGIN ", "", " AUTHENTICATE ", "").Replace(a.plaintext.String())
+		received := strings.NewReplacer(" LOGIN ", "", " AUTHENTICATE ", "").Replace(a.Plaintext.String())
 		if !leaksCredentials(received) {
 			t.Errorf("%s: %q", caps, received)
 		}
@@ -250,7 +251,7 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 	} {
 		for mode, steps := range map[TLSMode][]string{ImplicitTLS: {"tls", greetingFull}, StartTLS: {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls"}} {
 			server, pool := certificate(t, change)
-			a := logInTLS(t, Config{Settings: Settings{TLS: mode}}, testRequest(t), &scriptedBackend{steps: steps, tls: server}, pool)
+			a := logInTLS(t, Config{Settings: Settings{TLS: mode}}, testRequest(t), &testkit.Steps{Lines: steps, TLS: server}, pool)
 			attack{name, mode, steps, "tls", false}.checkResult(t, a)
 			var invalid *tls.CertificateVerificationError
 			if !errors.As(a.err, &invalid) {
@@ -260,12 +261,12 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 	}
 	server, _ := certificate(t, nil)
 	_, other := certificate(t, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(2) })
-	a := logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: server}, other)
+	a := logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &testkit.Steps{Lines: []string{"tls"}, TLS: server}, other)
 	attack{"another authority", ImplicitTLS, nil, "tls", false}.checkResult(t, a)
 
 	old, pool := certificate(t, nil)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-	a = logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &scriptedBackend{steps: []string{"tls"}, tls: old}, pool)
+	a = logInTLS(t, Config{Settings: Settings{TLS: ImplicitTLS}}, testRequest(t), &testkit.Steps{Lines: []string{"tls"}, TLS: old}, pool)
 	attack{"TLS 1.1", ImplicitTLS, nil, "tls", false}.checkResult(t, a)
 }
 
@@ -291,7 +292,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 	for i := range full {
 		for _, end := range []string{"fin", "rst"} {
 			server, pool := certificate(t, nil)
-			p := &scriptedBackend{steps: append(append([]string{}, full[:i]...), end), tls: server}
+			p := &testkit.Steps{Lines: append(append([]string{}, full[:i]...), end), TLS: server}
 			// A reset may arrive while the connect is in progress. With less than a second for
 			// it there is no second attempt.
 			a := logInTLS(t, Config{Settings: Settings{TLS: StartTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Second}}, testRequest(t), p, pool)
@@ -300,7 +301,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 			if !errors.Is(a.err, ErrUnavailable) || a.conn != nil || a.result != "closed" && a.result != "tls" && !early {
 				t.Errorf("%s after %d: %v %s", end, i, a.err, a.result)
 			}
-			if leaksCredentials(a.plaintext.String()) || i < 11 && strings.Contains(a.encrypted.String(), "Q0FOQVJZ") {
+			if leaksCredentials(a.Plaintext.String()) || i < 11 && strings.Contains(a.Encrypted.String(), "Q0FOQVJZ") {
 				t.Errorf("%s after %d: credentials were sent", end, i)
 			}
 		}
@@ -310,7 +311,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 func TestAConnectionOfAFailedLoginIsClosed(t *testing.T) {
 	for _, steps := range [][]string{{"> * BYE"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} NO"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} OK [CAPABILITY X] in\r\nx"}} {
 		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), append(steps, "hang")...)
-		<-a.done // the script runs until the connection is closed
+		a.Wait() // the script runs until the connection is closed
 		if a.err == nil {
 			t.Error(steps)
 		}

@@ -41,8 +41,8 @@ func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
 	want := `^I[A-Z2-7]{13} ID \("x-originating-ip" "192\.0\.2\.7" "x-originating-port" "4711" "x-connected-ip" "198\.51\.100\.1" ` +
 		`"x-connected-port" "993" "x-session-id" "s-1" "x-proxy-ttl" "4"\)\r\n` +
 		`L[A-Z2-7]{13} AUTHENTICATE PLAIN ` + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00"+canary)) + `\r\n$`
-	if !regexp.MustCompile(want).Match(a.plaintext.Bytes()) {
-		t.Errorf("%q", a.plaintext.String())
+	if !regexp.MustCompile(want).Match(a.Plaintext.Bytes()) {
+		t.Errorf("%q", a.Plaintext.String())
 	}
 }
 
@@ -71,7 +71,7 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 			a := logIn(t, tc.cfg, testRequest(t), tc.steps...)
 			if a.err != nil {
 				a.finish()
-				t.Fatal(a.err, a.scriptedBackend.err)
+				t.Fatal(a.err, a.Err)
 			}
 			if got := a.conn.Caps().String(); got != "IMAP4rev1 IDLE" {
 				t.Errorf("caps %q", got)
@@ -80,10 +80,10 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 				t.Errorf("passed on: %q", rest)
 			}
 			a.finish()
-			if a.scriptedBackend.err != nil {
-				t.Error(a.scriptedBackend.err)
+			if a.Err != nil {
+				t.Error(a.Err)
 			}
-			if tc.cfg.Login == MasterLogin && strings.Contains(a.plaintext.String(), canary) {
+			if tc.cfg.Login == MasterLogin && strings.Contains(a.Plaintext.String(), canary) {
 				t.Error("the client's password was sent with a master login")
 			}
 		})
@@ -99,11 +99,11 @@ func TestThePROXYHeaderIsSentFirst(t *testing.T) {
 			req.Client = client
 			a := logIn(t, Config{Settings: Settings{TLS: mode, Forward: ForwardProxy}}, req, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetingFull, "fin")
 			a.finish()
-			if got := a.plaintext.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
+			if got := a.Plaintext.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
 				t.Errorf("%s: %q", mode, got)
 			}
-			if mode == NoTLS && !strings.Contains(a.plaintext.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
-				t.Errorf("%q", a.plaintext.String())
+			if mode == NoTLS && !strings.Contains(a.Plaintext.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
+				t.Errorf("%q", a.Plaintext.String())
 			}
 		}
 	}
@@ -156,8 +156,8 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 				t.Errorf("%s, %s: %v", what, answer, a.err)
 			}
 			a.finish()
-			if text := string(AppendAlerts(nil, got)); text != c.want || a.scriptedBackend.err != nil {
-				t.Errorf("%s, %s: %q, %v", what, answer, text, a.scriptedBackend.err)
+			if text := string(AppendAlerts(nil, got)); text != c.want || a.Err != nil {
+				t.Errorf("%s, %s: %q, %v", what, answer, text, a.Err)
 			}
 		}
 	}
@@ -248,8 +248,8 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 		}
 		if tc.client.TTL == 2 {
 			a.finish()
-			if !strings.Contains(a.plaintext.String(), `"x-proxy-ttl" "1")`) {
-				t.Errorf("%q", a.plaintext.String())
+			if !strings.Contains(a.Plaintext.String(), `"x-proxy-ttl" "1")`) {
+				t.Errorf("%q", a.Plaintext.String())
 			}
 		}
 	}

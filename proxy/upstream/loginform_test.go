@@ -8,6 +8,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 const (
@@ -50,13 +51,13 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 	} {
 		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, c.req, c.steps...)
 		a.finish()
-		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.scriptedBackend.err != nil {
-			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.scriptedBackend.err)
+		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.Err != nil {
+			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.Err)
 		}
 	}
 	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
-	if a.finish(); !errors.Is(a.err, errLoginBad) || a.scriptedBackend.err != nil {
-		t.Errorf("a master's authorization identity has no other form: %v, %v", a.err, a.scriptedBackend.err)
+	if a.finish(); !errors.Is(a.err, errLoginBad) || a.Err != nil {
+		t.Errorf("a master's authorization identity has no other form: %v, %v", a.err, a.Err)
 	}
 }
 
@@ -81,15 +82,15 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		{greetingSASLIR, initialResponse, "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
-		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		p := &testkit.Steps{Lines: steps}
+		b.cfg.Address, b.addr = p.Start(t), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
 		req := testRequest(t)
 		req.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), req); err == nil {
 			_ = conn.Close()
 		}
-		if <-p.done; p.err != nil {
-			t.Fatalf("login %d: %v", i+1, p.err)
+		if p.Wait(); p.Err != nil {
+			t.Fatalf("login %d: %v", i+1, p.Err)
 		}
 	}
 }
@@ -101,13 +102,13 @@ func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
 		{greetingSASLIR, "< AUTHENTICATE PLAIN A", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"},
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 	} {
-		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		p := &testkit.Steps{Lines: steps}
+		b.cfg.Address, b.addr = p.Start(t), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
 		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
 			_ = conn.Close()
 		}
-		if <-p.done; p.err != nil {
-			t.Fatalf("login %d: %v", i+1, p.err)
+		if p.Wait(); p.Err != nil {
+			t.Fatalf("login %d: %v", i+1, p.Err)
 		}
 	}
 }

@@ -1,11 +1,9 @@
 package upstream
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -16,35 +14,21 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // startSilentBackend sends a greeting and answers no login until the test ends.
 func startSilentBackend(t *testing.T) (address string, received <-chan struct{}) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	logins := make(chan struct{}, 8)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			t.Cleanup(func() { _ = nc.Close() })
-			go func() {
-				_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
-				if line, _ := bufio.NewReader(nc).ReadString('\n'); strings.Contains(line, "AUTHENTICATE") {
-					logins <- struct{}{}
-				}
-			}()
+	s := testkit.StartIMAP(t, func(c *testkit.Conn) {
+		_ = c.Send("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready")
+		if line, _ := c.ReadLine(); strings.Contains(line, "AUTHENTICATE") {
+			logins <- struct{}{}
 		}
-	}()
-	t.Cleanup(func() { _ = l.Close(); <-done })
-	return l.Addr().String(), logins
+		_, _ = io.Copy(io.Discard, c.R)
+	})
+	return s.Addr(), logins
 }
 
 func TestASlowLoginReleasesItsSlot(t *testing.T) {
@@ -94,35 +78,20 @@ func (c *loginCounter) add(n int) {
 	c.peak = max(c.peak, c.current)
 }
 
-func (c *loginCounter) serve(nc net.Conn) {
-	defer nc.Close()
+func (c *loginCounter) serve(conn *testkit.Conn) {
 	c.add(1)
-	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
-	line, _ := bufio.NewReader(nc).ReadString('\n')
+	_ = conn.Send("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready")
+	tag, _, _ := conn.ReadCommand()
 	<-time.After(5 * time.Millisecond)
 	c.add(-1) // before the client gets the answer
-	tag, _, _ := strings.Cut(line, " ")
-	_, _ = io.WriteString(nc, tag+" OK [CAPABILITY IMAP4rev1] in\r\n")
-	_, _ = io.Copy(io.Discard, nc)
+	_ = conn.Send(tag + " OK [CAPABILITY IMAP4rev1] in")
+	_, _ = io.Copy(io.Discard, conn.R)
 }
 
 func TestConcurrentLoginsAreBounded(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var counter loginCounter
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { counter.serve(nc) })
-		}
-	})
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	s := testkit.StartIMAP(t, counter.serve)
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	var clients sync.WaitGroup
 	for range 1000 {
 		clients.Go(func() {
@@ -135,8 +104,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	_ = l.Close()
-	all.Wait()
+	s.Close()
 	if counter.peak > testLimits.MaxUpstreamLogins || counter.peak < 2 {
 		t.Errorf("%d concurrent logins", counter.peak)
 	}

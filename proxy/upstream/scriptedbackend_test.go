@@ -1,8 +1,6 @@
 package upstream
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,12 +8,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -24,117 +19,11 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // canary is a password that must not appear elsewhere.
 const canary = "CANARY-7f3a-pw"
-
-// scriptedBackend is a backend that runs a script on one connection:
-//
-//	> TEXT   sends TEXT and CRLF; {X} is the tag of the command that began with X
-//	>> TEXT  sends TEXT alone
-//	< NAME   reads a command, or a line that NAME stands in
-//	tls      continues under TLS
-//	fin      closes its side
-//	rst      resets the connection
-//	hang     sends nothing until the other side closes
-//
-// After its last step it does the same as hang.
-type scriptedBackend struct {
-	// Set once.
-	steps []string
-	tls   *tls.Config
-
-	// Owned by run, then by the receiver from done.
-	tcp       *net.TCPConn
-	nc        net.Conn // tcp, or TLS over it
-	r         *bufio.Reader
-	plaintext bytes.Buffer // received without TLS
-	encrypted bytes.Buffer // received under TLS
-	tags      *strings.Replacer
-	tagPairs  []string // tags for the replacer
-	err       error    // the script was not followed
-	done      chan struct{}
-}
-
-// startScripted starts the script for the next connection to the address that it returns.
-func startScripted(t testing.TB, p *scriptedBackend) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.done = make(chan struct{})
-	go p.run(l)
-	t.Cleanup(func() { _ = l.Close(); <-p.done })
-	return l.Addr().String()
-}
-
-// run ends when the script and the connection end, or the listener is closed.
-func (p *scriptedBackend) run(l net.Listener) {
-	defer close(p.done)
-	nc, err := l.Accept()
-	if err != nil {
-		p.err = err
-		return
-	}
-	_ = l.Close()                     // refuse further attempts to connect
-	defer func() { _ = nc.Close() }() // not p.nc: under TLS that would write close_notify to a closed peer
-	p.tcp, p.nc, p.tags = nc.(*net.TCPConn), nc, strings.NewReplacer()
-	p.r = bufio.NewReader(io.TeeReader(nc, &p.plaintext))
-	for _, step := range p.steps {
-		if p.err = p.runStep(step); p.err != nil {
-			p.err = fmt.Errorf("step %q: %w", step, p.err)
-			break
-		}
-	}
-	_, _ = io.Copy(io.Discard, p.r)
-}
-
-func (p *scriptedBackend) runStep(step string) error {
-	verb, text, _ := strings.Cut(step, " ")
-	switch verb {
-	case ">":
-		_, err := io.WriteString(p.nc, p.tags.Replace(text)+"\r\n")
-		return err
-	case ">>":
-		_, err := io.WriteString(p.nc, p.tags.Replace(text))
-		return err
-	case "<":
-		return p.readCommand(text)
-	case "tls":
-		secure := tls.Server(p.nc, p.tls)
-		if err := secure.Handshake(); err != nil {
-			return err
-		}
-		p.nc, p.r = secure, bufio.NewReader(io.TeeReader(secure, &p.encrypted))
-		return nil
-	case "fin":
-		return p.nc.(interface{ CloseWrite() error }).CloseWrite()
-	case "rst":
-		_ = p.tcp.SetLinger(0)
-		return p.tcp.Close()
-	case "hang":
-		_, err := io.Copy(io.Discard, p.r)
-		return err
-	}
-	return fmt.Errorf("no such verb")
-}
-
-func (p *scriptedBackend) readCommand(name string) error {
-	line, err := p.r.ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if !strings.Contains(line, name) {
-		return fmt.Errorf("received %q", line)
-	}
-	if tag, rest, _ := strings.Cut(line, " "); name != "" && strings.HasPrefix(rest, name) {
-		p.tagPairs = append(p.tagPairs, "{"+tag[:1]+"}", tag)
-		p.tags = strings.NewReplacer(p.tagPairs...)
-	}
-	return nil
-}
 
 // certificate returns a self-signed certificate, and a pool that trusts it.
 func certificate(t testing.TB, change func(*x509.Certificate)) (*tls.Config, *x509.CertPool) {
@@ -188,9 +77,9 @@ func testRequest(t testing.TB) Request {
 	}
 }
 
-// loginAttempt is one login at a scripted backend.
+// loginAttempt is one login at a backend that runs steps.
 type loginAttempt struct {
-	*scriptedBackend
+	*testkit.Steps
 	conn   *Conn
 	err    error
 	result event.ConnectResult
@@ -200,19 +89,19 @@ type loginAttempt struct {
 func logIn(t testing.TB, cfg Config, req Request, steps ...string) loginAttempt {
 	t.Helper()
 	server, pool := certificate(t, nil)
-	return logInTLS(t, cfg, req, &scriptedBackend{steps: steps, tls: server}, pool)
+	return logInTLS(t, cfg, req, &testkit.Steps{Lines: steps, TLS: server}, pool)
 }
 
-func logInTLS(t testing.TB, cfg Config, req Request, p *scriptedBackend, pool *x509.CertPool) loginAttempt {
+func logInTLS(t testing.TB, cfg Config, req Request, p *testkit.Steps, pool *x509.CertPool) loginAttempt {
 	t.Helper()
-	cfg.Name, cfg.Address = "east", startScripted(t, p)
+	cfg.Name, cfg.Address = "east", p.Start(t)
 	if cfg.TLS != NoTLS {
 		cfg.TLSConfig = testbed.StaticTLS(&tls.Config{RootCAs: pool})
 	}
 	if cfg.UpstreamLoginTimeout == 0 {
 		cfg.UpstreamLoginTimeout = 10 * time.Second
 	}
-	a := loginAttempt{scriptedBackend: p}
+	a := loginAttempt{Steps: p}
 	b := New(testbed.WithDefaults(cfg), Hooks{OnConnect: func(r event.ConnectResult) { a.result += r }}, zap.NewNop())
 	a.conn, a.err = b.Login(context.Background(), req)
 	if a.conn != nil {
@@ -226,7 +115,7 @@ func (a loginAttempt) finish() {
 	if a.conn != nil {
 		_ = a.conn.Close()
 	}
-	<-a.done
+	a.Wait()
 }
 
 // testLimits has the defaults of all keys.

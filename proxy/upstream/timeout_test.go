@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // loginOverPipe logs in over an in-memory connection with serve at the other end, in a bubble
@@ -164,7 +165,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 
 // A client may begin its login shortly before its own deadline.
 func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: startScripted(t, &scriptedBackend{steps: []string{"hang"}}), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: []string{"hang"}}).Start(t), TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
@@ -215,15 +216,14 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 	_ = l.Close()
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}}), Hooks{}, zap.NewNop())
 	var tries atomic.Int32
-	p := &scriptedBackend{steps: []string{greetingFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}, done: make(chan struct{})}
+	p := &testkit.Steps{Lines: []string{greetingFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}}
+	var backend *testkit.ScriptedIMAP
 	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error {
 		if tries.Add(1) != 2 {
 			return nil
 		}
-		again, err := net.Listen("tcp", address)
-		if err == nil {
-			go p.run(again)
-		}
+		var err error
+		backend, err = testkit.ListenIMAP(address, p.Run)
 		return err
 	}
 	conn, err := b.Login(context.Background(), testRequest(t))
@@ -231,7 +231,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 		t.Fatal(err, tries.Load())
 	}
 	_ = conn.Close()
-	<-p.done
+	backend.Wait()
 }
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // grantedSlots returns the indices of the granted slots.
@@ -96,7 +97,7 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 		a := h.logIn()
 		peers++
 		peer, err := h.stub.peer(peers)
-		must(t, err)
+		testkit.NoError(t, err)
 		relayCommand(t, a.scriptedConn, peer, "s SELECT INBOX", append(selectLines("0", "1", "7"), "s OK [READ-WRITE] done")...)
 		return a, peer
 	}
@@ -104,9 +105,9 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	for range 6 {
 		a, peer := opens()
 		a.scriptedConn.send("i IDLE\r\n")
-		must(t, a.scriptedConn.expect("+ idling\r\n"))
+		testkit.NoError(t, a.scriptedConn.expect("+ idling\r\n"))
 		_, err := peer.readLine()
-		must(t, err)
+		testkit.NoError(t, err)
 		peer.send("+ go ahead\r\n")
 		idlers, lost = append(idlers, a), append(lost, peer)
 	}
@@ -115,21 +116,21 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 		l.queueClose()
 	}
 	stuck, err := h.stub.peer(peers + 1)
-	must(t, err)
+	testkit.NoError(t, err)
 	_, err = stuck.readLine() // SELECT, without an answer
-	must(t, err)
+	testkit.NoError(t, err)
 	a.scriptedConn.send("a1 NOOP\r\n")
 	upstream, err := h.stub.peer(peers + 2)
-	must(t, err)
+	testkit.NoError(t, err)
 	line, err := upstream.readLine()
-	must(t, err)
+	testkit.NoError(t, err)
 	tag := line[:len(line)-len(" SELECT \"INBOX\"\r\n")]
 	for _, l := range append(selectLines("0", "1", "7"), tag+" OK [READ-WRITE] done") {
 		upstream.send(l + "\r\n")
 	}
-	must(t, upstream.expect("a1 NOOP\r\n"))
+	testkit.NoError(t, upstream.expect("a1 NOOP\r\n"))
 	upstream.send("a1 OK done\r\n")
-	must(t, a.scriptedConn.expect("a1 OK done\r\n"))
+	testkit.NoError(t, a.scriptedConn.expect("a1 OK done\r\n"))
 	all := append(idlers, a)
 	h.deps.Sessions.AbortAll(event.Drained)
 	for _, a := range all {
@@ -145,7 +146,7 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 func relayCommand(t *testing.T, client, backend *scriptedConn, command string, answer ...string) {
 	t.Helper()
 	client.send(command + "\r\n")
-	must(t, backend.expect(command+"\r\n"))
+	testkit.NoError(t, backend.expect(command+"\r\n"))
 	for _, line := range answer {
 		backend.send(line + "\r\n")
 	}

@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // noopClient is a session whose client sends NOOP repeatedly, with both ends in this
@@ -21,9 +22,9 @@ type noopClient struct {
 func newNoopClient(b *testing.B, which audit.CommandFilter) *noopClient {
 	h := newHarness(b, setup{mode: event.ModeReuse, auditCommands: which, parkAfter: time.Minute}, nil)
 	p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: h, testClient: h.logIn()}
-	must(b, p.selectInbox(1))
+	testkit.NoError(b, p.selectInbox(1))
 	peer, err := h.stub.peer(1)
-	must(b, err)
+	testkit.NoError(b, err)
 	echoed := make(chan struct{})
 	go answerNoops(peer.conn, echoed)
 	b.Cleanup(func() {
@@ -70,7 +71,7 @@ func (p *noopClient) run(b *testing.B, n int) (cpu, took time.Duration) {
 // cpuTime returns the processor time of this process.
 func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
-	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	testkit.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // auditRecord is the record of a command, as programs read it.
@@ -52,10 +53,10 @@ func (r auditRecord) summary() string {
 func (h *harness) auditedCommands() (all []auditRecord) {
 	h.t.Helper()
 	text, err := os.ReadFile(h.auditPath)
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	for line := range strings.Lines(string(text)) {
 		var r auditRecord
-		must(h.t, json.Unmarshal([]byte(line), &r))
+		testkit.NoError(h.t, json.Unmarshal([]byte(line), &r))
 		if r.Event != "command" {
 			continue
 		}
@@ -111,7 +112,7 @@ func (p *dialogueRun) checkRecords() {
 // checkHidden requires that no output for the operator contains hiddenText.
 func (p *dialogueRun) checkHidden() {
 	auditLog, err := os.ReadFile(p.auditPath)
-	must(p.harness.t, err)
+	testkit.NoError(p.harness.t, err)
 	output := fmt.Sprintf("%v %s %s", p.result.Err, p.logs, auditLog)
 	if p.hiddenText != "" && strings.Contains(strings.ToLower(output), strings.ToLower(p.hiddenText)) {
 		p.harness.t.Errorf("%q appears in %s", p.hiddenText, output)
@@ -255,7 +256,7 @@ func (p *dialogueRun) selectInbox(n int) error {
 func tableRows(t *testing.T) map[string]bool {
 	t.Helper()
 	text, err := os.ReadFile("command/table.go")
-	must(t, err)
+	testkit.NoError(t, err)
 	all := map[string]bool{}
 	for _, row := range regexp.MustCompile(`\{Name: "([A-Z ]+)",( Writes: true)?`).FindAllSubmatch(text, -1) {
 		all[string(row[1])] = len(row[2]) > 0
@@ -322,7 +323,7 @@ func (h *harness) expectRecords(want []string) {
 		}
 	}
 	text, err := os.ReadFile(h.auditPath)
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	if strings.Contains(strings.ToLower(string(text)), canary) {
 		h.t.Errorf("private content is recorded:\n%s", text)
 	}

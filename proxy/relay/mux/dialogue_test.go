@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 )
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
@@ -62,10 +63,10 @@ type dialogue struct {
 func readDialogues(t testing.TB) (all []dialogue) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txt")
-	must(t, err)
+	testkit.NoError(t, err)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		must(t, err)
+		testkit.NoError(t, err)
 		first := len(all)
 		for line := range strings.Lines(string(text)) {
 			line = strings.TrimRight(line, "\n")
@@ -171,7 +172,7 @@ func (s *setup) read(t testing.TB, lines []string) []string {
 		case "SET":
 			for field := range strings.FieldsSeq(rest) {
 				name, value, _ := strings.Cut(field, "=")
-				must(t, s.set(name, value))
+				testkit.NoError(t, s.set(name, value))
 			}
 		default:
 			return lines[i:]
@@ -348,7 +349,7 @@ func (p *dialogueRun) awaitArrival(number string) error {
 		return err
 	}
 	peer.awaitWritten()
-	eventually(p.harness.t, "the sent data to arrive", func() bool {
+	testkit.Eventually(p.harness.t, "the sent data to arrive", func() bool {
 		up := p.session.upstream.wire.Load()
 		return up == nil || up.IsReadable()
 	})

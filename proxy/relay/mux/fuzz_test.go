@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
@@ -94,9 +95,9 @@ func (f *fuzzRun) serveAll() {
 // run runs the session, and returns what the client received.
 func (f *fuzzRun) run(client []byte) []byte {
 	name, err := identity.Canonicalize(user, "")
-	must(f.t, err)
+	testkit.NoError(f.t, err)
 	account, err := f.hub.Login(context.Background(), Location{Backend: "stub"}, upstream.Request{User: name, Password: identity.NewSecret("right")}, pool.VerifiedHere)
-	must(f.t, err)
+	testkit.NoError(f.t, err)
 	f.serving.Add(1)
 	go f.serveAll()
 	gatewayEnd, clientEnd := f.socketPair()

@@ -23,6 +23,7 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/relay/splice"
@@ -61,9 +62,9 @@ func newCertificates(t testing.TB) *certificates {
 	ca := testbed.NewCA(t)
 	cert, key := ca.Issue(t, "localhost")
 	pair, err := tls.LoadX509KeyPair(cert, key)
-	must(t, err)
+	testkit.NoError(t, err)
 	own, err := tlsconf.SelfSigned("localhost")
-	must(t, err)
+	testkit.NoError(t, err)
 	return &certificates{
 		backend: &tls.Config{Certificates: []tls.Certificate{pair}}, client: ca.ClientTLS("localhost"), gateway: own,
 	}
@@ -103,7 +104,7 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	}
 	var err error
 	h.stub, err = newStub(secure, splitters[cmp.Or(s.split, "whole")])
-	must(t, err)
+	testkit.NoError(t, err)
 	if s.caps != "" {
 		h.stub.caps = s.caps
 	}
@@ -114,14 +115,14 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	}}
 	h.auditPath = filepath.Join(t.TempDir(), "audit")
 	h.deps.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}}, "path", "first_per_minute"), log)
-	must(t, err)
+	testkit.NoError(t, err)
 	h.deps.Sessions = relay.NewRegistry(relay.Config{IdleTimeout: cmp.Or(s.idleTimeout, time.Hour)})
 	h.deps.Splices, err = splice.NewSet(splice.Config{ParkAfter: time.Second, HalfClosedTimeout: 100 * time.Millisecond, WriteTimeout: time.Hour}, h.deps.Sessions)
-	must(t, err)
+	testkit.NoError(t, err)
 	h.hub, err = NewHub(Config{
 		ParkAfter: cmp.Or(s.parkAfter, relay.Tick), StallTimeout: cmp.Or(s.stallTimeout, time.Hour), MaxLine: s.maxLine, Locate: h.locate,
 	}, h.deps)
-	must(t, err)
+	testkit.NoError(t, err)
 	return h
 }
 
@@ -137,13 +138,13 @@ type testClient struct {
 func (h *harness) logIn() *testClient {
 	h.t.Helper()
 	name, err := identity.Canonicalize(user, "")
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	login := upstream.Request{User: name, Login: user, Password: identity.NewSecret(cmp.Or(h.setup.password, "right"))}
 	if h.setup.id != "" {
 		login.Client.ID = [][2]string{{"name", h.setup.id}}
 	}
 	account, err := h.hub.Login(context.Background(), Location{Backend: "stub", Login: user}, login, pool.VerifiedHere)
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	if h.setup.tokenExpired {
 		account.SetTokenEnd(time.Now())
 	}
@@ -162,12 +163,12 @@ func (h *harness) logIn() *testClient {
 func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 	h.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	defer func() { _ = l.Close() }()
 	clientEnd, err = net.Dial("tcp", l.Addr().String())
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	gatewayEnd, err = l.Accept()
-	must(h.t, err)
+	testkit.NoError(h.t, err)
 	if h.setup.transport != "tls" {
 		return gatewayEnd, clientEnd
 	}
@@ -175,7 +176,7 @@ func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 	client := tls.Client(clientEnd, &tls.Config{InsecureSkipVerify: true}) // the certificate is self-signed
 	handshakeErr := make(chan error, 1)
 	go func() { handshakeErr <- server.Handshake() }()
-	must(h.t, errors.Join(client.Handshake(), <-handshakeErr))
+	testkit.NoError(h.t, errors.Join(client.Handshake(), <-handshakeErr))
 	return server, client
 }
 
@@ -247,7 +248,7 @@ func (h *harness) close(clients ...*testClient) {
 	if n := m["imapgate_mux_pool_connections"]; n != "0" || h.deps.Sessions.Len() != 0 {
 		h.t.Errorf("%s connections and %d sessions are left", n, h.deps.Sessions.Len())
 	}
-	must(h.t, h.deps.Audit.Close())
+	testkit.NoError(h.t, h.deps.Audit.Close())
 	if text := h.logs.String(); strings.Contains(text, `"msg":"panic recovered"`) {
 		h.t.Errorf("a panic was recovered:\n%s", text)
 	}
@@ -270,13 +271,6 @@ func (c *testClient) awaitParked() {
 	}
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func stacks() []byte {
 	buf := make([]byte, 1<<20)
 	return buf[:runtime.Stack(buf, true)]
@@ -287,19 +281,6 @@ func checkGoroutineLeaks(t testing.TB) {
 	t.Helper()
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
-		for end := time.Now().Add(testTimeout); runtime.NumGoroutine() > before; <-time.After(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%d goroutines are left of %d\n%s", runtime.NumGoroutine(), before, stacks())
-			}
-		}
+		testkit.Eventually(t, "the test's goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
 	})
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(testTimeout); !ok(); <-time.After(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("timeout while waiting for %s", what)
-		}
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/pool"
 )
 
@@ -19,14 +20,14 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 	peer := func(n int) *scriptedConn {
 		t.Helper()
 		p, err := h.stub.peer(n)
-		must(t, err)
+		testkit.NoError(t, err)
 		return p
 	}
 	// readQuery returns the tag of a command of the gateway.
 	readQuery := func(p *scriptedConn, question string) string {
 		t.Helper()
 		line, err := p.readLine()
-		must(t, err)
+		testkit.NoError(t, err)
 		tag, got, _ := strings.Cut(strings.TrimSuffix(line, "\r\n"), " ")
 		if got != question {
 			t.Fatalf("received %q, want %q", got, question)
@@ -48,9 +49,9 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 	all[1].scriptedConn.send("a2 NOOP\r\n")
 	tag := readQuery(peer(2), "NOOP") // confirmModseq
 	peer(2).send(tag + " OK done\r\n")
-	must(t, peer(2).expect("a2 NOOP\r\n"))
+	testkit.NoError(t, peer(2).expect("a2 NOOP\r\n"))
 	peer(2).send("a2 OK done\r\n")
-	must(t, all[1].scriptedConn.expect("a2 OK done\r\n"))
+	testkit.NoError(t, all[1].scriptedConn.expect("a2 OK done\r\n"))
 	h.deps.Sessions.AbortAll(event.Drained)
 	for _, a := range all {
 		h.awaitEnd(a)

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/lease"
@@ -31,15 +32,15 @@ type relayTest struct {
 func newRelayTest(t testing.TB) *relayTest {
 	t.Helper()
 	s, err := newStub(nil, splitters["whole"])
-	must(t, err)
+	testkit.NoError(t, err)
 	t.Cleanup(s.close)
 	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	name, err := identity.Canonicalize(user, "")
-	must(t, err)
+	testkit.NoError(t, err)
 	login, err := up.Login(context.Background(), upstream.Request{User: name, Password: identity.NewSecret("right")})
-	must(t, err)
+	testkit.NoError(t, err)
 	peer, err := s.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	h := harness{t: t}
 	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()}
@@ -48,7 +49,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	r.client.clientWork, r.upstream.upstreamWork, r.upstream.Conn = new(clientWork), new(upstreamWork), new(lease.Conn)
 	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
 	r.upstream.Conn.Open(login, shared)
-	must(t, r.mailbox.ReadUntagged(imap.Segment{Bytes: []byte("* 9 EXISTS\r\n"), End: true}))
+	testkit.NoError(t, r.mailbox.ReadUntagged(imap.Segment{Bytes: []byte("* 9 EXISTS\r\n"), End: true}))
 	go r.drain(clientEnd)
 	t.Cleanup(func() {
 		_, _ = r.upstream.Close(), gatewayEnd.Close()

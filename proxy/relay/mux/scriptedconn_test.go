@@ -151,7 +151,8 @@ var splitters = map[string]func(rng *rand.Rand, left int) int{
 const backendCaps = "IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+ ENABLE UNSELECT IDLE CONDSTORE QRESYNC ESEARCH MOVE UIDPLUS"
 
 // stub is a backend that answers logins as a test demands. A script drives each
-// connection after its login.
+// connection after its login, from another goroutine and beyond the end of the stub, and its
+// output is split into packets. So it is not a testkit.ScriptedIMAP.
 type stub struct {
 	// Set once.
 	l     net.Listener

@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // nthUser is the n-th of many users.
 func nthUser(t *testing.T, n int) identity.User {
 	t.Helper()
 	u, err := identity.Canonicalize(fmt.Sprintf("u%d", n), "")
-	must(t, err)
+	testkit.NoError(t, err)
 	return u
 }
 

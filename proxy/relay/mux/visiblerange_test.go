@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"imapgate/internal/imap"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/mailbox"
 )
@@ -20,7 +21,7 @@ func visibleAfter(t *testing.T, selected, later string) mailbox.VisibleRange {
 	}
 	m := mailbox.New("SELECT", "INBOX", data)
 	for line := range strings.Lines(later) {
-		must(t, m.ReadUntagged(imap.Segment{Bytes: []byte(line), End: true}))
+		testkit.NoError(t, m.ReadUntagged(imap.Segment{Bytes: []byte(line), End: true}))
 	}
 	return m.VisibleRange()
 }

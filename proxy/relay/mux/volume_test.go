@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/pool"
 )
 
@@ -62,9 +63,9 @@ func TestAHundredThousandExpungesPassThrough(t *testing.T) {
 		s.run(fmt.Sprintf("OPEN %d %d 7", manyMessages, manyMessages+1), "C a1 NOOP", "U1 a1 NOOP")
 		all := strings.Repeat("* 1 EXPUNGE\r\n", manyMessages)
 		peer, err := s.stub.peer(1)
-		must(t, err)
+		testkit.NoError(t, err)
 		peer.send(all + "a1 OK done\r\n")
-		must(t, s.scriptedConn.expect(all+"a1 OK done\r\n"))
+		testkit.NoError(t, s.scriptedConn.expect(all+"a1 OK done\r\n"))
 		s.run("C a2 NOOP", "U1 a2 NOOP", "B1 * 1 EXISTS", "B1 a2 OK done", "P * 1 EXISTS", "P a2 OK done")
 		s.end()
 	})
@@ -81,7 +82,7 @@ func TestAHundredThousandExpungesAreSentAfterAReattach(t *testing.T) {
 		for n := manyMessages - 1; n > 0; n-- {
 			fmt.Fprintf(&want, "* %d EXPUNGE\r\n", n)
 		}
-		must(t, s.scriptedConn.expect(want.String()))
+		testkit.NoError(t, s.scriptedConn.expect(want.String()))
 		s.run("U2 a1 NOOP", "B2 a1 OK done", "P a1 OK done")
 		s.end()
 	})
@@ -93,9 +94,9 @@ func TestALineLongerThanTheBufferPassesThrough(t *testing.T) {
 		s.run("OPEN 3 4 7", "C a1 SEARCH ALL", "U1 a1 SEARCH ALL")
 		long := "* SEARCH" + strings.Repeat(" 1", 200<<10) + "\r\n* 1 FETCH (FLAGS ())\r\na1 OK done\r\n"
 		peer, err := s.stub.peer(1)
-		must(t, err)
+		testkit.NoError(t, err)
 		peer.send(long)
-		must(t, s.scriptedConn.expect(long))
+		testkit.NoError(t, s.scriptedConn.expect(long))
 		s.end()
 	})
 }
@@ -105,9 +106,9 @@ func TestVanishedLongerThanTheBufferPassesThroughAndTheSessionIsSpliced(t *testi
 	s.run(fmt.Sprintf("OPEN %d %d 7", manyMessages, manyMessages+1), "C a1 NOOP", "U1 a1 NOOP")
 	long := "* VANISHED 1" + strings.Repeat(",22222", 20<<10) + "\r\na1 OK done\r\n"
 	peer, err := s.stub.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	peer.send(long)
-	must(t, s.scriptedConn.expect(long))
+	testkit.NoError(t, s.scriptedConn.expect(long))
 	s.run("PINNED violation")
 	s.end()
 }
@@ -117,7 +118,7 @@ func TestALossInALongLineEndsTheSession(t *testing.T) {
 	s.run("OPEN 3 4 7", "C a1 SEARCH ALL", "U1 a1 SEARCH ALL")
 	long := "* SEARCH" + strings.Repeat(" 1", 200<<10)
 	peer, err := s.stub.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	peer.send(long)
 	peer.queueClose()
 	got, err := s.scriptedConn.readAll()
@@ -133,9 +134,9 @@ func TestALossInALargeAnswerToSelectEndsTheSession(t *testing.T) {
 	s.run("C s SELECT INBOX (QRESYNC (100 1))", "U1 s SELECT INBOX (QRESYNC (100 1))")
 	line := "* 1 FETCH (UID 1 FLAGS (\\Seen) MODSEQ (3))\r\n"
 	peer, err := s.stub.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	peer.send(strings.Repeat(line, maxBufferedSelect/len(line)+2))
-	must(t, s.scriptedConn.expect(strings.Repeat(line, maxBufferedSelect/len(line)+1)))
+	testkit.NoError(t, s.scriptedConn.expect(strings.Repeat(line, maxBufferedSelect/len(line)+1)))
 	peer.queueClose()
 	s.run("CUT", "ENDED upstream_lost")
 	s.end()
@@ -180,8 +181,8 @@ func TestTheLongestAllowedLineIsRelayed(t *testing.T) {
 		line := longUIDFetch(fmt.Sprint("a", i), octets)
 		s.scriptedConn.send(line)
 		peer, err := s.stub.peer(1)
-		must(t, err)
-		must(t, peer.expect(line))
+		testkit.NoError(t, err)
+		testkit.NoError(t, peer.expect(line))
 		s.run(fmt.Sprintf("B1 a%d OK done", i), fmt.Sprintf("P a%d OK done", i))
 	}
 	s.scriptedConn.send(longUIDFetch("b", 1<<20))
@@ -209,7 +210,7 @@ func TestAClientThatDoesNotReadIsDisconnected(t *testing.T) {
 	s := newScriptedTest(t, setup{stallTimeout: time.Second})
 	s.run("OPEN 1 2 7", "C a1 FETCH 1 BODY[]", "U1 a1 FETCH 1 BODY[]")
 	peer, err := s.stub.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	const size = 64 << 20             // more than the kernels buffer
 	mail := strings.Repeat("x", size) // before the announcement, or the backend might stall first
 	peer.send(fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n", size))
@@ -225,7 +226,7 @@ func TestASlowClientReceivesTheWholeResponse(t *testing.T) {
 	s := newScriptedTest(t, setup{stallTimeout: time.Second})
 	s.run("OPEN 1 2 7", "C a1 FETCH 1 BODY[]", "U1 a1 FETCH 1 BODY[]")
 	peer, err := s.stub.peer(1)
-	must(t, err)
+	testkit.NoError(t, err)
 	const size = 16 << 20
 	peer.send(fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n%s)\r\na1 OK done\r\n", size, strings.Repeat("x", size)))
 	s.run(fmt.Sprintf("P * 1 FETCH (BODY[] {%d}", size))
@@ -253,9 +254,9 @@ func TestTwoSessionsThatWakeAtTheLimitWaitForEachOther(t *testing.T) {
 	s.run("U3 l NAMESPACE", "B3 l OK done", "C a1 NOOP")
 	for range 2 {
 		_, err := other.readLine()
-		must(t, err)
+		testkit.NoError(t, err)
 	}
-	must(t, third.expect("l OK done\r\n"))
+	testkit.NoError(t, third.expect("l OK done\r\n"))
 	third.send("o LOGOUT\r\n") // releases it
 	s.run("REOPEN 4 1 2 7", "U4 a1 NOOP", "B4 a1 OK done", "P a1 OK done")
 	other.queueClose()

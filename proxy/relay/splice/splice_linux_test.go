@@ -12,6 +12,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 )
 
@@ -30,14 +31,14 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	// The other direction parks, and this one has had the time to try.
 	tried := func() bool { return s.poller.Len() == 1 && r.up.state.Load() == stateStopped }
 	for range 2 {
-		eventually(t, "the session to try", tried)
+		testkit.Eventually(t, "the session to try", tried)
 		write(t, client, "a NOOP\r\n")
 		expectRead(t, backend, "a NOOP\r\n")
 		write(t, backend, "a OK\r\n")
 		expectRead(t, client, "a OK\r\n")
 	}
 	session.ShortenIdleTimeout(300*time.Millisecond, event.Idle)
-	eventually(t, "the end", func() bool { return len(result) == 1 })
+	testkit.Eventually(t, "the end", func() bool { return len(result) == 1 })
 	if got := <-result; got.Reason != event.Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)
 	}
@@ -76,7 +77,7 @@ func TestPlainSocketsUseKernelSplice(t *testing.T) {
 	cfg.ParkAfter = time.Hour
 	for _, kind := range []string{"plain-plain", "tls-plain"} {
 		t.Run(kind, func(t *testing.T) {
-			eventually(t, "the pipes of other tests to be closed", func() bool {
+			testkit.Eventually(t, "the pipes of other tests to be closed", func() bool {
 				runtime.GC() // closes the pipes that the runtime has kept
 				return countPipes(t) < sessions
 			})

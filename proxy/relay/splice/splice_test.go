@@ -19,6 +19,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/tlsconf"
 )
@@ -54,19 +55,9 @@ func newSetWith(t testing.TB, cfg Config, sessions relay.Config) *Set {
 	t.Cleanup(func() {
 		s.Close()
 		registry.Close()
-		eventually(t, "every goroutine to end", func() bool { return runtime.NumGoroutine() <= before })
+		testkit.Eventually(t, "every goroutine to end", func() bool { return runtime.NumGoroutine() <= before })
 	})
 	return s
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(testbed.Timeout); !ok(); runtime.Gosched() {
-		if time.Now().After(end) {
-			buf := make([]byte, 1<<16)
-			t.Fatalf("timed out waiting for %s\n%s", what, buf[:runtime.Stack(buf, true)])
-		}
-	}
 }
 
 func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
@@ -184,7 +175,7 @@ func TestIdleSessionParksAndWakes(t *testing.T) {
 			beds = append(beds, newHarness(t, s, kind))
 		}
 		for round := range 5 {
-			eventually(t, "the sessions to park", func() bool { return s.poller.Len() == 40 && runtime.NumGoroutine() <= before })
+			testkit.Eventually(t, "the sessions to park", func() bool { return s.poller.Len() == 40 && runtime.NumGoroutine() <= before })
 			for i, b := range beds {
 				line := fmt.Sprintf("%d.%d NOOP\r\n", round, i)
 				write(t, b.client, line)
@@ -281,7 +272,7 @@ func TestBackendResetEndsSessionAtOnce(t *testing.T) {
 		for _, parked := range []bool{false, true} {
 			b := newHarness(t, s, kind)
 			if parked && parking.CanPark {
-				eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
+				testkit.Eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
 			}
 			write(t, b.backend, "* 1 FETCH (BODY[] {100}\r\nabc")
 			expectRead(t, b.client, "* 1 FETCH (BODY[] {100}\r\nabc")
@@ -339,7 +330,7 @@ func TestThrottledSessionIsNotAborted(t *testing.T) {
 		if took := time.Since(start); took < time.Second {
 			t.Errorf("two commands passed in %v, with a second to wait after the first", took)
 		}
-		eventually(t, "throttle calls for 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
+		testkit.Eventually(t, "throttle calls for 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
 		b.relay.End(event.Drained)
 		b.expectEnd(t, event.Drained)
 	})
@@ -414,7 +405,7 @@ func TestParkedPumpIsNotStalled(t *testing.T) {
 	cfg.WriteTimeout = 100 * time.Millisecond
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
-		eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
+		testkit.Eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
 		later := s.sessions.Clock.Now() + relay.Ticks(cfg.WriteTimeout) + 1
 		b.relay.up.OnTick(later)
 		b.relay.down.OnTick(later)
@@ -476,7 +467,7 @@ func TestBytesAreReportedOnce(t *testing.T) {
 		t.Errorf("%d bytes went up, want 24", r.Up)
 	}
 	// The clock may still report bytes that it took before the end.
-	eventually(t, "reports of what went up and down", func() bool { return up.Load() == r.Up && down.Load() == r.Down })
+	testkit.Eventually(t, "reports of what went up and down", func() bool { return up.Load() == r.Up && down.Load() == r.Down })
 }
 
 func TestIdleTLSKeepsNoBuffers(t *testing.T) {
@@ -487,7 +478,7 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 	b := newHarness(t, s, "tls-tls")
 	write(t, b.client, strings.Repeat("x", 1<<20))
 	expectRead(t, b.backend, strings.Repeat("x", 1<<20))
-	eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
+	testkit.Eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
 	for _, p := range []*pump{&b.relay.up, &b.relay.down} {
 		conn := reflect.ValueOf(p.src).Elem()
 		for _, name := range []string{"rawInput", "hand"} {

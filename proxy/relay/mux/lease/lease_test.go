@@ -1,11 +1,10 @@
 package lease
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/wire"
 	"imapgate/proxy/upstream"
@@ -25,44 +25,32 @@ import (
 // {T} is the command's tag. It ends when the connection ends.
 func newTestConn(t *testing.T, script func(command string) string) *Conn {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		nc, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer func() { _ = nc.Close() }()
-		_, _ = nc.Write([]byte("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hello\r\n"))
-		for r := bufio.NewReader(nc); ; {
-			line, err := r.ReadString('\n')
+	s := testkit.StartIMAP(t, func(c *testkit.Conn) {
+		_ = c.Send("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hello")
+		for {
+			tag, command, err := c.ReadCommand()
 			if err != nil {
 				return
 			}
-			tag, command, _ := strings.Cut(strings.TrimSpace(line), " ")
 			answer := "{T} OK [CAPABILITY IMAP4rev1 UNSELECT] in\r\n"
 			if !strings.HasPrefix(command, "AUTHENTICATE") {
 				answer = script(command)
 			}
-			_, _ = nc.Write([]byte(strings.ReplaceAll(answer, "{T}", tag)))
+			_, _ = io.WriteString(c, strings.ReplaceAll(answer, "{T}", tag))
 		}
-	}()
+	})
 	user, err := identity.Canonicalize("alice", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	up, err := b.Login(context.Background(), upstream.Request{User: user, Password: identity.NewSecret("pw")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := new(Conn)
 	c.Open(up, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: relay.NewClock()})
-	t.Cleanup(func() { _ = c.Close(); _ = l.Close(); <-done })
+	t.Cleanup(func() { _ = c.Close() })
 	if c.User() != user || !c.Caps().Has("UNSELECT") || c.Age() > time.Minute {
 		t.Errorf("%v %v %v", c.User(), c.Caps(), c.Age())
 	}

@@ -120,10 +120,10 @@ func TestErrorResponseToIDIsIgnored(t *testing.T) {
 		answers = answers[1:]
 		s.mu.Unlock()
 		if answer == "" {
-			_ = p.nc.Close()
+			_ = p.Close()
 			return true
 		}
-		p.send(strings.ReplaceAll(answer, "{T}", tag))
+		_ = p.Send(strings.ReplaceAll(answer, "{T}", tag))
 		return true
 	}
 	tp := s.newPool(Config{})

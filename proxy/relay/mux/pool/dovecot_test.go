@@ -17,6 +17,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -60,7 +61,7 @@ func runCommand(t testing.TB, c *lease.Conn, command string) (responses []string
 // them are in the log. Dovecot writes it asynchronously.
 func countLogins(t testing.TB, d *testbed.Dovecot, user string, wanted int) int {
 	t.Helper()
-	testbed.Eventually(t, testbed.Timeout, "logins in Dovecot's log", func() bool { return len(d.Logins(user)) >= wanted })
+	testkit.Eventually(t, "logins in Dovecot's log", func() bool { return len(d.Logins(user)) >= wanted })
 	return len(d.Logins(user))
 }
 
@@ -158,7 +159,7 @@ func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 		a.Close()
 	}
 	d.Kill()
-	eventually(t, "the cleaner", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
+	testkit.Eventually(t, "the cleaner", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
 	if tp.discardedFor(event.DiscardTTL) > 0 {
 		t.Errorf("closed for %v", tp.discarded)
 	}
@@ -181,14 +182,14 @@ func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	if err := os.Rename(usersFile+".new", usersFile); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new password to be accepted", func() bool {
+	testkit.Eventually(t, "the new password to be accepted", func() bool {
 		a, err := tp.Login(context.Background(), newRequest(t, "alice", "another"), BackendDecides)
 		if err == nil {
 			a.Close()
 		}
 		return err == nil
 	})
-	eventually(t, "Dovecot to see its connection end", func() bool { return strings.Count(d.Log(), "imap(alice)") == 1 })
+	testkit.Eventually(t, "Dovecot to see its connection end", func() bool { return strings.Count(d.Log(), "imap(alice)") == 1 })
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "old"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
 		t.Errorf("the old password: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/lease"
 )
 
@@ -25,7 +26,7 @@ func (tp *testPool) startAcquire(a *Account, n int) <-chan *lease.Conn {
 		}
 		got <- c
 	}()
-	eventually(tp.t, "the queue", func() bool {
+	testkit.Eventually(tp.t, "the queue", func() bool {
 		tp.Pool.mu.Lock()
 		defer tp.Pool.mu.Unlock()
 		return len(tp.queue) == n
@@ -161,7 +162,7 @@ func TestClosingThePoolEndsTheWait(t *testing.T) {
 		_, err := newAccount(a).Acquire(context.Background(), "")
 		ended <- err
 	}()
-	eventually(t, "the queue", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.queue) == 1 })
+	testkit.Eventually(t, "the queue", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.queue) == 1 })
 	p.Close()
 	if err := <-ended; !errors.Is(err, errClosed) {
 		t.Error(err)

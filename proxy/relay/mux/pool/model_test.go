@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/lease"
 )
 
@@ -169,11 +170,11 @@ func (m *model) sendUnsolicited() {
 	line := unsolicited[m.r.IntN(len(unsolicited))]
 	m.logStep("%s: %s", pc.User(), line)
 	p, before := m.stub.findConn(&pc.Conn), m.lastAnswer(pc)
-	p.send(line)
+	_ = p.Send(line)
 	if line == "* BYE closing" {
-		_ = p.nc.Close()
+		_ = p.Close()
 	}
-	eventually(m.t, "a stray line", func() bool { return pc.IsReadable() || m.lastAnswer(pc) != before })
+	testkit.Eventually(m.t, "a stray line", func() bool { return pc.IsReadable() || m.lastAnswer(pc) != before })
 }
 
 // lastAnswer returns the time of a connection's last response, zero if the cleaner or a lease

@@ -138,7 +138,7 @@ func TestExpiredTokenIsNotSent(t *testing.T) {
 	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
 	passthrough := s.newPool(Config{})
 	master := Config{Settings: Settings{PoolIdleTimeout: time.Hour}}.newTestPool(t, upstream.New(testbed.WithDefaults(upstream.Config{
-		Name: "m", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
+		Name: "m", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
 	}), upstream.Hooks{}, nopLog()))
 	for tp, more := range map[*testPool]int{passthrough: 0, master: 2} { // logins after the token expired
 		req := newRequest(t, "alice", "")
@@ -195,7 +195,7 @@ func TestALeaseFailsWhereTheBackendDoesNotEnableAll(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.onCommand = func(p *stubConn, tag, command string) bool {
 		if command == "ENABLE CONDSTORE QRESYNC" {
-			p.send("* ENABLED CONDSTORE", tag+" OK")
+			_ = p.Send("* ENABLED CONDSTORE", tag+" OK")
 			return true
 		}
 		return false
@@ -213,7 +213,7 @@ func TestEnableEffectIsProbedOnce(t *testing.T) {
 	s.onCommand = func(p *stubConn, tag, command string) bool {
 		enabled, ok := map[string]string{"ENABLE CONDSTORE": " condstore", "ENABLE UTF8=ACCEPT": " UTF8=Accept", "ENABLE X-NOT-ENABLED": ""}[command]
 		if ok { // one by one, because one may imply another
-			p.send("* ENABLED"+enabled, tag+" OK")
+			_ = p.Send("* ENABLED"+enabled, tag+" OK")
 		}
 		return ok
 	}
@@ -353,7 +353,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 	tp := s.newPool(Config{Settings: Settings{MaxPerUser: 2}})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	a.Discard(acquireLease(t, a), event.DiscardPinned)
-	_ = s.l.Close()
+	s.Refuse()
 	for range 3 { // each must release its slot
 		if _, err := a.Acquire(context.Background(), ""); !errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, ErrBusy) {
 			t.Fatal(err)

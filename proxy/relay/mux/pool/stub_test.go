@@ -1,11 +1,9 @@
 package pool
 
 import (
-	"bufio"
 	"context"
 	"encoding/base64"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +18,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/wire"
@@ -28,12 +27,12 @@ import (
 
 const stubCaps = "IMAP4rev1 SASL-IR AUTH=PLAIN ENABLE UNSELECT CONDSTORE QRESYNC UTF8=ACCEPT"
 
-// stub is a scripted backend.
+// stub is a backend that answers as a test demands.
 type stub struct {
+	*testkit.ScriptedIMAP
+
 	// Set once.
 	t    testing.TB
-	l    net.Listener
-	wg   sync.WaitGroup
 	caps string
 	// alert is sent untagged before the OK of every login; "": no alert.
 	alert string
@@ -51,9 +50,10 @@ type stub struct {
 
 // stubConn is the stub's side of a connection.
 type stubConn struct {
+	*testkit.Conn
+
 	// Set once.
 	stub           *stub
-	nc             net.Conn
 	user, password string
 
 	mu sync.Mutex
@@ -64,51 +64,20 @@ type stubConn struct {
 
 func startStub(t testing.TB, caps string) *stub {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &stub{t: t, l: l, caps: caps, refusals: map[string]string{}}
-	s.wg.Add(1)
-	go s.accept()
-	t.Cleanup(func() {
-		_ = l.Close()
-		s.mu.Lock()
-		for _, p := range s.conns {
-			_ = p.nc.Close()
-		}
-		s.mu.Unlock()
-		s.wg.Wait()
-	})
+	s := &stub{t: t, caps: caps, refusals: map[string]string{}}
+	s.ScriptedIMAP = testkit.StartIMAP(t, s.serve)
 	return s
 }
 
-// accept ends when the listener is closed.
-func (s *stub) accept() {
-	defer s.wg.Done()
-	for {
-		nc, err := s.l.Accept()
-		if err != nil {
-			return
-		}
-		s.wg.Add(1)
-		go s.serve(nc)
-	}
-}
-
 // serve ends when the connection does.
-func (s *stub) serve(nc net.Conn) {
-	defer s.wg.Done()
-	defer func() { _ = nc.Close() }()
-	p := &stubConn{stub: s, nc: nc}
-	p.send("* OK [CAPABILITY " + s.caps + "] stub")
-	r := bufio.NewReader(nc)
+func (s *stub) serve(c *testkit.Conn) {
+	p := &stubConn{Conn: c, stub: s}
+	_ = p.Send("* OK [CAPABILITY " + s.caps + "] stub")
 	for {
-		line, err := r.ReadString('\n')
+		tag, command, err := p.ReadCommand()
 		if err != nil {
 			return
 		}
-		tag, command, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
 		p.mu.Lock()
 		p.commands = append(p.commands, command)
 		p.mu.Unlock()
@@ -127,15 +96,15 @@ func (p *stubConn) handleCommand(tag, command string) {
 		p.mu.Lock()
 		p.enabled = p.enabled.With(strings.Fields(rest)...)
 		p.mu.Unlock()
-		p.send("* ENABLED "+rest, tag+" OK enabled")
+		_ = p.Send("* ENABLED "+rest, tag+" OK enabled")
 	case "XWHO": // not IMAP: user and password of this connection
 		p.mu.Lock()
 		reply := fmt.Sprintf("* XWHO %s %s {%s}", p.user, p.password, p.enabled)
 		p.mu.Unlock()
-		p.send(strings.NewReplacer("{", "(", "}", ")").Replace(reply), tag+" OK")
+		_ = p.Send(strings.NewReplacer("{", "(", "}", ")").Replace(reply), tag+" OK")
 	case "XHANG":
 	default:
-		p.send(tag + " OK done")
+		_ = p.Send(tag + " OK done")
 	}
 }
 
@@ -158,17 +127,13 @@ func (p *stubConn) handleLogin(tag, exchange string) {
 	}
 	s.mu.Unlock()
 	if refusal != "" {
-		p.send(tag + " NO " + refusal)
+		_ = p.Send(tag + " NO " + refusal)
 		return
 	}
 	if s.alert != "" {
-		p.send("* OK [ALERT] " + s.alert)
+		_ = p.Send("* OK [ALERT] " + s.alert)
 	}
-	p.send(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
-}
-
-func (p *stubConn) send(lines ...string) {
-	_, _ = p.nc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
+	_ = p.Send(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
 }
 
 // countCommand returns how often a command was received.
@@ -202,7 +167,7 @@ func (s *stub) findConn(c *lease.Conn) *stubConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range slices.Backward(s.conns) { // an earlier connection may have had the same port
-		if p.nc.RemoteAddr().String() == c.NetConn().LocalAddr().String() {
+		if p.RemoteAddr().String() == c.NetConn().LocalAddr().String() {
 			return p
 		}
 	}
@@ -274,7 +239,7 @@ func (s *stub) newPool(c Config) *testPool {
 		}
 	}
 	b := upstream.New(testbed.WithDefaults(upstream.Config{
-		Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
+		Name: "stub", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
 	}), upstream.Hooks{}, zap.NewNop())
 	return c.newTestPool(s.t, b)
 }
@@ -305,22 +270,6 @@ func acquireLease(t testing.TB, a *Account, names ...string) *lease.Conn {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// eventually waits for an effect of another process or goroutine.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testbed.Timeout)
-	defer cancel()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("timed out waiting for %s", what)
-		case <-tick.C:
-		}
-	}
 }
 
 // identifyConn asks the stub for the user and password of a connection.

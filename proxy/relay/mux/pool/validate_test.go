@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay/mux/lease"
 )
 
@@ -46,10 +47,10 @@ func TestUnsolicitedResponseClosesIdleConnection(t *testing.T) {
 		s := startStub(t, stubCaps)
 		tp := s.newPool(Config{})
 		a, c, p := tp.idleConn(s)
-		if _, err := p.nc.Write([]byte(reply)); err != nil {
+		if _, err := p.Write([]byte(reply)); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the response to arrive", func() bool { return c.IsReadable() || tp.idleCount() == 0 })
+		testkit.Eventually(t, "the response to arrive", func() bool { return c.IsReadable() || tp.idleCount() == 0 })
 		d := acquireLease(t, a)
 		if d == c || tp.discardedFor(reason) != 1 || d.HasUnread() {
 			t.Errorf("%q: closed for %v", reply, tp.discarded)
@@ -66,8 +67,8 @@ func TestUntaggedOKWithoutAlertIsDropped(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})
 	a, c, p := tp.idleConn(s)
-	p.send("* OK Still here", "* OK [ALERT] down at noon", "* no [alert] nearly full")
-	eventually(t, "the response to arrive", func() bool { return c.IsReadable() || c.Buffered() == 0 })
+	_ = p.Send("* OK Still here", "* OK [ALERT] down at noon", "* no [alert] nearly full")
+	testkit.Eventually(t, "the response to arrive", func() bool { return c.IsReadable() || c.Buffered() == 0 })
 	d := acquireLease(t, a)
 	if d != c || d.HasUnread() || identifyConn(t, d) != "alice pw ()" {
 		t.Errorf("closed for %v", tp.discarded)
@@ -118,15 +119,15 @@ func TestClosedIdleConnectionIsRemoved(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})
 	_, _, p := tp.idleConn(s)
-	_ = p.nc.Close()
-	eventually(t, "the cleaner", func() bool { return tp.discardedFor(event.DiscardClosed) == 1 && tp.slotCount() == 0 })
+	_ = p.Close()
+	testkit.Eventually(t, "the cleaner", func() bool { return tp.discardedFor(event.DiscardClosed) == 1 && tp.slotCount() == 0 })
 }
 
 func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.onCommand = func(p *stubConn, tag, command string) bool {
 		if command == "UNSELECT" || command == "NOOP" { // the outstanding response comes first
-			p.send("A9 OK SEARCH completed", tag+" OK done")
+			_ = p.Send("A9 OK SEARCH completed", tag+" OK done")
 			return true
 		}
 		return false
@@ -157,7 +158,7 @@ func TestUnreadBytesAtReleaseCloseTheConnection(t *testing.T) {
 		tp := s.newPool(Config{})
 		a := tp.mustLogIn("alice", "pw", VerifiedHere)
 		c := acquireLease(t, a)
-		if _, err := s.findConn(c).nc.Write([]byte(reply)); err != nil {
+		if _, err := s.findConn(c).Write([]byte(reply)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := c.Next(); err != nil { // the session reads a part of it
@@ -182,7 +183,7 @@ func TestOnlyMailboxDataIsDrained(t *testing.T) {
 		s := startStub(t, stubCaps)
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			if command == "UNSELECT" {
-				_, _ = p.nc.Write([]byte(reply + tag + " OK done\r\n"))
+				_, _ = p.Write([]byte(reply + tag + " OK done\r\n"))
 			}
 			return command == "UNSELECT"
 		}
@@ -203,7 +204,7 @@ func TestConnectionThatCannotUnselectIsDiscarded(t *testing.T) {
 		s := startStub(t, stubCaps)
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			if command == "UNSELECT" && answer != "" {
-				p.send(tag + " " + answer + " x")
+				_ = p.Send(tag + " " + answer + " x")
 			}
 			return command == "UNSELECT"
 		}
@@ -239,7 +240,7 @@ func TestUnselectFallsBackToExamineAndClose(t *testing.T) {
 		s := startStub(t, "IMAP4rev1 SASL-IR AUTH=PLAIN")
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			answer := map[string]string{"EXAMINE INBOX": c.examine, "CLOSE": c.close}[command]
-			_, _ = p.nc.Write([]byte(strings.ReplaceAll(answer, "TAG", tag)))
+			_, _ = p.Write([]byte(strings.ReplaceAll(answer, "TAG", tag)))
 			return answer != ""
 		}
 		tp := s.newPool(Config{})
@@ -260,7 +261,7 @@ func TestLongIdleConnectionIsValidated(t *testing.T) {
 		s := startStub(t, stubCaps)
 		s.onCommand = func(p *stubConn, tag, command string) bool {
 			if command == "NOOP" {
-				_, _ = p.nc.Write([]byte(answer + tag + " OK done\r\n"))
+				_, _ = p.Write([]byte(answer + tag + " OK done\r\n"))
 			}
 			return command == "NOOP"
 		}

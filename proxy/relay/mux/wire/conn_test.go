@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 	"imapgate/proxy/relay"
 )
 
@@ -86,11 +87,6 @@ func readLine(t *testing.T, c *Conn) string {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	testbed.Eventually(t, testbed.Timeout, what, ok)
-}
-
 func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 	runWithAndWithoutTLS(t, func(t *testing.T, withTLS bool) {
 		c, peer := newConnPair(t, withTLS)
@@ -98,13 +94,13 @@ func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 			t.Fatal("a new connection has unread bytes")
 		}
 		send(t, peer, "* OK 1\r\n")
-		eventually(t, "the kernel", c.HasUnread)
-		eventually(t, "the kernel", c.IsReadable)
+		testkit.Eventually(t, "the kernel", c.HasUnread)
+		testkit.Eventually(t, "the kernel", c.IsReadable)
 		send(t, peer, "* OK 2\r\n")
 		if readLine(t, c) != "* OK 1\r\n" {
 			t.Error("not the first line")
 		}
-		eventually(t, "the second", c.HasUnread)
+		testkit.Eventually(t, "the second", c.HasUnread)
 		if readLine(t, c) != "* OK 2\r\n" || c.HasUnread() || c.IsReadable() {
 			t.Error("unread bytes remain")
 		}
@@ -113,7 +109,7 @@ func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 			t.Errorf("bytes are unread or buffered: %d", c.BufferSize())
 		}
 		_ = peer.Close()
-		eventually(t, "the end", c.HasUnread)
+		testkit.Eventually(t, "the end", c.HasUnread)
 	})
 }
 
@@ -123,13 +119,13 @@ func TestHasUnreadFindsBufferedTLSRecords(t *testing.T) {
 	send(t, peer, "* OK 1\r\n")
 	send(t, peer, "* OK 2\r\n")
 	send(t, peer, "* OK 3\r\n")
-	eventually(t, "the kernel", func() bool { return c.IsReadable() })
+	testkit.Eventually(t, "the kernel", func() bool { return c.IsReadable() })
 	for i := range 3 {
 		if got := readLine(t, c); !strings.HasPrefix(got, "* OK ") {
 			t.Fatalf("%d: %q", i, got)
 		}
 		if i < 2 {
-			eventually(t, "the next record", c.HasUnread)
+			testkit.Eventually(t, "the next record", c.HasUnread)
 		}
 	}
 	if in, _ := c.ByteCounts(); in != 24 || c.HasUnread() {
@@ -142,7 +138,7 @@ func TestInterruptedWaitCanBeRepeated(t *testing.T) {
 		c, peer := newConnPair(t, withTLS)
 		ended := make(chan error, 1)
 		go func() { ended <- c.AwaitInput() }()
-		eventually(t, "the wait", func() bool { return c.activity.Load() == waitingForInput })
+		testkit.Eventually(t, "the wait", func() bool { return c.activity.Load() == waitingForInput })
 		began := c.activitySince.Load()
 		c.OnTick(began+1, relay.Tick, relay.Tick)
 		if c.activity.Load() != waitingForInput {
@@ -172,7 +168,7 @@ func TestPeerStallingMidResponseIsAborted(t *testing.T) {
 		c, peer := newConnPair(t, withTLS)
 		ended := make(chan error, 1)
 		go func() { ended <- c.ReadMore() }()
-		eventually(t, "the read", func() bool { return c.activity.Load() == readingMore })
+		testkit.Eventually(t, "the read", func() bool { return c.activity.Load() == readingMore })
 		c.OnTick(c.activitySince.Load()+3, relay.Tick, 2*relay.Tick)
 		if err := <-ended; !errors.Is(err, ErrStalled) {
 			t.Error(err)
@@ -190,8 +186,8 @@ func TestPeerThatReadsNothingIsAborted(t *testing.T) {
 		_, err := c.Write(make([]byte, 64<<20))
 		ended <- err
 	}()
-	eventually(t, "the write", func() bool { return c.activity.Load() == writingBytes })
-	eventually(t, "the socket to be full", func() bool { return !parking.IsWritable(c.conn) })
+	testkit.Eventually(t, "the write", func() bool { return c.activity.Load() == writingBytes })
+	testkit.Eventually(t, "the socket to be full", func() bool { return !parking.IsWritable(c.conn) })
 	c.OnTick(c.activitySince.Load()+3, relay.Tick, 2*relay.Tick)
 	if err := <-ended; !errors.Is(err, ErrStalled) {
 		t.Error(err)
