@@ -27,7 +27,7 @@ func newFilter(events, allowedResults []string) (filter, error) {
 	var f filter
 	for _, name := range events {
 		e := event.Event(name)
-		if !e.Known() {
+		if !event.Known(e) {
 			return f, fmt.Errorf("unknown event %q", name)
 		}
 		if f.events == nil {

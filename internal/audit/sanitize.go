@@ -94,7 +94,7 @@ func appendHex(b []byte, v uint32, digits int) []byte {
 // appendReason appends a reason. A value outside the closed set is written as
 // internal, so that readers can rely on the set.
 func appendReason(b []byte, reason event.Reason) []byte {
-	if !reason.Known() {
+	if !event.Known(reason) {
 		reason = event.InternalError
 	}
 	b = append(b, `,"reason":"`...)
