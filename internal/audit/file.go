@@ -286,8 +286,11 @@ func lengthOfLines(lines []byte, n int) int {
 // maintain syncs the file, and opens a new one if the path no longer leads to this
 // one.
 func (f *file) maintain() error {
-	if err := f.sync(); err != nil {
-		return err
+	if f.isRegular && f.needsSync {
+		if err := f.file.Sync(); err != nil {
+			return err
+		}
+		f.needsSync = false
 	}
 	switch {
 	case !f.wasMoved():
@@ -315,17 +318,6 @@ func (f *file) reopen() {
 	f.reopenFailed = false
 	_ = old.Sync() // fails for a FIFO
 	_ = old.Close()
-}
-
-func (f *file) sync() error {
-	if !f.isRegular || !f.needsSync {
-		return nil
-	}
-	if err := f.file.Sync(); err != nil {
-		return err
-	}
-	f.needsSync = false
-	return nil
 }
 
 // wasMoved reports whether the path no longer leads to this file. A missing FIFO
