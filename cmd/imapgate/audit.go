@@ -43,6 +43,10 @@ type auditQuery struct {
 	Since   string
 	Until   string
 	JSON    bool
+
+	// Set by parse.
+	network      netip.Prefix // invalid: any
+	since, until time.Time    // zero: any
 }
 
 func newAuditGrep() *cobra.Command {
@@ -77,8 +81,7 @@ The exit status is 1 if nothing was found.`,
 }
 
 func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
-	m, err := s.newMatcher(time.Now())
-	if err != nil {
+	if err := s.parse(time.Now()); err != nil {
 		return err
 	}
 	if len(names) == 0 {
@@ -92,7 +95,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 		return err
 	}
 	defer closeAuditFiles(files)
-	printer := &matchPrinter{matcher: m, out: bufio.NewWriter(cmd.OutOrStdout()),
+	printer := &matchPrinter{query: &s, out: bufio.NewWriter(cmd.OutOrStdout()),
 		format: recordFormat{timeLayout: time.DateTime, useColour: supportsColour(cmd.OutOrStdout())}}
 	for _, f := range files {
 		if err := f.eachLine(printer.printMatch); err != nil {
@@ -113,7 +116,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 
 // matchPrinter prints the records that match.
 type matchPrinter struct {
-	matcher   *matcher
+	query     *auditQuery
 	format    recordFormat
 	out       *bufio.Writer
 	matched   int
@@ -139,11 +142,11 @@ func (m *matchPrinter) printMatch(text []byte) error {
 		m.malformed++
 		return nil
 	}
-	if !m.matcher.matches(&r) {
+	if !m.query.matches(&r) {
 		return nil
 	}
 	m.matched++
-	if m.matcher.JSON {
+	if m.query.JSON {
 		_, err := fmt.Fprintf(m.out, "%s\n", text)
 		return err
 	}
@@ -151,33 +154,25 @@ func (m *matchPrinter) printMatch(text []byte) error {
 	return err
 }
 
-// matcher is a parsed auditQuery.
-type matcher struct {
-	auditQuery
-	network      netip.Prefix // invalid: any
-	since, until time.Time    // zero: any
-}
-
-func (a auditQuery) newMatcher(now time.Time) (*matcher, error) {
-	m := &matcher{auditQuery: a}
-	if err := checkWords("event", a.Events, event.Values("Event")); err != nil {
-		return nil, err
+// parse checks the criteria and parses those that are not words.
+func (q *auditQuery) parse(now time.Time) (err error) {
+	if err := checkWords("event", q.Events, event.Values("Event")); err != nil {
+		return err
 	}
-	if err := checkWords("result", a.Results, event.Values("Result", "record")); err != nil {
-		return nil, err
+	if err := checkWords("result", q.Results, event.Values("Result", "record")); err != nil {
+		return err
 	}
 	var ok bool
-	if m.network, ok = parseNetwork(a.Address); a.Address != "" && !ok {
-		return nil, fmt.Errorf("--address %q is neither an address nor a network", a.Address)
+	if q.network, ok = parseNetwork(q.Address); q.Address != "" && !ok {
+		return fmt.Errorf("--address %q is neither an address nor a network", q.Address)
 	}
-	var err error
-	if m.since, err = parseTime(a.Since, now); err != nil {
-		return nil, fmt.Errorf("--since: %w", err)
+	if q.since, err = parseTime(q.Since, now); err != nil {
+		return fmt.Errorf("--since: %w", err)
 	}
-	if m.until, err = parseTime(a.Until, now); err != nil {
-		return nil, fmt.Errorf("--until: %w", err)
+	if q.until, err = parseTime(q.Until, now); err != nil {
+		return fmt.Errorf("--until: %w", err)
 	}
-	return m, nil
+	return nil
 }
 
 // checkWords returns an error if a flag has a word that is not allowed.
@@ -219,25 +214,25 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is not a time such as 24h, 7d, 2026-05-01 or 2026-05-01T12:00:00Z", s)
 }
 
-func (m *matcher) matches(l *auditRecord) bool {
-	return (m.User == "" || strings.EqualFold(l.User, m.User) || strings.EqualFold(l.ClaimedName, m.User) || l.Subject == m.User) &&
-		(m.Session == "" || l.Session == m.Session) &&
-		(len(m.Events) == 0 || slices.Contains(m.Events, l.Event)) &&
-		(len(m.Results) == 0 || slices.Contains(m.Results, l.Result)) &&
-		(m.since.IsZero() || !l.Time.Before(m.since)) &&
-		(m.until.IsZero() || l.Time.Before(m.until)) &&
-		(!m.network.IsValid() || m.concernsNetwork(l))
+func (q *auditQuery) matches(l *auditRecord) bool {
+	return (q.User == "" || strings.EqualFold(l.User, q.User) || strings.EqualFold(l.ClaimedName, q.User) || l.Subject == q.User) &&
+		(q.Session == "" || l.Session == q.Session) &&
+		(len(q.Events) == 0 || slices.Contains(q.Events, l.Event)) &&
+		(len(q.Results) == 0 || slices.Contains(q.Results, l.Result)) &&
+		(q.since.IsZero() || !l.Time.Before(q.since)) &&
+		(q.until.IsZero() || l.Time.Before(q.until)) &&
+		(!q.network.IsValid() || q.concernsNetwork(l))
 }
 
 // concernsNetwork reports whether the record's client or subject is in the network.
-func (m *matcher) concernsNetwork(l *auditRecord) bool {
+func (q *auditQuery) concernsNetwork(l *auditRecord) bool {
 	for _, addr := range []string{l.Client, l.Peer} {
-		if a, err := netip.ParseAddrPort(addr); err == nil && m.network.Contains(a.Addr()) {
+		if a, err := netip.ParseAddrPort(addr); err == nil && q.network.Contains(a.Addr()) {
 			return true
 		}
 	}
 	subject, ok := parseNetwork(l.Subject)
-	return ok && m.network.Overlaps(subject)
+	return ok && q.network.Overlaps(subject)
 }
 
 func newAuditVerify() *cobra.Command {
@@ -302,14 +297,11 @@ const maxAuditLineBytes = 64 << 10
 
 // auditFile is a file of the audit log, compressed or not.
 type auditFile struct {
-	name      string
-	firstTime time.Time // time of its first record
-	firstSeq  uint64    // chain number of that record; 0 without one
-	r         *bufio.Reader
-	closer    io.Closer
+	name   string
+	first  recordOrder // of its first record
+	r      *bufio.Reader
+	closer io.Closer
 }
-
-func (f *auditFile) Close() error { return f.closer.Close() }
 
 // openAuditFiles opens files and sorts them by their first records, because a shell
 // lists the newest first.
@@ -323,18 +315,18 @@ func openAuditFiles(names []string, stdin io.Reader) ([]*auditFile, error) {
 		}
 		files = append(files, f)
 	}
-	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.firstTime.Compare(b.firstTime) })
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.first.Time.Compare(b.first.Time) })
 	return files, nil
 }
 
 // sortByChain sorts files by their chain numbers, which do not depend on the clock.
 func sortByChain(files []*auditFile) {
-	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.firstSeq, b.firstSeq) })
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.first.Seq, b.first.Seq) })
 }
 
 func closeAuditFiles(files []*auditFile) {
 	for _, f := range files {
-		_ = f.Close() // it was only read
+		_ = f.closer.Close() // it was only read
 	}
 }
 
@@ -351,20 +343,19 @@ func openAuditFile(name string, stdin io.Reader) (*auditFile, error) {
 	if magic, _ := f.r.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) { // RFC 1952
 		unzipped, err := gzip.NewReader(f.r)
 		if err != nil {
-			_ = f.Close()
+			_ = f.closer.Close()
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		f.r = bufio.NewReaderSize(unzipped, maxAuditLineBytes)
 	}
-	first := peekFirstRecord(f.r)
-	f.firstTime, f.firstSeq = first.Time, first.Seq
+	f.first = peekFirstRecord(f.r)
 	return f, nil
 }
 
-// recordOrder has the time and the number of a record.
+// recordOrder has what records are sorted by.
 type recordOrder struct {
 	Time time.Time `json:"time"`
-	Seq  uint64    `json:"seq"`
+	Seq  uint64    `json:"seq"` // number in the chain; 0 without one
 }
 
 // peekFirstRecord returns the first record, or zero, without consuming it.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -112,14 +113,14 @@ func (l *Log) openSink(cfg SinkSettings) (sink, error) {
 	case File:
 		return l.openFile(cfg.Path)
 	case Stdout:
-		return l.newStdout(), nil
+		return &file{file: os.Stdout, timeout: l.fileTimeout}, nil
 	case Syslog:
 		return newSyslog(cfg)
 	case Redis:
 		if l.cfg.Redis == nil {
 			return nil, errors.New("a sink of type redis needs Redis")
 		}
-		return newRedisStream(l.cfg.Redis, cfg), nil
+		return &redisStream{redis: l.cfg.Redis, key: cfg.Stream, maxRecords: int64(cfg.MaxRecords)}, nil
 	}
 	return nil, fmt.Errorf("unknown sink type %q", cfg.Type)
 }
