@@ -45,8 +45,8 @@ cover: deps ## measure the test coverage of all packages together
 	go test -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=dist/cover.out ./...
 	go tool cover -func=dist/cover.out | tail -n 1
 
-docs: ## generate docs/CONFIG.md, docs/AUDIT.md and the tables of internal/event
-	go generate ./internal/event ./internal/config ./internal/audit
+docs: ## generate docs/CONFIG.md and docs/AUDIT.md
+	go generate ./internal/config ./internal/audit
 
 docker: ## build the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .

@@ -233,7 +233,7 @@ func (b *harness) checkInvariants() {
 	sessions, ended, logins := 0.0, map[string]int{}, 0.0
 	for _, r := range b.records() {
 		reason := event.Reason(r.field("reason"))
-		if ofMux := (event.ReattachReason(reason).Known() || event.LossReason(reason).Known() || event.PinReason(reason).Known()) && r["mailbox"] != nil; reason != "" && !ofMux && (!reason.Known() || reason == event.InternalError && b.wantPanics == 0) {
+		if ofMux := (event.Known(event.ReattachReason(reason)) || event.Known(event.LossReason(reason)) || event.Known(event.PinReason(reason))) && r["mailbox"] != nil; reason != "" && !ofMux && (!event.Known(reason) || reason == event.InternalError && b.wantPanics == 0) {
 			b.t.Errorf("reason %q: %v", reason, r)
 		}
 		switch r.field("event") {

@@ -148,7 +148,7 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 	}
 	if name, ok := fields[fieldMode]; ok {
 		mode := event.Mode(name)
-		if !mode.Known() {
+		if !event.Known(mode) {
 			return record{}, fieldError(fieldMode, "is not splice, reuse, resume or park")
 		}
 		rec.mode = mode

@@ -155,7 +155,7 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !s.Mode.Known() {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !event.Known(s.Mode) {
 		return nil, false
 	}
 	d := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +43,10 @@ type auditQuery struct {
 	Since   string
 	Until   string
 	JSON    bool
+
+	// Set by parse.
+	network      netip.Prefix // invalid: any
+	since, until time.Time    // zero: any
 }
 
 func newAuditGrep() *cobra.Command {
@@ -58,23 +65,23 @@ The exit status is 1 if nothing was found.`,
   redis-cli --raw XRANGE imapgate:audit - + | imapgate audit grep --event ban_added`,
 		RunE: func(cmd *cobra.Command, names []string) error { return auditGrep(cmd, s, names) },
 	}
+	events, results := event.Values("Event"), event.Values("Result", "record")
 	flags := cmd.Flags()
 	flags.StringVar(&s.User, "user", "", "records of this user, with the domain, or of this name as the client sent it")
 	flags.StringVar(&s.Session, "session", "", "records of this session")
 	flags.StringVar(&s.Address, "address", "", "records of clients with this address or in this network, and of its bans")
-	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(event.Values("Event"), ", "))
-	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(event.Values("Result", "record"), ", "))
+	flags.StringSliceVar(&s.Events, "event", nil, "only these events: "+strings.Join(events, ", "))
+	flags.StringSliceVar(&s.Results, "result", nil, "only these results: "+strings.Join(results, ", "))
 	flags.StringVar(&s.Since, "since", "", "at or after this time")
 	flags.StringVar(&s.Until, "until", "", "before this time")
 	flags.BoolVar(&s.JSON, "json", false, "print the records unchanged, as JSON")
-	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(event.Values("Event"), cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(event.Values("Result", "record"), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(events, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(results, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
-	m, err := s.newMatcher(time.Now())
-	if err != nil {
+	if err := s.parse(time.Now()); err != nil {
 		return err
 	}
 	if len(names) == 0 {
@@ -88,7 +95,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 		return err
 	}
 	defer closeAuditFiles(files)
-	printer := &matchPrinter{matcher: m, out: bufio.NewWriter(cmd.OutOrStdout()),
+	printer := &matchPrinter{query: &s, out: bufio.NewWriter(cmd.OutOrStdout()),
 		format: recordFormat{timeLayout: time.DateTime, useColour: supportsColour(cmd.OutOrStdout())}}
 	for _, f := range files {
 		if err := f.eachLine(printer.printMatch); err != nil {
@@ -109,7 +116,7 @@ func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
 
 // matchPrinter prints the records that match.
 type matchPrinter struct {
-	matcher   *matcher
+	query     *auditQuery
 	format    recordFormat
 	out       *bufio.Writer
 	matched   int
@@ -135,11 +142,11 @@ func (m *matchPrinter) printMatch(text []byte) error {
 		m.malformed++
 		return nil
 	}
-	if !m.matcher.matches(&r) {
+	if !m.query.matches(&r) {
 		return nil
 	}
 	m.matched++
-	if m.matcher.JSON {
+	if m.query.JSON {
 		_, err := fmt.Fprintf(m.out, "%s\n", text)
 		return err
 	}
@@ -147,37 +154,35 @@ func (m *matchPrinter) printMatch(text []byte) error {
 	return err
 }
 
-// matcher is a parsed auditQuery.
-type matcher struct {
-	auditQuery
-	network      netip.Prefix // invalid: any
-	since, until time.Time    // zero: any
-}
-
-func (a auditQuery) newMatcher(now time.Time) (*matcher, error) {
-	m := &matcher{auditQuery: a}
-	for _, e := range a.Events {
-		if !slices.Contains(event.Values("Event"), e) {
-			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(event.Values("Event"), ", "))
-		}
+// parse checks the criteria and parses those that are not words.
+func (q *auditQuery) parse(now time.Time) (err error) {
+	if err := checkWords("event", q.Events, event.Values("Event")); err != nil {
+		return err
 	}
-	for _, r := range a.Results {
-		if !slices.Contains(event.Values("Result", "record"), r) {
-			return nil, fmt.Errorf("--result %q is not one of %s", r, strings.Join(event.Values("Result", "record"), ", "))
-		}
+	if err := checkWords("result", q.Results, event.Values("Result", "record")); err != nil {
+		return err
 	}
 	var ok bool
-	if m.network, ok = parseNetwork(a.Address); a.Address != "" && !ok {
-		return nil, fmt.Errorf("--address %q is neither an address nor a network", a.Address)
+	if q.network, ok = parseNetwork(q.Address); q.Address != "" && !ok {
+		return fmt.Errorf("--address %q is neither an address nor a network", q.Address)
 	}
-	var err error
-	if m.since, err = parseTime(a.Since, now); err != nil {
-		return nil, fmt.Errorf("--since: %w", err)
+	if q.since, err = parseTime(q.Since, now); err != nil {
+		return fmt.Errorf("--since: %w", err)
 	}
-	if m.until, err = parseTime(a.Until, now); err != nil {
-		return nil, fmt.Errorf("--until: %w", err)
+	if q.until, err = parseTime(q.Until, now); err != nil {
+		return fmt.Errorf("--until: %w", err)
 	}
-	return m, nil
+	return nil
+}
+
+// checkWords returns an error if a flag has a word that is not allowed.
+func checkWords(flag string, words, allowed []string) error {
+	for _, word := range words {
+		if !slices.Contains(allowed, word) {
+			return fmt.Errorf("--%s %q is not one of %s", flag, word, strings.Join(allowed, ", "))
+		}
+	}
+	return nil
 }
 
 // parseNetwork parses a network or an address, which is a network of one.
@@ -209,25 +214,25 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is not a time such as 24h, 7d, 2026-05-01 or 2026-05-01T12:00:00Z", s)
 }
 
-func (m *matcher) matches(l *auditRecord) bool {
-	return (m.User == "" || strings.EqualFold(l.User, m.User) || strings.EqualFold(l.ClaimedName, m.User) || l.Subject == m.User) &&
-		(m.Session == "" || l.Session == m.Session) &&
-		(len(m.Events) == 0 || slices.Contains(m.Events, l.Event)) &&
-		(len(m.Results) == 0 || slices.Contains(m.Results, l.Result)) &&
-		(m.since.IsZero() || !l.Time.Before(m.since)) &&
-		(m.until.IsZero() || l.Time.Before(m.until)) &&
-		(!m.network.IsValid() || m.concernsNetwork(l))
+func (q *auditQuery) matches(l *auditRecord) bool {
+	return (q.User == "" || strings.EqualFold(l.User, q.User) || strings.EqualFold(l.ClaimedName, q.User) || l.Subject == q.User) &&
+		(q.Session == "" || l.Session == q.Session) &&
+		(len(q.Events) == 0 || slices.Contains(q.Events, l.Event)) &&
+		(len(q.Results) == 0 || slices.Contains(q.Results, l.Result)) &&
+		(q.since.IsZero() || !l.Time.Before(q.since)) &&
+		(q.until.IsZero() || l.Time.Before(q.until)) &&
+		(!q.network.IsValid() || q.concernsNetwork(l))
 }
 
 // concernsNetwork reports whether the record's client or subject is in the network.
-func (m *matcher) concernsNetwork(l *auditRecord) bool {
+func (q *auditQuery) concernsNetwork(l *auditRecord) bool {
 	for _, addr := range []string{l.Client, l.Peer} {
-		if a, err := netip.ParseAddrPort(addr); err == nil && m.network.Contains(a.Addr()) {
+		if a, err := netip.ParseAddrPort(addr); err == nil && q.network.Contains(a.Addr()) {
 			return true
 		}
 	}
 	subject, ok := parseNetwork(l.Subject)
-	return ok && m.network.Overlaps(subject)
+	return ok && q.network.Overlaps(subject)
 }
 
 func newAuditVerify() *cobra.Command {
@@ -285,4 +290,113 @@ func printVerification(out io.Writer, v *audit.Verifier) error {
 	}
 	_, err := fmt.Fprintf(out, "OK: %s has the hash %s\n", records, hash)
 	return err
+}
+
+// maxAuditLineBytes bounds a line, which the gateway never reaches.
+const maxAuditLineBytes = 64 << 10
+
+// auditFile is a file of the audit log, compressed or not.
+type auditFile struct {
+	name   string
+	first  recordOrder // of its first record
+	r      *bufio.Reader
+	closer io.Closer
+}
+
+// openAuditFiles opens files and sorts them by their first records, because a shell
+// lists the newest first.
+func openAuditFiles(names []string, stdin io.Reader) ([]*auditFile, error) {
+	var files []*auditFile
+	for _, name := range names {
+		f, err := openAuditFile(name, stdin)
+		if err != nil {
+			closeAuditFiles(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.first.Time.Compare(b.first.Time) })
+	return files, nil
+}
+
+// sortByChain sorts files by their chain numbers, which do not depend on the clock.
+func sortByChain(files []*auditFile) {
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.first.Seq, b.first.Seq) })
+}
+
+func closeAuditFiles(files []*auditFile) {
+	for _, f := range files {
+		_ = f.closer.Close() // it was only read
+	}
+}
+
+// openAuditFile opens a file; "-" is standard input.
+func openAuditFile(name string, stdin io.Reader) (*auditFile, error) {
+	f := &auditFile{name: name, r: bufio.NewReaderSize(stdin, maxAuditLineBytes), closer: io.NopCloser(stdin)}
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		f.r, f.closer = bufio.NewReaderSize(file, maxAuditLineBytes), file
+	}
+	if magic, _ := f.r.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) { // RFC 1952
+		unzipped, err := gzip.NewReader(f.r)
+		if err != nil {
+			_ = f.closer.Close()
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		f.r = bufio.NewReaderSize(unzipped, maxAuditLineBytes)
+	}
+	f.first = peekFirstRecord(f.r)
+	return f, nil
+}
+
+// recordOrder has what records are sorted by.
+type recordOrder struct {
+	Time time.Time `json:"time"`
+	Seq  uint64    `json:"seq"` // number in the chain; 0 without one
+}
+
+// peekFirstRecord returns the first record, or zero, without consuming it.
+func peekFirstRecord(in *bufio.Reader) recordOrder {
+	_, _ = in.Peek(1) // fills the buffer
+	buffered, _ := in.Peek(in.Buffered())
+	for text := range bytes.Lines(buffered) {
+		var l recordOrder
+		if json.Unmarshal(text, &l) == nil && !l.Time.IsZero() {
+			return l
+		}
+	}
+	return recordOrder{}
+}
+
+// eachLine calls visit with each line, without its newline, until visit fails.
+func (f *auditFile) eachLine(visit func([]byte) error) error {
+	for {
+		text, err := f.r.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			text, err = nil, f.skipLine() // visited as an empty line, which is not a record
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		if err == nil || len(text) > 0 {
+			if visitErr := visit(bytes.TrimSuffix(text, []byte{'\n'})); visitErr != nil {
+				return visitErr
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// skipLine reads the rest of a line that is too long.
+func (f *auditFile) skipLine() error {
+	for {
+		if _, err := f.r.ReadSlice('\n'); !errors.Is(err, bufio.ErrBufferFull) {
+			return err
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/term"
 
+	"imapgate/internal/duration"
 	"imapgate/internal/sanitize"
 )
 
@@ -145,4 +147,180 @@ func (a *auditRecord) eventColour() string {
 		return yellow
 	}
 	return red
+}
+
+// phrases are the parts of a description.
+type phrases []string
+
+// add joins the pieces to one phrase and adds it, unless it is empty.
+func (p *phrases) add(pieces ...string) {
+	if text := strings.TrimSpace(strings.Join(pieces, "")); text != "" {
+		*p = append(*p, text)
+	}
+}
+
+func (p *phrases) String() string { return strings.Join(*p, ", ") }
+
+// formatText formats a value, which may come from an untrusted file, in printable
+// form; "" for an empty value.
+func formatText(format, value string) string {
+	if value == "" {
+		return ""
+	}
+	return fmt.Sprintf(format, sanitize.Quote(value))
+}
+
+// formatCount formats a number of things; "" if it is unknown.
+func formatCount(n *uint64, thing, format string) string {
+	if n == nil {
+		return ""
+	}
+	return fmt.Sprintf(format, pluralize(*n, thing))
+}
+
+// formatDuration formats a number of milliseconds; "" if it is unknown.
+func formatDuration(ms *uint64, format string) string {
+	if ms == nil {
+		return ""
+	}
+	return fmt.Sprintf(format, duration.Format(time.Duration(*ms)*time.Millisecond))
+}
+
+// description returns the part of the record after the columns of time, event,
+// subject and address, in words. Values of closed sets are those of docs/AUDIT.md.
+func (a *auditRecord) description() string {
+	var p phrases
+	switch a.Event {
+	case "login_accepted", "login_refused":
+		a.addLogin(&p)
+	case "session_ended", "connection_refused":
+		a.addEnd(&p)
+	case "limit_hit", "ban_added", "ban_removed", "spray_suspected":
+		a.addLimit(&p)
+	case "command":
+		p.add(formatText("%s", a.Command), formatText(" in %s", a.Mailbox), formatText(" to %s", a.Destination), formatText(": %s", a.Result), formatText(" [%s]", a.Code))
+		p.add(formatText("at %s", a.Backend))
+		p.add(formatCount(a.Messages, "message", "%s"))
+		p.add(formatCount(a.LiteralBytes, "byte", "%s of literals"))
+		p.add(formatDuration(a.Duration, "took %s"))
+	case "session_attached", "upstream_lost", "session_pinned":
+		a.addUpstream(&p)
+	default:
+		a.addGateway(&p)
+	}
+	return p.String()
+}
+
+// addLogin describes a login attempt.
+func (a *auditRecord) addLogin(p *phrases) {
+	if a.Event == "login_refused" {
+		p.add(formatText("reason %s", a.Reason))
+	}
+	p.add(a.repeatCount())
+	p.add(formatText("at %s", a.Backend), formatText(" as %s", a.UpstreamUser))
+	p.add(formatText("by %s", a.Mechanism))
+	p.add(a.credentials())
+	if a.ConnectResult != "ok" {
+		p.add(formatText("login at the backend: %s", a.ConnectResult), formatDuration(a.ConnectTime, " after %s"))
+	}
+	p.add(formatText("route from %s", a.RouteSource), formatDuration(a.RouteAge, " (%s old)"))
+	p.add(formatText("%s", a.TLS))
+	p.add(formatDuration(a.Delay, "%s of it deliberate delay"))
+	p.add(formatDuration(a.Duration, "took %s"))
+}
+
+// credentials describes who verified the client's credentials. With the method
+// passthrough that is the backend, if the login got that far.
+func (a *auditRecord) credentials() string {
+	switch {
+	case a.Method == "":
+		return ""
+	case a.Method != "passthrough":
+		return formatText("credentials accepted by %s", a.Method)
+	case a.Event == "login_accepted" || a.ConnectResult == "ok":
+		return "credentials accepted by the backend"
+	case a.ConnectResult == "denied":
+		return "credentials denied by the backend"
+	}
+	return "credentials left to the backend"
+}
+
+// addEnd describes the end of a connection.
+func (a *auditRecord) addEnd(p *phrases) {
+	p.add(formatText("reason %s", a.Reason), formatText(" (%s)", a.Detail))
+	p.add(a.repeatCount())
+	p.add(formatText("at %s", a.Backend), formatText(" in mode %s", a.Mode))
+	p.add(formatCount(a.Commands, "command", "%s"))
+	p.add(formatCount(a.BytesIn, "byte", "%s in"))
+	p.add(formatCount(a.BytesOut, "byte", "%s out"))
+	p.add(formatText("%s", a.TLS))
+	p.add(formatDuration(a.Duration, "after %s"))
+}
+
+// addLimit describes a limit or a ban.
+func (a *auditRecord) addLimit(p *phrases) {
+	if a.Limit == "banned" {
+		p.add(formatText("%s by ban", a.Result))
+	} else {
+		p.add(formatText("%s", a.Result), formatText(" by limit %s", a.Limit))
+	}
+	if a.Event != "ban_removed" && (a.Reason != "operator" || a.Operator == "") { // "by" has the operator
+		p.add(formatText("reason %s", a.Reason))
+	}
+	p.add(a.repeatCount())
+	p.add(formatCount(a.Users, "user", "%s tried"), formatCount(a.Addresses, "address", " from %s"))
+	p.add(formatDuration(a.Window, "within %s"))
+	p.add(formatText("by %s", a.Operator))
+	if !a.Until.IsZero() && a.Event == "ban_removed" {
+		p.add("before its end at ", a.Until.Local().Format(time.DateTime))
+	} else if !a.Until.IsZero() {
+		p.add("until ", a.Until.Local().Format(time.DateTime))
+	}
+	p.add(formatText("note: %s", a.Detail))
+}
+
+// addUpstream describes an event of a session's connection to its backend.
+func (a *auditRecord) addUpstream(p *phrases) {
+	format := map[string]string{"upstream_lost": "connection to %s lost", "session_pinned": "pinned to its connection to %s"}[a.Event]
+	switch {
+	case format != "":
+	case a.Result == "ok":
+		format = "reattached to %s"
+	default:
+		format = "not reattached to %s"
+	}
+	p.add(formatText(format, a.Backend), formatText(" in %s", a.Mailbox))
+	if a.Result != "ok" {
+		p.add(formatText("result %s", a.Result))
+	}
+	p.add(formatText("reason %s", a.Reason))
+	if a.Result == "ok" {
+		p.add(formatCount(a.Expunged, "message", "%s expunged"))
+		p.add(formatCount(a.Arrived, "message", "%s new"))
+	}
+	p.add(formatDuration(a.Duration, "after %s"))
+}
+
+// addGateway describes an event of the gateway or its operators, or an unknown event
+// of a later release.
+func (a *auditRecord) addGateway(p *phrases) {
+	p.add(formatText("version %s", a.Version))
+	p.add(formatText("%s ", a.Action), formatText("%s", a.Result), formatText(": %s", a.Detail))
+	p.add(formatText("reloaded: %s", a.Reread))
+	p.add(formatText("reason %s", a.Reason))
+	p.add(formatText("by %s", a.Operator))
+	p.add(formatCount(a.Present, "record", "%s present"))
+	p.add(formatCount(a.Missing, "record", "%s missing"))
+	p.add(formatCount(a.Lost, "record", "%s lost"))
+	p.add(formatText("after the hash %s", a.Previous))
+	p.add(a.repeatCount())
+}
+
+// repeatCount returns the number of events that the record stands for, if it is more
+// than one.
+func (a *auditRecord) repeatCount() string {
+	if a.Count == nil || *a.Count == 1 {
+		return ""
+	}
+	return formatCount(a.Count, "time", "%s")
 }

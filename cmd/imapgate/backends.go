@@ -1,13 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,8 +16,6 @@ import (
 )
 
 func newBackends() *cobra.Command {
-	var file string
-	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "backends", Args: cobra.NoArgs,
 		Short: "Show the backends of the running gateway, their sessions and protocol violations",
@@ -36,7 +31,7 @@ The command asks the gateway through its admin address.`,
 		Example: `  imapgate backends
   imapgate backends --json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(file)
+			cfg, err := config.Load(configFile(cmd))
 			if err != nil {
 				return err
 			}
@@ -44,24 +39,19 @@ The command asks the gateway through its admin address.`,
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(list)
-			}
-			return printBackends(cmd.OutOrStdout(), list.Backends)
+			return printResult(cmd, list, formatBackends(list.Backends))
 		},
 	}
-	configFlag(cmd, &file)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	operatorFlags(cmd)
 	return cmd
 }
 
-func printBackends(to io.Writer, backends []proxy.BackendState) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tMULTIPLEXED") // Flush has the error
+func formatBackends(backends []proxy.BackendState) string {
+	rows := []string{"BACKEND\tMODE\tSESSIONS\tMULTIPLEXED"}
 	for _, b := range backends {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", sanitize.Quote(b.Name), sanitize.Quote(string(b.Mode)), formatSessions(b), formatMultiplexed(b))
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s", sanitize.Quote(b.Name), sanitize.Quote(string(b.Mode)), formatSessions(b), formatMultiplexed(b)))
 	}
-	return w.Flush()
+	return formatTable(rows)
 }
 
 // formatSessions returns "7", or "7 (2 in splice)" if some are not in the backend's

@@ -39,18 +39,14 @@ func TestProtocolViolationsAreDescribed(t *testing.T) {
 		{Name: "south", Mode: "reuse", ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}},
 		{Name: "west", Mode: "resume", ViolationStatus: mux.ViolationStatus{Spliced: true, SplicedUntil: noon, AffectedUsers: 5}},
 	}
-	var b strings.Builder
-	if err := printBackends(&b, states); err != nil {
-		t.Fatal(err)
-	}
 	want := `BACKEND  MODE    SESSIONS         MULTIPLEXED
 east     resume  9 (2 in splice)  yes, except for 1 of the 3 users with protocol violations in the last hour
 north    splice  4                no
 south    reuse   0                yes; 1 user had protocol violations in the last hour
 west     resume  0                no, spliced until 2026-01-02T12:00:00Z after protocol violations
 `
-	if b.String() != want {
-		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	if got := formatBackends(states); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	text, err := json.Marshal(states[3])
 	if err != nil || !strings.Contains(string(text), `"spliced":true,"spliced_until":"2026-01-02T12:00:00Z"`) {

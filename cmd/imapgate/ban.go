@@ -3,14 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,27 +21,15 @@ import (
 	"imapgate/internal/sanitize"
 )
 
-// operatorOptions are the flags of ban, limits and route.
-type operatorOptions struct {
-	file   string
-	asJSON bool
-}
-
-func (o *operatorOptions) flags(cmd *cobra.Command) {
-	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
-	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
-	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml") // the flag was just made
-}
-
 // runLimits executes an operation in Redis, whose changes all gateways apply, or without
 // Redis through the running gateway.
-func runLimits[Request, Response any](ctx context.Context, o *operatorOptions, operation api.Operation[Request, Response],
+func runLimits[Request, Response any](cmd *cobra.Command, operation api.Operation[Request, Response],
 	direct func(*gateway.LimitAdmin, context.Context, Request) (Response, error), request Request) (response Response, err error) {
-	cfg, err := config.Load(o.file)
+	cfg, err := config.Load(configFile(cmd))
 	if err != nil {
 		return response, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
 	if cfg.Redis == nil {
 		response, err = query(ctx, cfg.Admin, operation, request)
@@ -71,15 +56,6 @@ func explainAdminError(err error, admin admin.Settings, method string) error {
 	return err
 }
 
-// printResult prints text, or result as JSON.
-func (o *operatorOptions) printResult(to io.Writer, result any, text string) error {
-	if o.asJSON {
-		return json.NewEncoder(to).Encode(result)
-	}
-	_, err := fmt.Fprintln(to, text)
-	return err
-}
-
 func newBan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ban", Args: refuseArguments, RunE: showHelp,
@@ -91,39 +67,33 @@ address of the running gateway, which requires admin.token_file.
 Connections from a banned address are refused. Open sessions continue. Users who recently
 logged in from there are still let in, unless an operator placed the ban.`,
 	}
-	var o operatorOptions
-	o.flags(cmd)
-	cmd.AddCommand(newBanList(&o), newBanAdd(&o), newBanDel(&o))
+	operatorFlags(cmd)
+	cmd.AddCommand(newBanList(), newBanAdd(), newBanDel())
 	return cmd
 }
 
-func newBanList(o *operatorOptions) *cobra.Command {
+func newBanList() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List bans, soonest to expire first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := runLimits(cmd.Context(), o, api.ListBans, (*gateway.LimitAdmin).ListBans, api.None{})
+			all, err := runLimits(cmd, api.ListBans, (*gateway.LimitAdmin).ListBans, api.None{})
 			if err != nil {
 				return fmt.Errorf("list bans: %w", err)
 			}
-			if o.asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(all)
-			}
-			return printBans(cmd.OutOrStdout(), all)
+			return printResult(cmd, all, formatBans(all))
 		},
 	}
 }
 
-func printBans(to io.Writer, bans []api.Ban) error {
+func formatBans(bans []api.Ban) string {
 	if len(bans) == 0 {
-		_, err := fmt.Fprintln(to, "no active bans")
-		return err
+		return "no active bans\n"
 	}
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NETWORK\tEXPIRES IN\tREASON\tCOUNT\tNOTE")
+	rows := []string{"NETWORK\tEXPIRES IN\tREASON\tCOUNT\tNOTE"}
 	for _, b := range bans {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", sanitize.Quote(b.Network), timeLeft(b.Until), sanitize.Quote(b.Reason), b.Count, sanitize.Quote(b.Note))
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%d\t%s", sanitize.Quote(b.Network), timeLeft(b.Until), sanitize.Quote(b.Reason), b.Count, sanitize.Quote(b.Note)))
 	}
-	return w.Flush()
+	return formatTable(rows)
 }
 
 // timeLeft returns the time until until, in whole seconds.
@@ -131,7 +101,7 @@ func timeLeft(until time.Time) string {
 	return duration.Format(max(0, time.Until(until)).Round(time.Second))
 }
 
-func newBanAdd(o *operatorOptions) *cobra.Command {
+func newBanAdd() *cobra.Command {
 	var request api.BanRequest
 	cmd := &cobra.Command{
 		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireOne("address or network"),
@@ -141,11 +111,11 @@ ban gets the new end.`,
   imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Subject = args[0]
-			b, err := runLimits(cmd.Context(), o, api.AddBan, (*gateway.LimitAdmin).AddBan, request)
+			b, err := runLimits(cmd, api.AddBan, (*gateway.LimitAdmin).AddBan, request)
 			if err != nil {
 				return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
 			}
-			return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %s", sanitize.Quote(b.Network), duration.Format(time.Duration(request.Duration))))
+			return printResult(cmd, b, fmt.Sprintf("%s is banned for %s\n", sanitize.Quote(b.Network), duration.Format(time.Duration(request.Duration))))
 		},
 	}
 	request.Duration = api.Duration(24 * time.Hour)
@@ -154,14 +124,14 @@ ban gets the new end.`,
 	return cmd
 }
 
-func newBanDel(o *operatorOptions) *cobra.Command {
+func newBanDel() *cobra.Command {
 	return &cobra.Command{
 		Use: "del ADDRESS|NETWORK", Short: "Remove bans, and reset the failed logins that caused them", Args: requireOne("address or network"),
 		Long: `Remove every ban that covers the address or a part of the network, and reset the failed
 logins that caused it, so that the next wrong password does not cause a new ban.`,
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := runLimits(cmd.Context(), o, api.RemoveBans, (*gateway.LimitAdmin).RemoveBans, args[0])
+			l, err := runLimits(cmd, api.RemoveBans, (*gateway.LimitAdmin).RemoveBans, args[0])
 			if err != nil {
 				return fmt.Errorf("remove the ban of %s: %w", sanitize.Quote(args[0]), err)
 			}
@@ -169,7 +139,7 @@ logins that caused it, so that the next wrong password does not cause a new ban.
 			if len(l.Networks) > 0 {
 				text = "no longer banned: " + sanitize.Quote(strings.Join(l.Networks, ", "))
 			}
-			return o.printResult(cmd.OutOrStdout(), l, text)
+			return printResult(cmd, l, text+"\n")
 		},
 	}
 }
@@ -179,13 +149,12 @@ func newLimits() *cobra.Command {
 		Use: "limits", Args: refuseArguments, RunE: showHelp,
 		Short: "Show rate-limit counters, and reset them for a user",
 	}
-	var o operatorOptions
-	o.flags(cmd)
-	cmd.AddCommand(newLimitsShow(&o), newLimitsReset(&o))
+	operatorFlags(cmd)
+	cmd.AddCommand(newLimitsShow(), newLimitsReset())
 	return cmd
 }
 
-func newLimitsReset(o *operatorOptions) *cobra.Command {
+func newLimitsReset() *cobra.Command {
 	return &cobra.Command{
 		Use: "reset USER", Short: "Reset the failed logins of a user",
 		Long: `Reset the failed logins of a user, so that they can log in again immediately from networks
@@ -193,16 +162,16 @@ where they are not known. Bans of addresses remain: see imapgate ban del.`,
 		Example: "  imapgate limits reset alice@example.org",
 		Args:    requireOne("user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			done, err := runLimits(cmd.Context(), o, api.ResetLimits, (*gateway.LimitAdmin).ResetLimits, args[0])
+			done, err := runLimits(cmd, api.ResetLimits, (*gateway.LimitAdmin).ResetLimits, args[0])
 			if err != nil {
 				return fmt.Errorf("reset the limits of %s: %w", sanitize.Quote(args[0]), err)
 			}
-			return o.printResult(cmd.OutOrStdout(), done, "failed logins were reset: "+sanitize.Quote(done.User))
+			return printResult(cmd, done, "failed logins were reset: "+sanitize.Quote(done.User)+"\n")
 		},
 	}
 }
 
-func newLimitsShow(o *operatorOptions) *cobra.Command {
+func newLimitsShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show USER|ADDRESS", Short: "Show sessions, failed logins, delay and ban of a user or an address",
 		Long: `Show sessions, failed logins, delay and ban of a user or an address. With redis in the
@@ -211,22 +180,19 @@ configuration the numbers cover all gateways, without it the running gateway.`,
   imapgate limits show 192.0.2.7`,
 		Args: requireOne("user or address"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := runLimits(cmd.Context(), o, api.ShowLimits, (*gateway.LimitAdmin).ShowLimits, args[0])
+			s, err := runLimits(cmd, api.ShowLimits, (*gateway.LimitAdmin).ShowLimits, args[0])
 			if err != nil {
 				return fmt.Errorf("show %s: %w", sanitize.Quote(args[0]), err)
 			}
-			if o.asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
-			}
-			return printLimits(cmd.OutOrStdout(), s)
+			return printResult(cmd, s, formatLimits(s))
 		},
 	}
 }
 
-// printLimits prints the status of a user or an address as a table.
-func printLimits(to io.Writer, l api.LimitStatus) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
+// formatLimits returns the status of a user or an address as a table.
+func formatLimits(l api.LimitStatus) string {
+	var rows []string
+	row := func(name, form string, args ...any) { rows = append(rows, fmt.Sprintf(name+"\t"+form, args...)) }
 	row("limits of", "%s", sanitize.Quote(l.Subject))
 	if l.Exempt {
 		row("exempt", "the address is not counted, delayed or banned")
@@ -260,7 +226,7 @@ func printLimits(to io.Writer, l api.LimitStatus) error {
 	for _, k := range l.KnownNetworks {
 		row("known network", "%s, last login %s, %d failed in the last hour", sanitize.Quote(k.Network), k.Last.Format(time.RFC3339), k.Failures)
 	}
-	return w.Flush()
+	return formatTable(rows)
 }
 
 // describeReason describes a ban's reason and its note.

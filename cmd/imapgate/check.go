@@ -21,8 +21,6 @@ type problem struct {
 func (p problem) String() string { return p.Format(p.File) }
 
 func newCheck() *cobra.Command {
-	var file string
-	var asJSON bool
 	var user string
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
@@ -41,11 +39,12 @@ root can read files that the gateway's user cannot. --user checks with that user
 			if err := dropToUser(user); err != nil {
 				return err
 			}
+			file := configFile(cmd)
 			problems, warnings := checkConfig(file)
 			if user == "" {
 				warnings = append(warnings, warnUserMismatch("/")...)
 			}
-			if asJSON {
+			if wantsJSON(cmd) {
 				if err := printJSON(cmd.OutOrStdout(), problems, warnings); err != nil {
 					return err
 				}
@@ -60,14 +59,14 @@ root can read files that the gateway's user cannot. --user checks with that user
 			if len(problems) > 0 {
 				return errReported
 			}
-			if !asJSON {
+			if !wantsJSON(cmd) {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", file)
 			}
 			return nil
 		},
 	}
-	configArgument(cmd, &file)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	configArgument(cmd)
+	jsonFlag(cmd.Flags())
 	cmd.Flags().StringVar(&user, "user", "", "check with the rights of this user, the service's User=; only for root")
 	return cmd
 }

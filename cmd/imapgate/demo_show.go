@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -176,5 +177,47 @@ func (c *demoClient) readUntil(prefix string, suffix ...string) {
 			c.err = errors.New(line)
 		}
 		return
+	}
+}
+
+// tailInterval is how often the audit log is read, short enough for a person.
+const tailInterval = 100 * time.Millisecond
+
+// tailAuditLog prints the records of a file as they are written, until ctx is done; then
+// the remaining ones.
+func tailAuditLog(ctx context.Context, path string, to io.Writer) {
+	ticker := time.NewTicker(tailInterval)
+	defer ticker.Stop()
+	f, err := os.Open(path)
+	if err != nil {
+		fmt.Fprintln(to, "cannot read the audit log:", err)
+		return
+	}
+	defer f.Close()
+	in := bufio.NewReader(f)
+	var partial string // beginning of an incomplete line
+	for last := false; ; {
+		chunk, err := in.ReadString('\n')
+		partial += chunk
+		if err == nil {
+			printAuditRecord(partial, to)
+			partial = ""
+			continue
+		}
+		if last {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			last = true
+		}
+	}
+}
+
+func printAuditRecord(text string, to io.Writer) {
+	var l auditRecord
+	if json.Unmarshal([]byte(text), &l) == nil {
+		fmt.Fprintln(to, recordFormat{timeLayout: time.TimeOnly, useColour: supportsColour(to)}.format(&l))
 	}
 }

@@ -7,11 +7,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // defaultConfig is the path that the packaged systemd unit uses.
@@ -64,16 +71,16 @@ func refuseArguments(cmd *cobra.Command, args []string) error {
 
 func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
-// configFlag adds --config to a command.
-func configFlag(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVarP(file, "config", "c", defaultConfig, "configuration file")
-	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // the flag was just made
+// configFlag adds --config to the flags of a command.
+func configFlag(flags *pflag.FlagSet) {
+	flags.StringP("config", "c", defaultConfig, "configuration file")
+	_ = cobra.MarkFlagFilename(flags, "config", "yaml", "yml") // the flag was just made
 }
 
 // configArgument lets a command also take the configuration file as its argument. If
 // both are given, they must name the same file.
-func configArgument(cmd *cobra.Command, file *string) {
-	configFlag(cmd, file)
+func configArgument(cmd *cobra.Command) {
+	configFlag(cmd.Flags())
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
 			return fmt.Errorf("only one configuration file is allowed: %s", cmd.UseLine())
@@ -81,11 +88,124 @@ func configArgument(cmd *cobra.Command, file *string) {
 		if len(args) == 0 {
 			return nil
 		}
-		if cmd.Flags().Changed("config") && *file != args[0] {
-			return fmt.Errorf("the argument and --config name different files: %s and %s", args[0], *file)
+		if file := configFile(cmd); cmd.Flags().Changed("config") && file != args[0] {
+			return fmt.Errorf("the argument and --config name different files: %s and %s", args[0], file)
 		}
-		*file = args[0]
-		return nil
+		return cmd.Flags().Set("config", args[0])
 	}
 	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt)
+}
+
+// configFile returns the value of --config.
+func configFile(cmd *cobra.Command) string {
+	file, _ := cmd.Flags().GetString("config") // the command has the flag
+	return file
+}
+
+// operatorFlags adds the flags of commands that query or change a running gateway.
+func operatorFlags(cmd *cobra.Command) {
+	configFlag(cmd.PersistentFlags())
+	jsonFlag(cmd.PersistentFlags())
+}
+
+func jsonFlag(flags *pflag.FlagSet) { flags.Bool("json", false, "print JSON") }
+
+// wantsJSON returns the value of --json.
+func wantsJSON(cmd *cobra.Command) bool {
+	asJSON, _ := cmd.Flags().GetBool("json") // the command has the flag
+	return asJSON
+}
+
+// printResult prints the result of a command: text, or with --json the result itself.
+func printResult(cmd *cobra.Command, result any, text string) error {
+	if wantsJSON(cmd) {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(result)
+	}
+	_, err := io.WriteString(cmd.OutOrStdout(), text)
+	return err
+}
+
+// formatTable returns rows in aligned columns. Cells are separated by tabs.
+func formatTable(rows []string) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(w, row)
+	}
+	_ = w.Flush() // a Builder returns no error
+	return b.String()
+}
+
+// pluralize formats a number of things whose plural ends in s: "1 user", "2 users".
+func pluralize[N int | int64 | uint64](n N, noun string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(noun, "s"):
+		noun += "es"
+	default:
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+// isOrAre returns the verb for a number of things.
+func isOrAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
+
+// version is set by the linker (-X main.version=...), which can only set variables.
+// Nothing in the program writes to it.
+var version string
+
+// buildInfo identifies the build.
+type buildInfo struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Go      string `json:"go"`
+	System  string `json:"system"`
+}
+
+// readBuildInfo returns the version of the linker, or else that recorded by the Go
+// tool.
+func readBuildInfo() buildInfo {
+	b := buildInfo{Version: version, Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			b.Commit = s.Value
+		}
+	}
+	if b.Version == "" {
+		b.Version = info.Main.Version
+	}
+	if b.Version == "" || b.Version == "(devel)" {
+		b.Version = "devel"
+	}
+	return b
+}
+
+// String returns the build in one line.
+func (b buildInfo) String() string {
+	return fmt.Sprintf("imapgate %s (%s, %s)", b.Version, b.Go, b.System)
+}
+
+func newVersion() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  imapgate version\n  imapgate version --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			b := readBuildInfo()
+			return printResult(cmd, b, b.String()+"\n")
+		},
+	}
+	jsonFlag(cmd.Flags())
+	return cmd
 }

@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	osuser "os/user"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,15 +23,6 @@ import (
 // commandTimeout bounds one command.
 const commandTimeout = 10 * time.Second
 
-// routeOptions are the flags that get, set, del and explain share.
-type routeOptions struct {
-	operatorOptions
-
-	// Of get, set and del: the record, if it is not a user's.
-	domain    string
-	isDefault bool
-}
-
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "route", Args: refuseArguments, RunE: showHelp,
@@ -47,9 +35,8 @@ docs/moving-users.md describes how to move a user's mail.
 
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
-	var o routeOptions
-	o.flags(cmd)
-	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o), newRouteAcceptEmpty(&o))
+	operatorFlags(cmd)
+	cmd.AddCommand(newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
 	return cmd
 }
 
@@ -63,41 +50,36 @@ func requireOne(what string) cobra.PositionalArgs {
 	}
 }
 
-func newRouteGet(o *routeOptions) *cobra.Command {
-	return o.targetFlags(&cobra.Command{
-		Use: "get USER | --domain DOMAIN | --default", Short: "Show the record of a user, a domain or all others", Args: o.requireRecord,
+func newRouteGet() *cobra.Command {
+	return targetFlags(&cobra.Command{
+		Use: "get USER | --domain DOMAIN | --default", Short: "Show the record of a user, a domain or all others", Args: requireRecord,
 		Example: `  imapgate route get alice@example.org
   imapgate route get --domain example.org
   imapgate route get --default`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
-				record, err := t.router.Record(ctx, t.target)
-				if err != nil {
-					return err
+		RunE: withTarget(func(ctx context.Context, t *routeCommand) error {
+			record, err := t.router.Record(ctx, t.target)
+			if err != nil {
+				return err
+			}
+			text := formatFields(record)
+			if record == nil {
+				text = fmt.Sprintf("%s has no record", t.target)
+				if !t.user.IsZero() {
+					text += "; see: imapgate route explain " + t.target.String()
 				}
-				if o.asJSON {
-					return json.NewEncoder(t.out).Encode(struct {
-						recordName
-						Record map[string]string `json:"record"`
-					}{recordNameOf(t.target), record})
-				}
-				if record == nil && t.target.User().IsZero() {
-					_, err := fmt.Fprintf(t.out, "%s has no record\n", t.target)
-					return err
-				}
-				if record == nil {
-					_, err := fmt.Fprintf(t.out, "%s has no record; see: imapgate route explain %[1]s\n", t.target)
-					return err
-				}
-				return printFields(t.out, record)
-			})
-		},
+				text += "\n"
+			}
+			return printResult(t.cmd, struct {
+				recordName
+				Record map[string]string `json:"record"`
+			}{recordNameOf(t.target), record}, text)
+		}),
 	})
 }
 
-func newRouteSet(o *routeOptions) *cobra.Command {
-	return o.targetFlags(&cobra.Command{
-		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: o.requireRecordAndFields,
+func newRouteSet() *cobra.Command {
+	return targetFlags(&cobra.Command{
+		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: requireRecordAndFields,
 		Long: `Change fields of a record. A user's record has backend, login, mode, state (active, paused
 or blocked) and password (a hash, see imapgate passwd); a domain's has backend, mode and
 state; the default has backend and mode. An empty value removes a field. Other fields do not
@@ -113,46 +95,44 @@ another backend, or there with another login name.`,
   imapgate route set --default backend=east`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fields := args
-			if !o.isGroupRecord(cmd) {
+			if !isGroupRecord(cmd) {
 				fields = args[1:]
 			}
 			change, err := parseAssignments(fields)
 			if err != nil {
 				return err
 			}
-			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
+			return withTarget(func(ctx context.Context, t *routeCommand) error {
 				if err := t.router.SetRecord(ctx, t.target, change); err != nil {
 					return err
 				}
-				return o.printResult(ctx, t, "changed")
-			})
+				return t.printChange(ctx, "changed")
+			})(cmd, args)
 		},
 	})
 }
 
-func newRouteDel(o *routeOptions) *cobra.Command {
-	return o.targetFlags(&cobra.Command{
-		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: o.requireRecord,
+func newRouteDel() *cobra.Command {
+	return targetFlags(&cobra.Command{
+		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: requireRecord,
 		Long: `Remove a record. The next one then applies: after a user's own that of the domain, and
 then the default. Users without any record are refused.`,
 		Example: `  imapgate route del alice@example.org
   imapgate route del --domain example.org`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
-				removed, err := t.router.DeleteRecord(ctx, t.target)
-				if err != nil {
-					return err
-				}
-				if !removed {
-					return o.printResult(ctx, t, "had no record")
-				}
-				return o.printResult(ctx, t, "removed")
-			})
-		},
+		RunE: withTarget(func(ctx context.Context, t *routeCommand) error {
+			removed, err := t.router.DeleteRecord(ctx, t.target)
+			if err != nil {
+				return err
+			}
+			if !removed {
+				return t.printChange(ctx, "had no record")
+			}
+			return t.printChange(ctx, "removed")
+		}),
 	})
 }
 
-func newRouteAcceptEmpty(o *routeOptions) *cobra.Command {
+func newRouteAcceptEmpty() *cobra.Command {
 	return &cobra.Command{
 		Use: "accept-empty", Short: "Confirm that records missing from Redis were removed on purpose", Args: cobra.NoArgs,
 		Long: `Confirm that records missing from Redis were removed on purpose.
@@ -164,19 +144,16 @@ trusts Redis again within seconds, and refuses users without a record. If the re
 not removed on purpose, restore them instead.`,
 		Example: "  imapgate route accept-empty",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(o.file)
+			cfg, err := config.Load(configFile(cmd))
 			if err != nil {
 				return err
 			}
-			return withRouter(cmd, cfg, func(ctx context.Context, t *routeCommand) error {
+			return withRouter(&routeCommand{cmd: cmd, cfg: cfg}, func(ctx context.Context, t *routeCommand) error {
 				if err := t.router.AcceptEmpty(ctx, operatorName()); err != nil {
 					return err
 				}
-				if o.asJSON {
-					return json.NewEncoder(t.out).Encode(map[string]string{"result": "accepted"})
-				}
-				_, err := fmt.Fprintln(t.out, "accepted: within seconds gateways trust Redis again and refuse users without a record")
-				return err
+				return printResult(cmd, map[string]string{"result": "accepted"},
+					"accepted: within seconds gateways trust Redis again and refuse users without a record\n")
 			})
 		},
 	}
@@ -191,69 +168,60 @@ func operatorName() string {
 	return "operator"
 }
 
-// routeCommand is an open router and the record of the command.
+// routeCommand is a command with an open router and the record that it is about.
 type routeCommand struct {
+	cmd    *cobra.Command
 	cfg    *config.Config
 	router *routing.Router
 	target routing.Target
 	user   identity.User // of the target; zero if it is not a user's
-	out    io.Writer
 }
 
-// runWithTarget opens a router and calls call with the record that the arguments
-// name.
-func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call func(context.Context, *routeCommand) error) error {
-	cfg, err := config.Load(o.file)
-	if err != nil {
-		return err
+// withTarget returns the RunE that opens a router and calls call with the record that the
+// arguments name.
+func withTarget(call func(context.Context, *routeCommand) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		cfg, err := config.Load(configFile(cmd))
+		if err != nil {
+			return err
+		}
+		target, err := parseTarget(cmd, cfg, args)
+		if err != nil {
+			return err
+		}
+		return withRouter(&routeCommand{cmd: cmd, cfg: cfg, target: target, user: target.User()}, call)
 	}
-	target, err := o.parseTarget(cmd, cfg, args)
-	if err != nil {
-		return err
-	}
-	return withRouter(cmd, cfg, func(ctx context.Context, t *routeCommand) error {
-		t.target, t.user = target, target.User()
-		return call(ctx, t)
-	})
 }
 
-// withRouter opens a router for one call without a record.
-func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routeCommand) error) error {
+// withRouter opens a router for one call.
+func withRouter(t *routeCommand, call func(context.Context, *routeCommand) error) error {
 	setRedisLogger(zap.NewNop())
-	store, err := gateway.OpenStore(cfg)
+	store, err := gateway.OpenStore(t.cfg)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
+	t.router = store.Routes
+	ctx, cancel := context.WithTimeout(t.cmd.Context(), commandTimeout)
 	defer cancel()
-	return call(ctx, &routeCommand{cfg: cfg, router: store.Routes, out: cmd.OutOrStdout()})
+	return call(ctx, t)
 }
 
-// printResult prints the result and the live sessions, which continue unchanged.
-func (o *routeOptions) printResult(ctx context.Context, t *routeCommand, result string) error {
+// printChange prints the result of a change and the live sessions, which continue
+// unchanged.
+func (t *routeCommand) printChange(ctx context.Context, result string) error {
 	if t.user.IsZero() {
-		if o.asJSON {
-			return json.NewEncoder(t.out).Encode(struct {
-				recordName
-				Result string `json:"result"`
-			}{recordNameOf(t.target), result})
-		}
-		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay on their backend until they end\n", t.target, result)
-		return err
+		return printResult(t.cmd, struct {
+			recordName
+			Result string `json:"result"`
+		}{recordNameOf(t.target), result}, fmt.Sprintf("%s: %s\nlive sessions stay on their backend until they end\n", t.target, result))
 	}
 	p := fetchSessionReport(ctx, t, t.router.Explain(ctx, t.user))
-	if o.asJSON {
-		return json.NewEncoder(t.out).Encode(struct {
-			User     string        `json:"user"`
-			Result   string        `json:"result"`
-			Sessions sessionReport `json:"sessions"`
-		}{t.user.String(), result, p})
-	}
-	if _, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, result); err != nil {
-		return err
-	}
-	return p.print(t.out)
+	return printResult(t.cmd, struct {
+		User     string        `json:"user"`
+		Result   string        `json:"result"`
+		Sessions sessionReport `json:"sessions"`
+	}{t.user.String(), result, p}, fmt.Sprintf("%s: %s\n%s", t.user, result, p.format()))
 }
 
 // parseAssignments parses FIELD=VALUE arguments. Package routing checks the fields
@@ -274,12 +242,107 @@ func parseAssignments(args []string) (map[string]string, error) {
 	return fields, nil
 }
 
-// printFields prints fields in two columns. Values that could affect a terminal are
+// formatFields returns fields in two columns. Values that could affect a terminal are
 // quoted, because any Redis client may have written them.
-func printFields(to io.Writer, fields map[string]string) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+func formatFields(fields map[string]string) string {
+	var rows []string
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		fmt.Fprintf(w, "%s\t%s\n", sanitize.Quote(name), sanitize.Quote(fields[name]))
+		rows = append(rows, sanitize.Quote(name)+"\t"+sanitize.Quote(fields[name]))
 	}
-	return w.Flush()
+	return formatTable(rows)
+}
+
+// targetFlags adds the flags for records that are not a user's.
+func targetFlags(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().String("domain", "", "the record of a domain, instead of USER")
+	cmd.Flags().Bool("default", false, "the record of all others, instead of USER")
+	cmd.MarkFlagsMutuallyExclusive("domain", "default")
+	return cmd
+}
+
+// isGroupRecord reports whether the flags name the record.
+func isGroupRecord(cmd *cobra.Command) bool {
+	return isDefaultRecord(cmd) || cmd.Flags().Changed("domain")
+}
+
+func isDefaultRecord(cmd *cobra.Command) bool {
+	isDefault, _ := cmd.Flags().GetBool("default") // false for a command without the flag
+	return isDefault
+}
+
+// requireRecord checks the arguments of get and del.
+func requireRecord(cmd *cobra.Command, args []string) error {
+	switch {
+	case isGroupRecord(cmd) && len(args) > 0:
+		return fmt.Errorf("only one of a user name, --domain and --default is allowed: %s", cmd.UseLine())
+	case !isGroupRecord(cmd) && len(args) != 1:
+		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
+	}
+	return nil
+}
+
+// requireRecordAndFields checks the arguments of set.
+func requireRecordAndFields(cmd *cobra.Command, args []string) error {
+	switch {
+	case isGroupRecord(cmd) && len(args) == 0:
+		return fmt.Errorf("at least one field is needed: %s", cmd.UseLine())
+	case !isGroupRecord(cmd) && len(args) < 2:
+		return fmt.Errorf("a user name and at least one field are needed: %s", cmd.UseLine())
+	}
+	return nil
+}
+
+// parseTarget returns the record that the flags or the first argument name.
+func parseTarget(cmd *cobra.Command, cfg *config.Config, args []string) (routing.Target, error) {
+	switch {
+	case isDefaultRecord(cmd):
+		return routing.ForDefault(), nil
+	case isGroupRecord(cmd):
+		name, _ := cmd.Flags().GetString("domain") // the command has the flag
+		domain, err := cfg.Auth.NameRules.CanonicalizeDomain(name)
+		if err != nil {
+			return routing.Target{}, fmt.Errorf("domain %q: %w", name, err)
+		}
+		return routing.ForDomain(domain), nil
+	}
+	name := args[0]
+	if err := checkNotReserved(name, cfg.Auth.DefaultDomain); err != nil {
+		return routing.Target{}, err
+	}
+	u, err := cfg.Auth.NameRules.Canonicalize(name)
+	if err != nil {
+		return routing.Target{}, fmt.Errorf("user %q: %w", name, err)
+	}
+	return routing.ForUser(u), nil
+}
+
+// checkNotReserved refuses names that operators use for other records than a user's.
+// A real account with such a name can be given with its domain.
+func checkNotReserved(name, defaultDomain string) error {
+	switch domain, isDomain := strings.CutPrefix(name, "@"); {
+	case strings.EqualFold(name, "default"):
+		return errors.New(`"default" is not read as a user: --default is the record of all others; for a user of that name, write default@DOMAIN`)
+	case isDomain && domain != "":
+		return fmt.Errorf("%q is not a user: --domain %s is the record of a domain", name, sanitize.Quote(domain))
+	case defaultDomain != "" && strings.EqualFold(name, defaultDomain):
+		return fmt.Errorf("%q is not read as a user: --domain %[2]s is the record of the domain; for a user of that name, write %[2]s@%[2]s", name, defaultDomain)
+	}
+	return nil
+}
+
+// recordName is the JSON form of a record's name.
+type recordName struct {
+	User    string `json:"user,omitempty"`
+	Domain  string `json:"domain,omitempty"`
+	Default bool   `json:"default,omitempty"`
+}
+
+func recordNameOf(t routing.Target) recordName {
+	switch {
+	case !t.User().IsZero():
+		return recordName{User: t.String()}
+	case t == routing.ForDefault():
+		return recordName{Default: true}
+	}
+	return recordName{Domain: t.String()}
 }

@@ -3,11 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"text/tabwriter"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,11 +12,13 @@ import (
 	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
 	"imapgate/internal/duration"
+	"imapgate/internal/event"
 	"imapgate/internal/sanitize"
+	"imapgate/proxy"
 	"imapgate/routing"
 )
 
-func newRouteExplain(o *routeOptions) *cobra.Command {
+func newRouteExplain() *cobra.Command {
 	return &cobra.Command{
 		Use: "explain USER", Short: "Show a user's route and the reason", Args: requireOne("user name"),
 		Long: `Show the backend that a login of USER would get now, the record that decides, and the age
@@ -33,30 +32,21 @@ It also shows how many live sessions of USER this gateway has, and how many of t
 elsewhere: on another backend, or there with another login name. Those stay there, and write
 there, until they end.`,
 		Example: "  imapgate route explain alice@example.org",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
-				x, err := fetchExplanation(ctx, t.cfg.Admin, t.user.String())
-				source := "gateway"
-				if err != nil {
-					source = "records"
-					x = t.router.Explain(ctx, t.user)
-				}
-				p := fetchSessionReport(ctx, t, x)
-				if o.asJSON {
-					return json.NewEncoder(t.out).Encode(struct {
-						Asked string `json:"asked"`
-						routing.Explanation
-						Sessions sessionReport `json:"sessions"`
-					}{source, x, p})
-				}
-				if err != nil {
-					fmt.Fprintf(t.out, "The running gateway could not be queried: %v.\nThis is the content of the records; the gateway's cache may hold an older answer.\n\n", err)
-				} else {
-					fmt.Fprintf(t.out, "Answer of the running gateway at %s.\n\n", t.cfg.Admin.Address)
-				}
-				return errors.Join(printExplanation(t.out, x, string(cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown"))), p.print(t.out))
-			})
-		},
+		RunE: withTarget(func(ctx context.Context, t *routeCommand) error {
+			source, intro := "gateway", fmt.Sprintf("Answer of the running gateway at %s.\n\n", t.cfg.Admin.Address)
+			x, err := fetchExplanation(ctx, t.cfg.Admin, t.user.String())
+			if err != nil {
+				source = "records"
+				x = t.router.Explain(ctx, t.user)
+				intro = fmt.Sprintf("The running gateway could not be queried: %v.\nThis is the content of the records; the gateway's cache may hold an older answer.\n\n", err)
+			}
+			p := fetchSessionReport(ctx, t, x)
+			return printResult(t.cmd, struct {
+				Asked string `json:"asked"`
+				routing.Explanation
+				Sessions sessionReport `json:"sessions"`
+			}{source, x, p}, intro+formatExplanation(x, string(cmp.Or(t.cfg.Backends[x.Backend].Mode, "unknown")))+p.format())
+		}),
 	}
 }
 
@@ -72,13 +62,13 @@ func fetchExplanation(ctx context.Context, admin admin.Settings, user string) (r
 	return x, nil
 }
 
-// printExplanation prints the decision, then the records it is based on. defaultMode
+// formatExplanation returns the decision, then the records it is based on. defaultMode
 // is that of the backend in the configuration.
-func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+func formatExplanation(x routing.Explanation, defaultMode string) string {
+	var rows []string
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "%s\t%s\n", name, value)
+			rows = append(rows, name+"\t"+value)
 		}
 	}
 	row("user", sanitize.Quote(x.User))
@@ -94,15 +84,15 @@ func printExplanation(to io.Writer, x routing.Explanation, defaultMode string) e
 	row("changed to", formatPendingChange(x.Next))
 	row("changes", formatChangeDelay(x))
 	row("records", formatStoreState(x.Store))
-	fmt.Fprintln(w)
+	rows = append(rows, "")
 	for _, s := range x.Steps {
 		mark := " "
 		if s.Used {
 			mark = "*"
 		}
-		fmt.Fprintf(w, "%s %s\t%s\n", mark, sanitize.Quote(s.Key), sanitize.Quote(s.Content))
+		rows = append(rows, fmt.Sprintf("%s %s\t%s", mark, sanitize.Quote(s.Key), sanitize.Quote(s.Content)))
 	}
-	return w.Flush()
+	return formatTable(rows)
 }
 
 // formatStoreState describes a loss of records in Redis; "" without one.
@@ -147,4 +137,86 @@ func formatChangeDelay(x routing.Explanation) string {
 		s += ": " + sanitize.Quote(x.Invalidation.Error)
 	}
 	return s
+}
+
+// sessionReport has the live sessions of a user at one gateway, if it responds.
+type sessionReport struct {
+	Known     bool                 `json:"known"`
+	Error     string               `json:"why,omitempty"`     // why nothing is known
+	Gateway   string               `json:"gateway,omitempty"` // the admin address
+	Counts    []proxy.SessionCount `json:"at,omitempty"`
+	AtRoute   *int                 `json:"here,omitempty"`      // those at the backend, and with the login name, of the next login
+	Elsewhere *int                 `json:"elsewhere,omitempty"` // the others; both nil while the route is unknown
+
+	user    string
+	backend string // the backend of the next login; "" for none
+	login   string // the login name there
+}
+
+// fetchSessionReport queries the gateway on this machine. A failure is part of the
+// report.
+func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanation) sessionReport {
+	all, err := fetchSessions(ctx, t.cfg.Admin, t.user.String())
+	if err != nil {
+		return sessionReport{Error: err.Error()}
+	}
+	p := sessionReport{Known: true, Gateway: dialableAddress(t.cfg.Admin.Address), Counts: all, user: x.User, backend: x.Backend, login: x.Login}
+	if x.Outcome == event.LookupUnavailable {
+		return p
+	}
+	atRoute, elsewhere := 0, 0
+	for _, c := range all {
+		if c.Backend == x.Backend && c.Login == x.Login {
+			atRoute += c.Count
+		} else {
+			elsewhere += c.Count
+		}
+	}
+	p.AtRoute, p.Elsewhere = &atRoute, &elsewhere
+	return p
+}
+
+func fetchSessions(ctx context.Context, admin admin.Settings, user string) ([]proxy.SessionCount, error) {
+	list, err := query(ctx, admin, api.ListSessions, user)
+	if err != nil {
+		return nil, err
+	}
+	if list.User != user { // another program listens there
+		return nil, fmt.Errorf("%s responded for another user", dialableAddress(admin.Address))
+	}
+	return list.Sessions, nil
+}
+
+// format returns the report in one or two lines.
+func (p sessionReport) format() string {
+	switch {
+	case !p.Known:
+		return fmt.Sprintf("live sessions: unknown, because the gateway on this machine could not be queried: %s\n", sanitize.Quote(p.Error))
+	case len(p.Counts) == 0:
+		return fmt.Sprintf("live sessions: none at the gateway on %s\n", sanitize.Quote(p.Gateway))
+	}
+	var counts []string
+	for _, c := range p.Counts {
+		counts = append(counts, fmt.Sprintf("%d at %s (%s)", c.Count, p.formatBackend(c.Backend, c.Login), sanitize.Quote(string(c.Mode))))
+	}
+	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", sanitize.Quote(p.Gateway), strings.Join(counts, ", "))
+	switch {
+	case p.Elsewhere == nil:
+		s += "elsewhere: unknown, because the route is unknown\n"
+	case *p.Elsewhere == 0:
+	case p.backend == "":
+		s += fmt.Sprintf("elsewhere: %d, because the user has no route now; they continue, and write there, until they end\n", *p.Elsewhere)
+	default:
+		s += fmt.Sprintf("elsewhere: %d, not at %s; they continue, and write there, until they end\n", *p.Elsewhere, p.formatBackend(p.backend, p.login))
+	}
+	return s
+}
+
+// formatBackend returns a backend, with the login name there if it is not the
+// user's.
+func (p sessionReport) formatBackend(backend, login string) string {
+	if login == p.user || login == "" {
+		return sanitize.Quote(backend)
+	}
+	return sanitize.Quote(backend) + " as " + sanitize.Quote(login)
 }

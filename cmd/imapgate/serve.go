@@ -3,14 +3,19 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"imapgate/internal/config"
 	"imapgate/internal/gateway"
@@ -21,6 +26,10 @@ import (
 // sessions do not pay for it.
 const gcPercent = 200
 
+// memoryRatio is the share of the control group's limit for the Go runtime. Near it
+// the collector works harder, before the kernel kills the process.
+const memoryRatio = 0.8
+
 // rootWarning is logged when serve runs as root.
 const rootWarning = "running as root, but a gateway on the internet only needs the right to use its ports: " +
 	"use the systemd unit in deploy/, or setcap cap_net_bind_service=+ep and an ordinary user (--allow-root silences this)"
@@ -28,7 +37,6 @@ const rootWarning = "running as root, but a gateway on the internet only needs t
 var errForcedExit = errors.New("second signal: exited immediately, sessions were dropped")
 
 func newServe() *cobra.Command {
-	var file string
 	var allowRoot bool
 	cmd := &cobra.Command{
 		Use:   "serve [FILE]",
@@ -53,10 +61,10 @@ the control group or of its parents.`,
 			if os.Geteuid() == 0 && !allowRoot {
 				warning = rootWarning
 			}
-			return serve(cmd.Context(), file, warning, cmd.ErrOrStderr())
+			return serve(cmd.Context(), configFile(cmd), warning, cmd.ErrOrStderr())
 		},
 	}
-	configArgument(cmd, &file)
+	configArgument(cmd)
 	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run as root without a warning")
 	return cmd
 }
@@ -142,3 +150,52 @@ func runUntilSignal(ctx context.Context, g *gateway.Gateway, signals <-chan os.S
 
 // runAndReport runs as a goroutine; it ends with the gateway and sends its error.
 func runAndReport(ctx context.Context, g *gateway.Gateway, done chan<- error) { done <- g.Run(ctx) }
+
+// limitMemory makes the collector respect the lowest memory limit of the process's
+// control group and its parents, unless GOMEMLIMIT is set, and logs the limit.
+func limitMemory(log *zap.Logger) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	switch {
+	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported): // no limit
+	case err != nil:
+		log.Warn("memory limit of the control group is unknown; GOMEMLIMIT sets one", zap.Error(err))
+	case limit < math.MaxInt64:
+		log.Info("memory limit", zap.Int64("bytes", limit))
+	}
+}
+
+// newLog creates the ordinary log. It is not sampled: each session has one line,
+// which an operator must be able to find.
+func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(cfg.Level)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	form := zap.NewProductionEncoderConfig()
+	form.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00") // RFC 3339
+	form.EncodeDuration = zapcore.StringDurationEncoder
+	form.TimeKey = "time"
+	encoder := zapcore.NewJSONEncoder(form)
+	if cfg.Format == "console" {
+		form.EncodeLevel = zapcore.CapitalLevelEncoder
+		form.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		encoder = zapcore.NewConsoleEncoder(form)
+	}
+	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(to)), level)
+	return zap.New(core, zap.AddStacktrace(zapcore.DPanicLevel)), nil
+}
+
+// redisLogger receives go-redis's own messages. They are details of its pool and are
+// logged at debug level; package routing logs their effects.
+type redisLogger struct{ log *zap.Logger }
+
+// Printf implements the interface of redis.SetLogger.
+func (r redisLogger) Printf(_ context.Context, format string, v ...any) {
+	if r.log.Core().Enabled(zapcore.DebugLevel) {
+		r.log.Debug("go-redis", zap.String("says", fmt.Sprintf(format, v...)))
+	}
+}
+
+// setRedisLogger redirects go-redis's global logger, which prints to standard error,
+// to the ordinary log.
+func setRedisLogger(log *zap.Logger) { redis.SetLogger(redisLogger{log}) }

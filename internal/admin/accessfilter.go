@@ -124,12 +124,7 @@ func (a *accessFilter) isOwnHost(host string) bool {
 	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		return true
 	}
-	for _, name := range a.hostNames {
-		if name != "" && strings.EqualFold(host, name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(a.hostNames, func(name string) bool { return name != "" && strings.EqualFold(host, name) })
 }
 
 // authenticate returns 200, 401 without a valid token, or 429 for more wrong ones

@@ -105,7 +105,7 @@ func TestFloodFromManyAddressesIsBounded(t *testing.T) {
 		}
 	})
 	events, folded := countEvents(records)
-	if events != flood || len(records) > maxSingles+maxAggregates+1 {
+	if events != flood || len(records) > maxSingles+maxRefusalKeys+1 {
 		t.Errorf("%d events in %d records, %d of them folded", events, len(records), folded)
 	}
 	if last := records[len(records)-1]; last["peer"] != nil || last["count"] == nil {

@@ -17,11 +17,10 @@ import (
 // the lock for one write, and continues after the records of the others.
 type file struct {
 	// Set once.
-	path      string // "" for standard output
+	path      string // "" for standard output, which close leaves open
 	log       *zap.Logger
 	hashChain *chain        // nil: records are not chained
 	chainLock *chainLock    // nil: no other process writes the chain
-	isStdout  bool          // standard output, which close leaves open
 	timeout   time.Duration // of a write, and of the wait for the lock
 
 	// Owned by the sink writer's run.
@@ -37,16 +36,16 @@ type file struct {
 	afterFirst   chain  // the chain after that record
 }
 
-func (l *Log) newStdout() *file {
-	return &file{file: os.Stdout, isStdout: true, timeout: l.fileTimeout}
-}
-
 // openFile opens path for appending.
 func (l *Log) openFile(path string) (*file, error) {
 	s := &file{path: path, log: l.log, timeout: l.fileTimeout}
 	if l.cfg.Chain {
 		s.hashChain = &chain{}
-		s.openChainLock()
+		if info, err := os.Stat(path); err != nil || info.Mode().IsRegular() { // it is, or will be, a regular file
+			if s.chainLock, err = openChainLock(path); err != nil {
+				s.log.Warn("the chain has no lock: only one gateway may write this audit log", zap.String("file", path), zap.Error(err))
+			}
+		}
 	}
 	s.acquireLock()
 	defer s.releaseLock()
@@ -55,17 +54,6 @@ func (l *Log) openFile(path string) (*file, error) {
 		return nil, err
 	}
 	return s, nil
-}
-
-// openChainLock opens the lock if the path is, or will be, a regular file.
-func (f *file) openChainLock() {
-	if info, err := os.Stat(f.path); err == nil && !info.Mode().IsRegular() {
-		return
-	}
-	var err error
-	if f.chainLock, err = openChainLock(f.path); err != nil {
-		f.log.Warn("the chain has no lock: only one gateway may write this audit log", zap.String("file", f.path), zap.Error(err))
-	}
 }
 
 // open opens the path. After an error s is unchanged.
@@ -286,8 +274,11 @@ func lengthOfLines(lines []byte, n int) int {
 // maintain syncs the file, and opens a new one if the path no longer leads to this
 // one.
 func (f *file) maintain() error {
-	if err := f.sync(); err != nil {
-		return err
+	if f.isRegular && f.needsSync {
+		if err := f.file.Sync(); err != nil {
+			return err
+		}
+		f.needsSync = false
 	}
 	switch {
 	case !f.wasMoved():
@@ -317,21 +308,10 @@ func (f *file) reopen() {
 	_ = old.Close()
 }
 
-func (f *file) sync() error {
-	if !f.isRegular || !f.needsSync {
-		return nil
-	}
-	if err := f.file.Sync(); err != nil {
-		return err
-	}
-	f.needsSync = false
-	return nil
-}
-
 // wasMoved reports whether the path no longer leads to this file. A missing FIFO
 // does not count: the gateway must not put a regular file in its place.
 func (f *file) wasMoved() bool {
-	if f.isStdout {
+	if f.path == "" {
 		return false
 	}
 	atPath, err := os.Stat(f.path)
@@ -346,7 +326,7 @@ func (f *file) wasMoved() bool {
 }
 
 func (f *file) close() error {
-	if f.isStdout {
+	if f.path == "" {
 		return nil
 	}
 	f.closeChainLock()

@@ -20,10 +20,6 @@ type redisStream struct {
 	maxRecords int64                 // Set once.
 }
 
-func newRedisStream(client redis.UniversalClient, cfg SinkSettings) *redisStream {
-	return &redisStream{redis: client, key: cfg.Stream, maxRecords: int64(cfg.MaxRecords)}
-}
-
 func (r *redisStream) write(lines []byte) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), sinkTimeout)
 	defer cancel()

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"strconv"
 	"time"
@@ -24,14 +25,17 @@ const (
 // ellipsis ends a value that was cut.
 const ellipsis = "…"
 
+// appendKey begins a member.
+func appendKey(b []byte, key string) []byte {
+	return append(append(append(b, ',', '"'), key...), '"', ':')
+}
+
 // appendText appends a member with a sanitized value, or nothing for "".
 func appendText(b []byte, key, value string, bound int) []byte {
 	if value == "" {
 		return b
 	}
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':', '"')
+	b = append(appendKey(b, key), '"')
 	if len(value) <= bound && isPlainText(value) {
 		b = append(b, value...)
 	} else {
@@ -60,11 +64,11 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 		r, size := utf8.DecodeRuneInString(s[i:])
 		switch {
 		case r == utf8.RuneError && size == 1: // not UTF-8: show the byte
-			b = appendHex(append(b, `\\x`...), uint32(s[i]), 2)
+			b = hex.AppendEncode(append(b, `\\x`...), []byte{s[i]})
 		case r == '"' || r == '\\':
 			b = append(b, '\\', byte(r))
 		case r < 0x100 && unicode.IsControl(r):
-			b = appendHex(append(b, `\\x`...), uint32(r), 2)
+			b = hex.AppendEncode(append(b, `\\x`...), []byte{byte(r)})
 		case sanitize.IsUnsafe(r):
 			b = append(b, `\\u{`...)
 			b = strconv.AppendUint(b, uint64(r), 16)
@@ -83,23 +87,13 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 	return b
 }
 
-func appendHex(b []byte, v uint32, digits int) []byte {
-	const hex = "0123456789abcdef"
-	for shift := 4 * (digits - 1); shift >= 0; shift -= 4 {
-		b = append(b, hex[v>>shift&0xf])
-	}
-	return b
-}
-
 // appendReason appends a reason. A value outside the closed set is written as
 // internal, so that readers can rely on the set.
 func appendReason(b []byte, reason event.Reason) []byte {
-	if !reason.Known() {
+	if !event.Known(reason) {
 		reason = event.InternalError
 	}
-	b = append(b, `,"reason":"`...)
-	b = append(b, reason...)
-	return append(b, '"')
+	return appendText(b, "reason", string(reason), maxNameBytes)
 }
 
 // appendAddress appends an address without its IPv6 zone, which is the name of an
@@ -108,18 +102,13 @@ func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
 	if !a.IsValid() {
 		return b
 	}
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':', '"')
+	b = append(appendKey(b, key), '"')
 	b = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()).AppendTo(b)
 	return append(b, '"')
 }
 
 func appendCount(b []byte, key string, n uint64) []byte {
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':')
-	return strconv.AppendUint(b, n, 10)
+	return strconv.AppendUint(appendKey(b, key), n, 10)
 }
 
 // appendNonZero is appendCount, but appends nothing for 0.

@@ -144,7 +144,7 @@ func schema(t *testing.T) []eventDoc {
 				{"duration_ms", "number", always, "since the connection was accepted"},
 				{"count", "number", "when folded", "number of events; the other fields are of the last one; [below](#folded-records)"}}},
 			func(l *Log) {
-				_ = l.writeConnectionRefused(c, event.HandshakeFailed, &aggregate{detail: "remote error: tls: bad certificate", duration: time.Second, count: 40})
+				_ = l.writeConnectionRefused(event.HandshakeFailed, &refusal{client: *c, detail: "remote error: tls: bad certificate", duration: time.Second}, 40)
 			},
 			func(l *Log) { _ = l.ConnectionRefused(&Client{}, event.HandshakeFailed, "", 0) }},
 		{"limit_hit", "A limit took effect. At most one record a minute for each limit and subject: the first at once, and later ones that count the hits since, without a client.",

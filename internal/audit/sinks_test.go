@@ -415,23 +415,28 @@ func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 }
 
 func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
-	var h limitHitAggregator
+	h := tally[LimitHit, struct{}]{maxKeys: maxLimitHits}
 	now := time.Now()
 	total := uint64(0)
 	for i := range 100_000 {
-		total += h.add(limitHitKey{event.LimitConnectionRate, event.ResultRefused, fmt.Sprint(i)}, now)
+		hit := LimitHit{Limit: event.LimitConnectionRate, Result: event.ResultRefused}
+		shared := hit
+		hit.Subject = fmt.Sprint(i)
+		if h.add(hit, shared, now, (*count[struct{}]).foldAfterFirst) {
+			total++
+		}
 	}
 	if len(h.counts) > maxLimitHits+1 {
 		t.Errorf("%d subjects are counted separately", len(h.counts))
 	}
-	for _, count := range h.takeDue(now.Add(limitHitInterval)) {
-		total += count
+	for _, c := range h.takeDue(now.Add(aggregateInterval)) {
+		total += c.folded
 	}
 	if total != 100_000 {
 		t.Errorf("%d of 100000 hits are reported", total)
 	}
-	h.takeDue(now.Add(2 * limitHitInterval))
-	if h.takeDue(now.Add(4 * limitHitInterval)); len(h.counts) != 0 {
+	h.takeDue(now.Add(2 * aggregateInterval))
+	if h.takeDue(now.Add(4 * aggregateInterval)); len(h.counts) != 0 {
 		t.Errorf("%d subjects are still counted separately", len(h.counts))
 	}
 }

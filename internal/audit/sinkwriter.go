@@ -2,8 +2,11 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -19,13 +22,6 @@ const (
 	Redis  = "redis"
 )
 
-func sinkForPath(path string) SinkSettings {
-	if path == "-" {
-		return SinkSettings{Type: Stdout}
-	}
-	return SinkSettings{Type: File, Path: path}
-}
-
 // sink is the destination of one sinkWriter. Only the writer's goroutine calls its
 // methods.
 type sink interface {
@@ -36,6 +32,33 @@ type sink interface {
 	// when the old one was moved away.
 	maintain() error
 	close() error
+}
+
+// filter selects the records of one sink.
+type filter struct {
+	events  []string // empty: all
+	results []string // empty: all
+}
+
+func newFilter(events, results []string) (filter, error) {
+	for _, name := range events {
+		if !event.Known(event.Event(name)) {
+			return filter{}, fmt.Errorf("unknown event %q", name)
+		}
+	}
+	for _, name := range results {
+		if !slices.Contains(event.Values("Result", "record"), name) {
+			return filter{}, fmt.Errorf("unknown result %q", name)
+		}
+	}
+	return filter{events, results}, nil
+}
+
+// matches reports whether a record passes the filter. Records without a result are
+// not filtered by result.
+func (f *filter) matches(e event.Event, result string) bool {
+	return (len(f.events) == 0 || slices.Contains(f.events, string(e))) &&
+		(len(f.results) == 0 || result == "" || slices.Contains(f.results, result))
 }
 
 // sinkWriter is one sink with its own buffer and goroutine, so that a slow or broken
@@ -67,15 +90,8 @@ type sinkWriter struct {
 }
 
 func (l *Log) openSinkWriter(cfg SinkSettings) (*sinkWriter, error) {
-	w := &sinkWriter{auditLog: l, name: cfg.Name, wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1), maintainNow: make(chan struct{}, 1)}
-	if w.name == "" {
-		w.name = cfg.Type
-	}
-	policy := cfg.OnFailure
-	if policy == "" {
-		policy = l.cfg.OnFailure
-	}
-	switch policy {
+	w := &sinkWriter{auditLog: l, name: cmp.Or(cfg.Name, cfg.Type), wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1), maintainNow: make(chan struct{}, 1)}
+	switch policy := cmp.Or(cfg.OnFailure, l.cfg.OnFailure); policy {
 	case "block":
 		w.blocksLogins = true
 	case "drop":
@@ -97,14 +113,14 @@ func (l *Log) openSink(cfg SinkSettings) (sink, error) {
 	case File:
 		return l.openFile(cfg.Path)
 	case Stdout:
-		return l.newStdout(), nil
+		return &file{file: os.Stdout, timeout: l.fileTimeout}, nil
 	case Syslog:
 		return newSyslog(cfg)
 	case Redis:
 		if l.cfg.Redis == nil {
 			return nil, errors.New("a sink of type redis needs Redis")
 		}
-		return newRedisStream(l.cfg.Redis, cfg), nil
+		return &redisStream{redis: l.cfg.Redis, key: cfg.Stream, maxRecords: int64(cfg.MaxRecords)}, nil
 	}
 	return nil, fmt.Errorf("unknown sink type %q", cfg.Type)
 }
@@ -193,13 +209,11 @@ func (w *sinkWriter) flush() {
 func (w *sinkWriter) writeBatch() bool {
 	for w.batchWritten < len(w.batch) {
 		n, err := w.sink.write(w.batch[w.batchWritten:])
-		w.countWritten(bytes.Count(w.batch[w.batchWritten:w.batchWritten+n], []byte{'\n'}))
+		w.recordResult(bytes.Count(w.batch[w.batchWritten:w.batchWritten+n], []byte{'\n'}), err)
 		w.batchWritten += n
 		if err != nil {
-			w.markFailing(err)
 			return false
 		}
-		w.markWorking()
 	}
 	w.auditLog.mu.Lock()
 	defer w.auditLog.mu.Unlock()
@@ -212,11 +226,11 @@ func (w *sinkWriter) writeBatch() bool {
 func (w *sinkWriter) maintain() {
 	err := w.sink.maintain()
 	if err != nil {
-		w.markFailing(err)
+		w.recordResult(0, err)
 	}
 	w.flush()
 	if err == nil && w.batchWritten == len(w.batch) { // otherwise the next write decides
-		w.markWorking()
+		w.recordResult(0, nil)
 	}
 }
 
@@ -238,38 +252,25 @@ func (w *sinkWriter) swapBatch() bool {
 	return len(w.batch) > 0
 }
 
-func (w *sinkWriter) countWritten(records int) {
-	w.auditLog.mu.Lock()
-	defer w.auditLog.mu.Unlock()
-	w.totalWritten += uint64(records)
-}
-
 func (w *sinkWriter) isFailing() bool {
 	w.auditLog.mu.Lock()
 	defer w.auditLog.mu.Unlock()
 	return w.failing
 }
 
-// markFailing marks the sink as failing, and logs it once.
-func (w *sinkWriter) markFailing(err error) {
+// recordResult counts written records, and marks the sink as failing if err is not
+// nil. It logs a change.
+func (w *sinkWriter) recordResult(written int, err error) {
 	w.auditLog.mu.Lock()
-	wasFailing := w.failing
-	w.failing = true
+	w.totalWritten += uint64(written)
+	wasFailing, lost := w.failing, w.totalLost
+	w.failing = err != nil
 	w.auditLog.mu.Unlock()
-	if !wasFailing {
+	switch {
+	case err != nil && !wasFailing:
 		w.auditLog.log.Error("audit log cannot be written", zap.String("sink", w.name),
 			zap.Bool("new_logins_blocked", w.blocksLogins), zap.Error(err))
-	}
-}
-
-// markWorking marks the sink as working, and logs it if it was failing.
-func (w *sinkWriter) markWorking() {
-	w.auditLog.mu.Lock()
-	wasFailing := w.failing
-	w.failing = false
-	lost := w.totalLost
-	w.auditLog.mu.Unlock()
-	if wasFailing {
+	case err == nil && wasFailing:
 		w.auditLog.log.Info("audit log is written again", zap.String("sink", w.name), zap.Uint64("lost_since_start", lost))
 	}
 }

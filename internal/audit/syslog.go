@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -73,10 +74,11 @@ func newSyslog(cfg SinkSettings) (*syslogSink, error) {
 	if err != nil || host == "" {
 		host = "-" // NILVALUE
 	}
-	s := &syslogSink{network: network, address: address, format: cfg.Format, tls: cfg.TLS}
-	if s.format == "" {
-		s.format = defaultFormat(network)
+	defaultFormat := RFC5424
+	if network == "unix" {
+		defaultFormat = RFC3164
 	}
+	s := &syslogSink{network: network, address: address, format: cmp.Or(cfg.Format, defaultFormat), tls: cfg.TLS}
 	const informational = 6
 	switch s.format {
 	case RFC3164:
@@ -94,14 +96,6 @@ func newSyslog(cfg SinkSettings) (*syslogSink, error) {
 		return nil, fmt.Errorf("syslog format %q is not one of %s, %s", cfg.Format, RFC3164, RFC5424)
 	}
 	return s, nil
-}
-
-// defaultFormat returns the format that servers on such a network expect.
-func defaultFormat(network string) string {
-	if network == "unix" {
-		return RFC3164
-	}
-	return RFC5424
 }
 
 // appendMessage appends a record as a syslog message. The record begins with the

@@ -1,10 +1,18 @@
 package config
 
 import (
+	"cmp"
+	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/limit"
+	"imapgate/routing"
 	"imapgate/tlsconf"
 )
 
@@ -71,15 +79,10 @@ func (c checker) checkKeyPair(key string, cert *tlsconf.CertFiles) {
 }
 
 func (c checker) checkAuth() {
-	methods := c.cfg.Auth.Methods
-	if len(methods) == 0 {
+	if len(c.cfg.Auth.Methods) == 0 {
 		c.add("auth.methods", "is empty: at least one is needed")
 	}
-	for i, m := range methods {
-		if m != "" && slices.Contains(methods[:i], m) {
-			c.add(ItemKey("auth.methods", i), "duplicate value %s", m)
-		}
-	}
+	c.checkUnique("auth.methods", c.cfg.Auth.Methods)
 }
 
 func (c checker) checkRouting() {
@@ -104,13 +107,8 @@ func (c checker) checkRouting() {
 // checkStaticRoutes checks one table of static routes: the names must be valid and
 // unique in their canonical form, and the backends must exist.
 func (c checker) checkStaticRoutes(table string, routes map[string]string, canon func(string) (string, bool)) {
-	names := make([]string, 0, len(routes))
-	for name := range routes {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	seen := make(map[string]string)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(routes)) {
 		key := MemberKey("routing.static."+table, name)
 		canonical, ok := canon(name)
 		if other, duplicate := seen[canonical]; !ok {
@@ -236,4 +234,186 @@ func isLoopback(address string) bool {
 	}
 	a, err := netip.ParseAddr(host)
 	return err == nil && a.IsLoopback()
+}
+
+// minRate lets a full buffer pass well before a peer counts as stalled. Bytes per
+// second.
+const minRate = 16 << 10
+
+func (c checker) checkLimits() {
+	l := &c.cfg.Limits
+	if l.TLSHandshakeTimeout > l.PreauthTimeout {
+		c.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
+	}
+	c.checkQuota("limits.user_quota", l.UserQuota)
+	if l.Failures.Delay > l.Failures.MaxDelay {
+		c.add("limits.failures.delay", "is longer than max_delay")
+	}
+	for i, listener := range c.cfg.Listeners {
+		if listener.Limits == nil {
+			continue
+		}
+		key := MemberKey(ItemKey("listeners", i), "limits")
+		own := c.cfg.LimitsOf(listener)
+		if f := own.Failures; f != l.Failures && f.Delay > f.MaxDelay {
+			c.add(key+".failures.delay", "is longer than max_delay")
+		}
+		if own.UserQuota != l.UserQuota {
+			c.checkQuota(key+".user_quota", own.UserQuota)
+		}
+	}
+	if l.Failures.BanDuration > l.Failures.MaxBanDuration {
+		c.add("limits.failures.ban_duration", "is longer than max_ban_duration")
+	}
+}
+
+func (c checker) checkQuota(key string, b limit.Quotas) {
+	for name, rate := range map[string]int{"bytes_in_per_second": b.BytesInPerSecond, "bytes_out_per_second": b.BytesOutPerSecond} {
+		if rate > 0 && rate < minRate {
+			c.add(MemberKey(key, name), "is less than 16384: at such a rate a session would count as stalled")
+		}
+	}
+}
+
+// checkNames sets auth.NameRules from auth.default_domain and auth.names.
+func (c checker) checkNames() {
+	a := &c.cfg.Auth
+	rules := a.Names
+	rules.Domain = a.DefaultDomain
+	names, err := identity.NewNames(rules)
+	var ruleErr *identity.NameRulesError
+	switch {
+	case err == nil:
+		a.NameRules = names
+	case !errors.As(err, &ruleErr):
+		c.add("auth.names", "%v", err)
+	case ruleErr.Field == "domain": // its form has been checked already
+	default:
+		c.add("auth.names."+ruleErr.Field, "%s", ruleErr.Reason)
+	}
+	for name, b := range c.cfg.Backends {
+		if _, err := a.NameRules.Canonicalize("a" + b.Master.Separator + "b"); err == nil {
+			c.add(MemberKey("backends", name)+".master.separator", "%s may be part of a user name", quote(b.Master.Separator))
+		}
+	}
+}
+
+func (c checker) checkAudit() {
+	a := &c.cfg.Audit
+	if len(a.Sinks) > 0 && a.Path != "" && a.Path != "-" {
+		c.add("audit.path", "cannot be combined with sinks: add the file to sinks instead")
+	}
+	names := make(map[string]bool)
+	for i, s := range a.Sinks {
+		key, name := ItemKey("audit.sinks", i), cmp.Or(s.Name, s.Type)
+		if names[name] {
+			c.add(MemberKey(key, "name"), "%s is already the name of another sink", quote(name))
+		}
+		names[name] = true
+		c.checkSink(key, s)
+	}
+}
+
+// checkSink checks that a sink has what its type needs, and nothing that it ignores.
+func (c checker) checkSink(key string, s audit.SinkSettings) {
+	switch {
+	case s.Type == "":
+		c.add(MemberKey(key, "type"), "is required")
+	case s.Type == "file" && s.Path == "":
+		c.add(MemberKey(key, "path"), "is required with type: file")
+	case s.Type == "syslog" && s.Address == "":
+		c.add(MemberKey(key, "address"), "is required with type: syslog")
+	case s.Type == "redis" && c.cfg.Redis == nil:
+		c.add(MemberKey(key, "type"), "is redis, but there is no redis block")
+	}
+	for _, setting := range []struct{ name, value, kind string }{
+		{"path", s.Path, "file"}, {"address", s.Address, "syslog"}, {"format", s.Format, "syslog"}, {"stream", s.Stream, "redis"},
+	} {
+		if setting.value != "" && s.Type != setting.kind && s.Type != "" {
+			c.add(MemberKey(key, setting.name), "is for type: %s", setting.kind)
+		}
+	}
+	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
+		c.add(key, "ca, server_name and client_certificate are used only with tls://")
+	}
+	c.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
+}
+
+// checkSyslogAddress checks the address of a syslog server.
+func checkSyslogAddress(s string) string {
+	network, address, _ := strings.Cut(s, "://")
+	switch {
+	case network == "unix" && strings.HasPrefix(address, "/"):
+		return ""
+	case !slices.Contains([]string{"tcp", "tls"}, network):
+		return quote(s) + " is not unix:///path, tcp://host:port or tls://host:port"
+	}
+	return checkFormat("dial", address)
+}
+
+const sentinelPasswordKey = "redis.sentinel_password_file"
+
+func (c checker) checkRedis() {
+	r := c.cfg.Redis
+	if r == nil {
+		if c.cfg.Routing.Source == "redis" {
+			c.add("routing.source", "is redis, but there is no redis block")
+		}
+		if i := slices.Index(c.cfg.Auth.Methods, "redis"); i >= 0 {
+			c.add(ItemKey("auth.methods", i), "is redis, but there is no redis block")
+		}
+		return
+	}
+	switch {
+	case len(r.Addresses) == 0:
+		c.add("redis.addresses", "is empty: at least one is needed")
+	case r.Cluster && r.SentinelMaster != "":
+		c.add("redis.sentinel_master", "is for servers with sentinels, not for a cluster")
+	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
+		c.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
+	}
+	if r.Cluster && r.Database > 0 {
+		c.add("redis.database", "is for one server or sentinels: a cluster has database 0 only")
+	}
+	if r.SentinelUsername != "" && r.SentinelMaster == "" {
+		c.add("redis.sentinel_username", "is used only with sentinel_master")
+	}
+	if r.SentinelPasswordFile != "" && r.SentinelMaster == "" {
+		c.add("redis.sentinel_password_file", "is used only with sentinel_master")
+	}
+	for i, address := range r.Addresses {
+		c.checkRedisSocket(ItemKey("redis.addresses", i), address)
+	}
+	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
+		if set && !r.TLS {
+			c.add("redis."+key, "is used only with tls: true")
+		}
+	}
+	c.checkKeyPair("redis.client_certificate", r.ClientCertificate)
+}
+
+// checkRedisSocket refuses a unix socket where Redis cannot use one.
+func (c checker) checkRedisSocket(key, address string) {
+	if !strings.HasPrefix(address, unixScheme) {
+		return
+	}
+	switch r := c.cfg.Redis; {
+	case r.Cluster || r.SentinelMaster != "":
+		c.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
+	case r.TLS:
+		c.add(key, "Redis does not support TLS on a unix socket: leave out tls")
+	}
+}
+
+// readRedis reads the passwords of the servers and of the sentinels.
+func (s secrets) readRedis(r *routing.RedisSettings) {
+	const server, sentinel = "IMAPGATE_REDIS_PASSWORD", "IMAPGATE_REDIS_SENTINEL_PASSWORD"
+	r.Password = s.readSecret("redis.password_file", r.PasswordFile, server)
+	if r.SentinelMaster == "" {
+		return // without sentinels the variable is ignored
+	}
+	r.SentinelPassword = s.readSecret(sentinelPasswordKey, r.SentinelPasswordFile, sentinel)
+	if r.SentinelUsername != "" && r.SentinelPassword.IsZero() {
+		s.add("redis.sentinel_username", "needs sentinel_password_file or %s", sentinel)
+	}
 }

@@ -1,6 +1,19 @@
+// Package config reads the gateway's one YAML file. It returns a Config that is
+// complete and valid, or all problems, each with file, line, column and what was
+// expected.
+//
+// Each package declares its own settings, with defaults, bounds and documentation in the
+// struct tags that package settings describes. Config composes them: the strict decoder,
+// the checks that involve several keys and docs/CONFIG.md follow from the tags. Secrets are
+// read here, from files or the environment, and never appear in an error. The package does
+// not open certificates or connect to anything; only cmd imports it and passes the parts on.
 package config
 
 import (
+	"maps"
+	"reflect"
+	"slices"
+
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
 	"imapgate/auth/oauth"
@@ -13,6 +26,8 @@ import (
 	"imapgate/routing"
 	"imapgate/tlsconf"
 )
+
+//go:generate go test . -run TestReferenceIsCurrent -update
 
 // Config is the whole file, composed of the settings of all packages. Package settings
 // describes the tags.
@@ -75,4 +90,46 @@ func (c *Config) LimitsOf(l Listener) limit.Settings {
 type Log struct {
 	Level  string `yaml:"level" default:"info" oneof:"debug info warn error" reload:"live" doc:"The lowest level that is written."`
 	Format string `yaml:"format" default:"json" oneof:"json console" reload:"restart" doc:"json for machines, console for people."`
+}
+
+// ChangedKeys returns the keys whose values differ between two configurations, in
+// the form of Problem.Key. A list that differs is one key. The contents of files and
+// of the environment are not compared.
+func (c *Config) ChangedKeys(other *Config) []string {
+	return changedKeys(reflect.ValueOf(*c), reflect.ValueOf(*other), "")
+}
+
+func changedKeys(a, b reflect.Value, key string) (keys []string) {
+	if a.Kind() == reflect.Pointer && !a.IsNil() && !b.IsNil() {
+		a, b = a.Elem(), b.Elem()
+	}
+	switch {
+	case a.Kind() == reflect.Struct && len(settings.Fields(a.Type())) > 0:
+		for _, f := range settings.Fields(a.Type()) {
+			keys = append(keys, changedKeys(a.FieldByIndex(f.Index), b.FieldByIndex(f.Index), MemberKey(key, f.Name))...)
+		}
+	case a.Kind() == reflect.Map:
+		for _, name := range mapKeys(a, b) {
+			valueA, valueB := a.MapIndex(reflect.ValueOf(name)), b.MapIndex(reflect.ValueOf(name))
+			if !valueA.IsValid() || !valueB.IsValid() {
+				keys = append(keys, MemberKey(key, name))
+			} else {
+				keys = append(keys, changedKeys(valueA, valueB, MemberKey(key, name))...)
+			}
+		}
+	case !reflect.DeepEqual(a.Interface(), b.Interface()):
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// mapKeys returns the names in any of the maps, sorted.
+func mapKeys(values ...reflect.Value) []string {
+	names := make(map[string]bool)
+	for _, m := range values {
+		for _, name := range m.MapKeys() {
+			names[name.String()] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

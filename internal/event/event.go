@@ -1,11 +1,12 @@
 package event
 
 import (
+	_ "embed"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 )
-
-//go:generate go test -run TestTablesAreGenerated -update .
 
 // Word is one value of a closed set.
 type Word struct {
@@ -14,24 +15,39 @@ type Word struct {
 	Meaning string
 }
 
-// index holds the words of each set by their value. Constant.
-var index = indexSets()
+// source has the rows: the constants of all sets, with their comments.
+//
+//go:embed words.go
+var source string
 
-func indexSets() map[string]map[string]Word {
-	byValue := make(map[string]map[string]Word, len(sets))
-	for set, words := range sets {
-		byValue[set] = make(map[string]Word, len(words))
-		for _, w := range words {
-			byValue[set][w.Value] = w
+// row matches a constant's type, value, tags and meaning. Constant.
+var row = regexp.MustCompile(`(?m)^\t\w+ +(\w+) += "(\w+)" +// ?(?:((?:\b(?:` + tags + `) ?)+): ?)?(.*)$`)
+
+// tags are the words that may come before the meaning.
+const tags = `low|normal|required|refused|unavailable|session|bye|login|record|reattach|handshake|check|reload|lookup|refusal|throttle`
+
+// sets holds the words of each set by the name of its type; index, also by their value.
+// Constant.
+var sets, index = readSets()
+
+func readSets() (map[string][]Word, map[string]map[string]Word) {
+	lists, byValue := make(map[string][]Word), make(map[string]map[string]Word)
+	for _, fields := range row.FindAllStringSubmatch(source, -1) {
+		set, word := fields[1], Word{fields[2], fields[3], fields[4]}
+		if byValue[set] == nil {
+			byValue[set] = make(map[string]Word)
 		}
+		lists[set] = append(lists[set], word)
+		byValue[set][word.Value] = word
 	}
-	return byValue
+	return lists, byValue
 }
 
-func isKnown(set, value string) bool { _, ok := index[set][value]; return ok }
-
-// hasTag reports whether a word of a set has a tag.
-func hasTag(set, value, tag string) bool { return index[set][value].Has(tag) }
+// Known reports whether v is one of the constants of its type.
+func Known[T ~string](v T) bool {
+	_, ok := index[reflect.TypeFor[T]().Name()][string(v)]
+	return ok
+}
 
 // Priority decides which records are dropped first when a buffer fills up.
 type Priority uint8
@@ -43,35 +59,23 @@ const (
 	PriorityRequired
 )
 
-// priorities holds the priority of each event. Constant.
-var priorities = indexPriorities()
-
-func indexPriorities() map[Event]Priority {
-	byTag := map[string]Priority{"low": PriorityLow, "normal": PriorityNormal, "required": PriorityRequired}
-	of := make(map[Event]Priority)
-	for _, w := range sets["Event"] {
-		of[Event(w.Value)] = byTag[w.Tags]
-	}
-	return of
-}
+// priorities holds the priorities by their tags. Constant.
+var priorities = map[string]Priority{"low": PriorityLow, "normal": PriorityNormal, "required": PriorityRequired}
 
 // Priority is the priority of the event's records.
-func (v Event) Priority() Priority { return priorities[v] }
+func (v Event) Priority() Priority { return priorities[index["Event"][string(v)].Tags] }
 
 // LoginResult is the result of a login that is refused for r.
 func (r Reason) LoginResult() Result {
-	if hasTag("Reason", string(r), "unavailable") {
+	if index["Reason"][string(r)].Has("unavailable") {
 		return ResultUnavailable
 	}
 	return ResultRefused
 }
 
 // OrOther returns v, or Other if it is not in its set.
-func OrOther[T interface {
-	~string
-	Known() bool
-}](v T) string {
-	if v.Known() {
+func OrOther[T ~string](v T) string {
+	if Known(v) {
 		return string(v)
 	}
 	return Other

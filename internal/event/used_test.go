@@ -42,20 +42,10 @@ func usedNames(t *testing.T) map[string]bool {
 // A documented word that is never written would mislead the reader.
 func TestEveryWordIsUsed(t *testing.T) {
 	used := usedNames(t)
-	for _, file := range []string{"words.go", "sets.go"} {
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range f.Decls {
-			decl, ok := d.(*ast.GenDecl)
-			if !ok || decl.Tok != token.CONST || !decl.Lparen.IsValid() {
-				continue
-			}
-			for _, s := range decl.Specs {
-				if name := s.(*ast.ValueSpec).Names[0].Name; !used[name] {
-					t.Errorf("%s is used nowhere", name)
-				}
+	for _, specs := range constants(t) {
+		for _, spec := range specs {
+			if name := spec.Names[0].Name; !used[name] {
+				t.Errorf("%s is used nowhere", name)
 			}
 		}
 	}

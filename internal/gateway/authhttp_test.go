@@ -42,7 +42,7 @@ func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
 		}))
 		t.Cleanup(page.Close)
 		cfg := &config.Config{Auth: config.Auth{Settings: auth.Settings{Methods: []string{auth.HTTP}}, HTTP: testbed.WithDefaults(authhttp.Settings{URLs: []string{page.URL}})}}
-		s, err := openAuthHTTPServers(cfg, &watchedFiles{}, zap.NewNop())
+		s, err := openAuthSources(cfg, &watchedFiles{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func TestARenewedCertificateIsPresentedToTheAuthServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := openAuthHTTPServers(cfg, f, zap.NewNop())
+	s, err := openAuthSources(cfg, f, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

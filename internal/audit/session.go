@@ -93,7 +93,7 @@ type Session struct {
 // LoginAccepted records a login that the backend accepted. After an error there is
 // no record, and the caller must refuse the login (LoginRefused, AuditAway).
 func (l *Log) LoginAccepted(c *Client, login *Login) error {
-	return l.appendRecord(recordMeta{event.LoginAccepted, string(event.ResultAccepted)}, func(b []byte) []byte {
+	return l.appendRecord(event.LoginAccepted, string(event.ResultAccepted), func(b []byte) []byte {
 		return appendText(login.appendTo(c.appendTo(b)), "result", string(event.ResultAccepted), maxNameBytes)
 	})
 }
@@ -101,16 +101,14 @@ func (l *Log) LoginAccepted(c *Client, login *Login) error {
 // LoginRefused records a refused login and its reason, which may be more detailed
 // than the client's answer. A refusal before verification may be folded.
 func (l *Log) LoginRefused(c *Client, login *Login, reason event.Reason) error {
-	if isUnverified(login, reason) {
-		if l.aggregator.add(c.aggregateKey(event.LoginRefused, reason, login.User), aggregate{client: *c, login: *login}, time.Now()) {
-			return nil
-		}
+	if isUnverified(login, reason) && l.foldRefusal(event.LoginRefused, reason, refusal{client: *c, login: *login}) {
+		return nil
 	}
 	return l.writeLoginRefused(c, login, reason, 1)
 }
 
 func (l *Log) writeLoginRefused(c *Client, login *Login, reason event.Reason, count uint64) error {
-	return l.appendRecord(recordMeta{event.LoginRefused, string(reason.LoginResult())}, func(b []byte) []byte {
+	return l.appendRecord(event.LoginRefused, string(reason.LoginResult()), func(b []byte) []byte {
 		b = login.appendTo(c.appendTo(b))
 		b = appendReason(appendText(b, "result", string(reason.LoginResult()), maxNameBytes), reason)
 		return appendAggregateCount(b, count)
@@ -119,7 +117,7 @@ func (l *Log) writeLoginRefused(c *Client, login *Login, reason event.Reason, co
 
 // SessionEnded records the end of a connection that had logged in.
 func (l *Log) SessionEnded(c *Client, s *Session, reason event.Reason) error {
-	return l.appendRecord(recordMeta{event: event.SessionEnded}, func(b []byte) []byte {
+	return l.appendRecord(event.SessionEnded, "", func(b []byte) []byte {
 		b = c.appendTo(b)
 		b = appendText(b, "user", s.User.String(), maxUserBytes)
 		b = appendText(b, "backend", s.Backend, maxNameBytes)
@@ -137,20 +135,19 @@ func (l *Log) SessionEnded(c *Client, s *Session, reason event.Reason) error {
 // sanitized. These records have low priority, because unauthenticated clients can
 // cause any number of them.
 func (l *Log) ConnectionRefused(c *Client, reason event.Reason, detail string, duration time.Duration) error {
-	a := aggregate{client: *c, detail: detail, duration: duration}
-	if reason != event.InternalError && l.aggregator.add(c.aggregateKey(event.ConnectionRefused, reason, identity.User{}), a, time.Now()) {
+	r := refusal{client: *c, detail: detail, duration: duration}
+	if reason != event.InternalError && l.foldRefusal(event.ConnectionRefused, reason, r) {
 		return nil
 	}
-	a.count = 1
-	return l.writeConnectionRefused(c, reason, &a)
+	return l.writeConnectionRefused(reason, &r, 1)
 }
 
-func (l *Log) writeConnectionRefused(c *Client, reason event.Reason, a *aggregate) error {
-	return l.appendRecord(recordMeta{event: event.ConnectionRefused}, func(b []byte) []byte {
-		b = c.appendTo(b)
+func (l *Log) writeConnectionRefused(reason event.Reason, r *refusal, count uint64) error {
+	return l.appendRecord(event.ConnectionRefused, "", func(b []byte) []byte {
+		b = r.client.appendTo(b)
 		b = appendReason(b, reason)
-		b = appendText(b, "detail", a.detail, maxTextBytes)
-		return appendAggregateCount(appendDuration(b, a.duration), a.count)
+		b = appendText(b, "detail", r.detail, maxTextBytes)
+		return appendAggregateCount(appendDuration(b, r.duration), count)
 	})
 }
 
@@ -203,6 +200,10 @@ func (h *headerWriter) appendHeader(b []byte, e event.Event) []byte {
 	return append(b, '"')
 }
 
+// schemaVersion is the field v of every record. It grows when a reader of the old
+// form would misunderstand the new one; new events and fields do not change it.
+const schemaVersion = 1
+
 // secondLayout is timeLayout without the fraction.
 const secondLayout = "2006-01-02T15:04:05"
 
@@ -228,4 +229,134 @@ func (login *Login) appendTo(b []byte) []byte {
 	}
 	b = appendNonZero(b, "delay_ms", milliseconds(login.Delay))
 	return appendDuration(b, login.Duration)
+}
+
+// MuxEvent is an event of a session that may outlive its upstream.
+type MuxEvent struct {
+	User     identity.User
+	Backend  string
+	Mailbox  string // the selected mailbox; in the client's bytes
+	Expunged uint32 // by a reattach: expunged messages that the client did not know of
+	Arrived  uint32 // by a reattach: new messages that the client did not know of
+	Duration time.Duration
+}
+
+// SessionReattached records that a session was reattached, or that reattaching
+// failed.
+func (l *Log) SessionReattached(c *Client, m *MuxEvent, reason event.ReattachReason, result event.Result) error {
+	text := event.OrOther(result)
+	return l.appendRecord(event.SessionAttached, text, func(b []byte) []byte {
+		b = appendText(m.appendTo(c.appendTo(b), event.OrOther(reason)), "result", text, maxNameBytes)
+		b = appendCount(b, "expunged", uint64(m.Expunged))
+		b = appendCount(b, "arrived", uint64(m.Arrived))
+		return appendDuration(b, m.Duration)
+	})
+}
+
+// UpstreamLost records that a session lost its upstream and continues. Duration is
+// the time it was attached.
+func (l *Log) UpstreamLost(c *Client, m *MuxEvent, reason event.LossReason) error {
+	return l.appendRecord(event.UpstreamLostEvent, "", func(b []byte) []byte {
+		return appendDuration(m.appendTo(c.appendTo(b), event.OrOther(reason)), m.Duration)
+	})
+}
+
+// SessionPinned records that a session will end with its upstream, and why.
+func (l *Log) SessionPinned(c *Client, m *MuxEvent, reason event.PinReason) error {
+	return l.appendRecord(event.SessionPinned, "", func(b []byte) []byte {
+		return m.appendTo(c.appendTo(b), event.OrOther(reason))
+	})
+}
+
+func (m *MuxEvent) appendTo(b []byte, reason string) []byte {
+	b = appendText(b, "user", m.User.String(), maxUserBytes)
+	b = appendText(b, "backend", m.Backend, maxNameBytes)
+	b = appendText(b, "mailbox", m.Mailbox, maxTextBytes)
+	return appendText(b, "reason", reason, maxNameBytes)
+}
+
+// CommandFilter selects the commands of clients that are recorded.
+type CommandFilter string
+
+// Values of CommandFilter.
+const (
+	NoCommands    CommandFilter = "none"
+	WriteCommands CommandFilter = "writes" // those that may change something
+	AllCommands   CommandFilter = "all"
+)
+
+// MaxLiteralSizes bounds the literals whose sizes are recorded individually.
+const MaxLiteralSizes = 16
+
+// Command is one command of a client. It never has arguments other than these, nor
+// any content of messages.
+type Command struct {
+	User          identity.User
+	Backend       string
+	Name          string // such as STORE or UID FETCH
+	IsWrite       bool   // it may change something
+	Mailbox       string // the mailbox it names, else the selected one; in the client's bytes
+	Destination   string // destination of COPY, MOVE, REPLACE and RENAME
+	Messages      uint32 // number of messages it names; 0 is left out
+	LiteralSizes  []int64
+	OtherLiterals LiteralTotal // those not in LiteralSizes
+	Result        event.Result
+	ResponseCode  string // the response code of its answer
+	Duration      time.Duration
+}
+
+// LiteralTotal is the number and total size of literals.
+type LiteralTotal struct {
+	Count uint32
+	Bytes int64
+}
+
+// Commands returns which commands Command records.
+func (l *Log) Commands() CommandFilter { return l.cfg.Commands }
+
+// Command records a command if the configuration selects it. It does not allocate.
+// These records are dropped first.
+func (l *Log) Command(c *Client, cmd *Command) error {
+	if l.cfg.Commands != AllCommands && (l.cfg.Commands != WriteCommands || !cmd.IsWrite) {
+		return nil
+	}
+	result := event.OrOther(cmd.Result)
+	return l.appendRecord(event.CommandEvent, result, func(b []byte) []byte {
+		b = appendText(b, "session", c.Session, maxNameBytes)
+		b = appendAddress(b, "peer", c.Peer)
+		b = appendAddress(b, "client", c.Addr)
+		b = appendText(b, "user", cmd.User.String(), maxUserBytes)
+		b = appendText(b, "backend", cmd.Backend, maxNameBytes)
+		b = appendText(b, "command", cmd.Name, maxNameBytes)
+		b = appendText(b, "mailbox", cmd.Mailbox, maxTextBytes)
+		b = appendText(b, "to", cmd.Destination, maxTextBytes)
+		b = appendNonZero(b, "messages", uint64(cmd.Messages))
+		b = appendLiterals(b, cmd.LiteralSizes, cmd.OtherLiterals)
+		b = appendText(b, "result", result, maxNameBytes)
+		b = appendText(b, "code", cmd.ResponseCode, maxNameBytes)
+		return appendDuration(b, cmd.Duration)
+	})
+}
+
+// appendLiterals appends the sizes of the first literals, the number of the others,
+// and the total size.
+func appendLiterals(b []byte, sizes []int64, more LiteralTotal) []byte {
+	if len(sizes) == 0 {
+		return b
+	}
+	b = append(b, `,"literals":[`...)
+	total := more.Bytes
+	for i, n := range sizes {
+		total += n
+		if i >= MaxLiteralSizes {
+			more.Count++
+			continue
+		}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, n, 10)
+	}
+	b = appendNonZero(append(b, ']'), "literals_more", uint64(more.Count))
+	return appendCount(b, "literal_bytes", uint64(max(total, 0)))
 }

@@ -6,14 +6,16 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"imapgate/internal/config"
 	"os"
+	"os/signal"
 	osuser "os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"imapgate/internal/config"
 )
 
 // dropToUser switches this process permanently to the rights of a user. "" changes
@@ -106,3 +108,7 @@ func parseUnitUser(path string) (user string) {
 	}
 	return user
 }
+
+// allowBackground lets a process that reads its terminal run in the background: the
+// read then returns an error instead of stopping the process.
+func allowBackground() { signal.Ignore(syscall.SIGTTIN) }

@@ -14,3 +14,6 @@ func dropToUser(name string) error {
 
 // warnUserMismatch does nothing without systemd.
 func warnUserMismatch(string) []problem { return nil }
+
+// allowBackground does nothing on systems without job control.
+func allowBackground() {}
