@@ -119,7 +119,7 @@ func (o *fakeStore) reader() recordReader {
 func (o *fakeStore) set(u identity.User, source Match, backend string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.records[u] = decision{match: source, backend: backend, state: stateActive, hasRecord: source == MatchUser}
+	o.records[u] = decision{match: source, record: record{present: true, backend: backend, state: stateActive}}
 }
 
 func (o *fakeStore) fail(err error, delay time.Duration) {

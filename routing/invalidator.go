@@ -55,10 +55,6 @@ const (
 	InvalidationOff         = "off"
 )
 
-func newInvalidator(rdb redis.UniversalClient, k keys, c *cache, log *zap.Logger) *invalidator {
-	return &invalidator{rdb: rdb, keys: k, cache: c, log: log}
-}
-
 // run keeps one connection per node until ctx ends, then waits for all of them to close.
 func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
 	defer close(done)
@@ -97,8 +93,7 @@ func (c *invalidator) listNodes(ctx context.Context) (map[string]*redis.Client, 
 			return nil
 		})
 		o := rdb.Options()
-		username, password := credentialsOf(o.CredentialsProvider)
-		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, username: username != "", password: password != "", cluster: true}).explainHello(err)
+		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, credentials: o.CredentialsProvider, cluster: true}).explainHello(err)
 	}
 	return nil, errors.New("this kind of Redis client does not support change notifications")
 }

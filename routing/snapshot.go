@@ -158,10 +158,10 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !s.Mode.Known() {
 		return nil, false
 	}
-	d := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
+	d := decision{match: s.Match, record: record{present: true, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}}
 	switch s.Match {
 	case MatchUser:
-		d.key, d.hasRecord = k.user(u), true
+		d.key = k.user(u)
 	case MatchDomain:
 		d.key = k.domain(u.Domain())
 	case MatchDefault:

@@ -142,7 +142,7 @@ func TestTheFirstReadAfterALossIsNotTrusted(t *testing.T) {
 		o.set(user(t, "someone@example.org"), MatchDomain, "west") // the domain's record is back first
 		checkUnavailable(t, c, user(t, "unknown"))
 		o.mu.Lock()
-		o.records[bob] = decision{match: MatchDomain, backend: "west", state: stateActive}
+		o.records[bob] = decision{match: MatchDomain, record: record{present: true, backend: "west", state: stateActive}}
 		o.mu.Unlock()
 		checkUnavailable(t, c, bob) // bob may have had a record
 	})
