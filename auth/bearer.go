@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/emersion/go-sasl"
-
 	"imapgate/internal/identity"
 )
 
@@ -38,20 +36,10 @@ var (
 // request to a provider; TokenRefusal then answers a refused one.
 type bearerServer struct {
 	// Set once.
-	parse  func(message string) (user, token string, err error)
+	parse func(message string) (user, token string, err error)
+	// accept is called once with the parts of the message and the error of parsing it. The user
+	// of OAUTHBEARER is "" when the client leaves it to the token.
 	accept func(user, token string, parseErr error) error
-}
-
-// newOAuthBearerServer returns a server for RFC 7628. It calls accept once, with the
-// authorization identity and the error of parsing the message. The identity is "" when the
-// client leaves it to the token.
-func newOAuthBearerServer(accept func(user, token string, parseErr error) error) sasl.Server {
-	return &bearerServer{parseOAuthBearer, accept}
-}
-
-// newXOAuth2Server returns a server for Google's mechanism, in which the name is required.
-func newXOAuth2Server(accept func(user, token string, parseErr error) error) sasl.Server {
-	return &bearerServer{parseXOAuth2, accept}
 }
 
 // Next implements sasl.Server. Without an initial response it requests one with an empty
@@ -183,10 +171,6 @@ func isB64Token(s string) bool {
 		}
 	}
 	return body != ""
-}
-
-func hasControl(s string) bool {
-	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // TokenRefusal is the reply to a client whose token was refused, so that the client can obtain
