@@ -374,15 +374,6 @@ func (c *cache) suspectAll() {
 	c.requestInspection()
 }
 
-// suspectUser marks the entry of one user suspect.
-func (c *cache) suspectUser(u identity.User) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.entries[u]; e != nil {
-		e.versions.epoch = c.epoch - 1
-	}
-}
-
 // awaitQueries returns when no query is running.
 func (c *cache) awaitQueries() {
 	for {

@@ -567,7 +567,16 @@ func TestRevalidationIsRateLimitedAfterAnOutage(t *testing.T) {
 	})
 }
 
-func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
+// suspectUser marks the entry of one user suspect.
+func (c *cache) suspectUser(u identity.User) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[u]; e != nil {
+		e.versions.epoch = c.epoch - 1
+	}
+}
+
+func TestASuspectRouteIsKept(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")

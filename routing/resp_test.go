@@ -156,7 +156,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 				t.Fatalf("while all was well: %+v, %v", got, err)
 			}
 			faulty.Store(true)
-			r.Revalidate(known)
+			r.cache.suspectUser(known)
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != event.OriginStale {
 				t.Errorf("a known user: %+v, %v", got, err)
 			}

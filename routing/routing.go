@@ -214,14 +214,6 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 	return res.password, nil
 }
 
-// Revalidate makes the next Lookup of u query Redis. Call it when a backend reports that the
-// user is not there. The last good route is kept in case Redis is down.
-func (r *Router) Revalidate(u identity.User) {
-	if r.cache != nil {
-		r.cache.suspectUser(u)
-	}
-}
-
 // outcome returns the metrics label of one lookup.
 func outcome(route Route, err error) event.Origin {
 	switch {

@@ -2,7 +2,6 @@ package identity
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 	"unicode/utf8"
 
@@ -75,16 +74,6 @@ func NewNames(s NameRules) (Names, error) {
 
 // NamesInDomain returns Names with the default alphabet that append a domain; "" appends none.
 func NamesInDomain(domain string) Names { return Names{&NameRules{Domain: domain}} }
-
-// Rules returns a copy of the rules of n.
-func (n Names) Rules() NameRules {
-	if n.rules == nil {
-		return NameRules{}
-	}
-	s := *n.rules
-	s.Prefixes = maps.Clone(s.Prefixes)
-	return s
-}
 
 // defaultRules are those of the zero Names. They never change.
 var defaultRules NameRules
