@@ -326,8 +326,8 @@ func (e *entry) toResolution(origin event.Origin, now time.Time) resolution {
 }
 
 // invalidateKeys applies an invalidation: names are the keys of records that have changed.
-func (c *cache) invalidateKeys(k keys, names []string) {
-	userPrefix, domainPrefix := k.prefixes()
+func (c *cache) invalidateKeys(names []string) {
+	userPrefix, domainPrefix := c.keys.prefixes()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
@@ -341,7 +341,7 @@ func (c *cache) invalidateKeys(k keys, names []string) {
 			if counter := c.domains[domain]; counter != nil {
 				counter.n++
 			}
-		} else if name == k.deflt() {
+		} else if name == c.keys.deflt() {
 			c.defaultChanges.n++
 		}
 	}

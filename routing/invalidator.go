@@ -25,7 +25,6 @@ const (
 type invalidator struct {
 	// Set once.
 	rdb     redis.UniversalClient
-	keys    keys
 	cache   *cache
 	onState func(up bool) // may be nil
 	log     *zap.Logger
@@ -126,7 +125,7 @@ func (c *invalidator) reconcile(ctx context.Context, nodes map[string]*redis.Cli
 
 func (c *invalidator) startConn(ctx context.Context, node *redis.Client) *invalidationConn {
 	ctx, stop := context.WithCancel(ctx)
-	conn := &invalidationConn{node: node, keys: c.keys, cache: c.cache, explainer: explainerOf(node.Options()), done: make(chan struct{}), stop: stop}
+	conn := &invalidationConn{node: node, cache: c.cache, explainer: explainerOf(node.Options()), done: make(chan struct{}), stop: stop}
 	conn.status.Store(connStatus{})
 	go conn.run(ctx)
 	return conn

@@ -154,7 +154,7 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 	}
 	rec := record{present: true, state: stateActive}
 	if state, ok := fields[fieldState]; ok {
-		if !isKnownState(state) {
+		if !slices.Contains([]string{stateActive, statePaused, stateBlocked}, state) {
 			return record{}, fieldError(fieldState, "is not active, paused or blocked")
 		}
 		rec.state = state
@@ -199,10 +199,6 @@ func checkSize(fields map[string]string) error {
 // fieldError omits the value of the field: it may be a secret.
 func fieldError(field, problem string) error {
 	return fmt.Errorf("%w: field %q %s", errInvalidRecord, field, problem)
-}
-
-func isKnownState(state string) bool {
-	return slices.Contains([]string{stateActive, statePaused, stateBlocked}, state)
 }
 
 // checkLogin rejects names that cannot be sent as one IMAP atom (RFC 9051 §9, ATOM-CHAR): no

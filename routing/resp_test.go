@@ -258,7 +258,7 @@ func FuzzMessage(f *testing.F) {
 		o := newFakeStore()
 		cfg := testConfig
 		cfg = testbed.WithDefaults(cfg)
-		conn := &invalidationConn{keys: keys{DefaultPrefix}, cache: newCache(cfg, o.reader(), testLogger(t))}
+		conn := &invalidationConn{cache: newCache(cfg, o.reader(), testLogger(t))}
 		conn.handlePush(m)
 	})
 }

@@ -103,7 +103,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r := &Router{cfg: cfg, metrics: m, log: log, keys: keys{cfg.Prefix}, rules: newRules(cfg)}
 	switch cfg.Source {
 	case SourceStatic:
-		s, err := newStatic(cfg)
+		s, err := newStatic(cfg, r.rules.backends)
 		if err != nil {
 			return nil, err
 		}
@@ -122,7 +122,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
 	r.cache = newCache(cfg, recordReader{read: r.store.readUser, inspect: r.store.inspect, nodeOf: r.store.nodeOf}, log)
 	r.cache.hasLookups = cfg.Source == SourceRedis
-	r.invalidator = &invalidator{rdb: rdb, keys: r.keys, cache: r.cache, onState: m.Invalidation, log: log}
+	r.invalidator = &invalidator{rdb: rdb, cache: r.cache, onState: m.Invalidation, log: log}
 	r.loadSnapshot()
 	return r, nil
 }

@@ -17,8 +17,7 @@ type static struct {
 
 // newStatic checks the configured routes: every value must be a backend and every name a valid
 // user or domain.
-func newStatic(c Config) (*static, error) {
-	backends := newRules(c).backends
+func newStatic(c Config, backends map[string]bool) (*static, error) {
 	if deflt := c.Static.Default; deflt != "" && !backends[deflt] {
 		return nil, fmt.Errorf("static default route: no backend is named %q", deflt)
 	}

@@ -174,7 +174,7 @@ func (n Names) checkCanonical(t *testing.T, raw string, u User) {
 		t.Fatalf("%q is a path", name)
 	}
 	for _, r := range local {
-		ok := r < utf8.RuneSelf && inAlphabet(byte(r)) || strings.ContainsRune(s.Characters, r) ||
+		ok := r < utf8.RuneSelf && inAlphabet(r) || strings.ContainsRune(s.Characters, r) ||
 			s.UTF8 && r >= utf8.RuneSelf && (unicode.In(r, unicode.L, unicode.M, unicode.N) || isContextualRune(r))
 		if !ok || strings.ContainsRune("*:/\\%{}?[]^~$|\"`<>(),;@ \r\n\x00", r) {
 			t.Fatalf("%q has %q", name, r)
