@@ -171,14 +171,8 @@ func equalFoldASCII(b []byte, upper string) bool {
 	return true
 }
 
-// Caps is a capability list, in the server's spelling for forwarding and as a set for lookups.
-// Copies share one immutable list.
-type Caps struct{ list *capList }
-
-type capList struct {
-	raw string
-	set map[string]struct{}
-}
+// Caps is a capability list in the server's spelling, single-spaced.
+type Caps struct{ words string }
 
 // maxCaps bounds the capabilities of a list; more are dropped.
 const maxCaps = 256
@@ -187,20 +181,10 @@ const maxCaps = 256
 // invalid characters, so that the list is safe to forward.
 func ParseCaps(words string) Caps {
 	fields := strings.Fields(words)
-	if len(fields) > maxCaps {
-		fields = fields[:maxCaps]
-	}
-	c := &capList{set: make(map[string]struct{}, len(fields))}
-	kept := fields[:0]
-	for _, f := range fields {
-		if strings.ContainsFunc(f, isNotCapabilityRune) {
-			continue
-		}
-		kept = append(kept, f)
-		c.set[strings.ToUpper(f)] = struct{}{}
-	}
-	c.raw = strings.Join(kept, " ")
-	return Caps{c}
+	valid := slices.DeleteFunc(fields[:min(len(fields), maxCaps)], func(word string) bool {
+		return strings.ContainsFunc(word, isNotCapabilityRune)
+	})
+	return Caps{strings.Join(valid, " ")}
 }
 
 // isNotCapabilityRune reports whether a capability of RFC 9051 may not have r: it is "AUTH=" or
@@ -211,35 +195,25 @@ func isNotCapabilityRune(r rune) bool {
 
 // Has reports whether the list has the capability, given in upper case.
 func (c Caps) Has(name string) bool {
-	if c.list == nil {
-		return false
+	for word, rest := "", c.words; rest != ""; {
+		if word, rest, _ = strings.Cut(rest, " "); strings.EqualFold(word, name) {
+			return true
+		}
 	}
-	_, ok := c.list.set[name]
-	return ok
+	return false
 }
 
 // IsKnown reports whether a list was received.
-func (c Caps) IsKnown() bool { return c.String() != "" }
+func (c Caps) IsKnown() bool { return c.words != "" }
 
 // String returns the list as the server wrote it, single-spaced.
-func (c Caps) String() string {
-	if c.list == nil {
-		return ""
-	}
-	return c.list.raw
-}
+func (c Caps) String() string { return c.words }
 
 // Without returns the list without the words for which drop returns true; drop gets them in
 // upper case.
 func (c Caps) Without(drop func(upper string) bool) Caps {
-	fields := strings.Fields(c.String())
-	kept := fields[:0]
-	for _, f := range fields {
-		if !drop(strings.ToUpper(f)) {
-			kept = append(kept, f)
-		}
-	}
-	return ParseCaps(strings.Join(kept, " "))
+	kept := slices.DeleteFunc(strings.Fields(c.words), func(word string) bool { return drop(strings.ToUpper(word)) })
+	return Caps{strings.Join(kept, " ")}
 }
 
 // IsGatewayCapability reports whether clients must not use a capability of a backend, given in
