@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/emersion/go-sasl"
-
 	"imapgate/internal/identity"
 )
 
@@ -38,20 +36,10 @@ var (
 // request to a provider; TokenRefusal then answers a refused one.
 type bearerServer struct {
 	// Set once.
-	parse  func(message string) (user, token string, err error)
+	parse func(message string) (user, token string, err error)
+	// accept is called once with the parts of the message and the error of parsing it. The user
+	// of OAUTHBEARER is "" when the client leaves it to the token.
 	accept func(user, token string, parseErr error) error
-}
-
-// newOAuthBearerServer returns a server for RFC 7628. It calls accept once, with the
-// authorization identity and the error of parsing the message. The identity is "" when the
-// client leaves it to the token.
-func newOAuthBearerServer(accept func(user, token string, parseErr error) error) sasl.Server {
-	return &bearerServer{parseOAuthBearer, accept}
-}
-
-// newXOAuth2Server returns a server for Google's mechanism, in which the name is required.
-func newXOAuth2Server(accept func(user, token string, parseErr error) error) sasl.Server {
-	return &bearerServer{parseXOAuth2, accept}
 }
 
 // Next implements sasl.Server. Without an initial response it requests one with an empty
@@ -174,19 +162,7 @@ func parseBearerToken(authorization string) (string, error) {
 // isB64Token reports whether s is a b64token, which is safe inside a header or a command.
 func isB64Token(s string) bool {
 	body := strings.TrimRight(s, "=")
-	for i := range len(body) {
-		switch c := body[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
-		case strings.IndexByte("-._~+/", c) >= 0:
-		default:
-			return false
-		}
-	}
-	return body != ""
-}
-
-func hasControl(s string) bool {
-	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return body != "" && strings.Trim(body, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~+/") == ""
 }
 
 // TokenRefusal is the reply to a client whose token was refused, so that the client can obtain

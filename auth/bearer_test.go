@@ -26,9 +26,9 @@ func sendBearer(mechanism, message string) (got bearerResult, challenge []byte, 
 		}
 		return parseErr
 	}
-	server := newOAuthBearerServer(accept)
+	server := &bearerServer{parseOAuthBearer, accept}
 	if mechanism == XOAuth2 {
-		server = newXOAuth2Server(accept)
+		server = &bearerServer{parseXOAuth2, accept}
 	}
 	challenge, done, err = server.Next([]byte(message))
 	return got, challenge, done, err
@@ -96,7 +96,7 @@ func TestMalformedBearerMessagesAreRefused(t *testing.T) {
 func TestBearerRefusalEndsExchange(t *testing.T) {
 	no := errors.New("no")
 	for _, server := range []sasl.Server{
-		newOAuthBearerServer(func(string, string, error) error { return no }), newXOAuth2Server(func(string, string, error) error { return no }),
+		&bearerServer{parseOAuthBearer, func(string, string, error) error { return no }}, &bearerServer{parseXOAuth2, func(string, string, error) error { return no }},
 	} {
 		if challenge, done, err := server.Next(nil); challenge == nil || len(challenge) > 0 || done || err != nil {
 			t.Errorf("without an initial response: %q, %v, %v", challenge, done, err)

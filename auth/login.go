@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -178,4 +179,8 @@ func validatePassword(password identity.Secret) error {
 		return errors.New("password has control characters")
 	}
 	return nil
+}
+
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }

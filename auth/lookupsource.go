@@ -21,10 +21,6 @@ type lookupSource struct {
 	histogram histogram
 }
 
-func newLookupSource(lookUpHash PasswordLookup) *lookupSource {
-	return &lookupSource{lookUpHash: lookUpHash, histogram: histogram{halveAt: lookupHalveAt}}
-}
-
 // lookUp implements passwordSource. A record that cannot be parsed is ErrUnavailable.
 // ErrUnknown would hand the user to the next method.
 func (l *lookupSource) lookUp(ctx context.Context, u identity.User) (storedHash, error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -62,8 +61,6 @@ type passwordSource interface {
 
 // method verifies logins: storedPasswords, passthroughMethod, authServerMethod and oauthMethod.
 type method interface {
-	// canVerify reports whether the method verifies such a credential.
-	canVerify(c credentialType) bool
 	// authenticate returns the identity of a login, without the method's name. The error is
 	// ErrDenied, ErrUnavailable, or ErrUnknown to have the next method asked.
 	authenticate(ctx context.Context, l Login) (Identity, error)
@@ -75,13 +72,16 @@ type namedMethod struct {
 	name string
 }
 
+// canVerify reports whether the method verifies such a credential.
+func (m namedMethod) canVerify(c credentialType) bool {
+	return m.name == Passthrough || (m.name == OAuth) == (c == tokenCredential)
+}
+
 // storedPasswords verifies passwords against the hashes of one source.
 type storedPasswords struct {
 	passwordSource
 	verifier *verifier
 }
-
-func (storedPasswords) canVerify(c credentialType) bool { return c == passwordCredential }
 
 func (m storedPasswords) authenticate(ctx context.Context, l Login) (Identity, error) {
 	hash, err := m.lookUp(ctx, l.User)
@@ -101,8 +101,6 @@ func (m storedPasswords) authenticate(ctx context.Context, l Login) (Identity, e
 // passthroughMethod leaves the decision to the backend.
 type passthroughMethod struct{}
 
-func (passthroughMethod) canVerify(credentialType) bool { return true }
-
 func (passthroughMethod) authenticate(_ context.Context, l Login) (Identity, error) {
 	if l.User.IsZero() {
 		return Identity{}, fmt.Errorf("the client names no user, and passthrough does not read tokens: %w", ErrDenied)
@@ -113,8 +111,6 @@ func (passthroughMethod) authenticate(_ context.Context, l Login) (Identity, err
 // authServerMethod asks an authentication server. It always decides, because the server gives
 // the same response for an unknown user as for a wrong password.
 type authServerMethod struct{ verify VerifyLogin }
-
-func (authServerMethod) canVerify(c credentialType) bool { return c == passwordCredential }
 
 func (m authServerMethod) authenticate(ctx context.Context, l Login) (Identity, error) {
 	resp, err := m.verify(ctx, l)
@@ -133,8 +129,6 @@ type oauthMethod struct {
 	verify VerifyToken
 	names  identity.Names // strict
 }
-
-func (oauthMethod) canVerify(c credentialType) bool { return c == tokenCredential }
 
 // authenticate takes the user from the token. A client that names another user in its message
 // wants to act for that user, which no user of a gateway may.
@@ -179,13 +173,13 @@ func (a *Authenticator) addMethod(name string, cfg Config, sources Sources, log 
 
 // checkMethodOrder returns why a method has no use after those already added, or nil.
 func (a *Authenticator) checkMethodOrder(name string) error {
-	if slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == name }) {
+	if a.hasMethod(name) {
 		return fmt.Errorf("method %q is named twice", name)
 	}
 	if n := len(a.methods); n > 0 && a.methods[n-1].name == Passthrough {
 		return fmt.Errorf("method %q would never be used: passthrough has to be last", name)
 	}
-	if (name == File || name == Redis) && slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == HTTP }) {
+	if (name == File || name == Redis) && a.hasMethod(HTTP) {
 		return fmt.Errorf("method %q would never be used: http decides about every password", name)
 	}
 	return nil
@@ -207,7 +201,7 @@ func (a *Authenticator) newMethod(name string, cfg Config, sources Sources, log 
 		if sources.Redis == nil {
 			return nil, errors.New("method redis needs Redis")
 		}
-		return storedPasswords{newLookupSource(sources.Redis), a.verifier}, nil
+		return storedPasswords{&lookupSource{lookUpHash: sources.Redis, histogram: histogram{halveAt: lookupHalveAt}}, a.verifier}, nil
 	case HTTP:
 		if sources.HTTP == nil {
 			return nil, errors.New("method http needs an authentication server")

@@ -3,9 +3,12 @@ package auth
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 
@@ -62,16 +65,12 @@ func (p *PresentedLogin) setName(names identity.Names, raw, secret string) (iden
 	return user, nil
 }
 
-// mechanismServer is the server side of a mechanism, from go-sasl or from this package.
-type mechanismServer interface {
-	next(ctx context.Context, response []byte) (challenge []byte, done bool, err error)
-}
+// mechanismServer is the server side of a mechanism. It processes one message of the client.
+type mechanismServer func(ctx context.Context, response []byte) (challenge []byte, done bool, err error)
 
-// saslServer adapts a sasl.Server, which needs no context.
-type saslServer struct{ sasl.Server }
-
-func (s saslServer) next(_ context.Context, response []byte) ([]byte, bool, error) {
-	return s.Next(response)
+// withoutContext adapts a server that needs no context.
+func withoutContext(s sasl.Server) mechanismServer {
+	return func(_ context.Context, response []byte) ([]byte, bool, error) { return s.Next(response) }
 }
 
 // Start begins an exchange. The second result is false for a mechanism that is not offered to
@@ -84,17 +83,17 @@ func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
 	e := &Exchange{auth: a, mechanism: "AUTH=" + name, client: c}
 	switch name {
 	case sasl.Plain:
-		e.server = saslServer{sasl.NewPlainServer(e.acceptPlain)}
+		e.server = withoutContext(sasl.NewPlainServer(e.acceptPlain))
 	case sasl.Login:
-		e.server = saslServer{newLoginServer(e.acceptPassword)}
+		e.server = withoutContext(&loginServer{accept: e.acceptPassword})
 	case OAuthBearer:
-		e.server = saslServer{newOAuthBearerServer(e.acceptToken)}
+		e.server = withoutContext(&bearerServer{parseOAuthBearer, e.acceptToken})
 	case XOAuth2:
-		e.server = saslServer{newXOAuth2Server(e.acceptToken)}
+		e.server = withoutContext(&bearerServer{parseXOAuth2, e.acceptToken})
 	case sasl.External:
-		e.server = saslServer{sasl.NewExternalServer(e.acceptCertificate)}
+		e.server = withoutContext(sasl.NewExternalServer(e.acceptCertificate))
 	case scramSHA256, scramSHA256Plus:
-		e.server = &scramServer{exchange: e, isPlus: name == scramSHA256Plus}
+		e.server = (&scramServer{exchange: e, isPlus: name == scramSHA256Plus}).next
 	}
 	return e, true
 }
@@ -135,7 +134,7 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 		e.server, e.presented.Secret = nil, identity.NewSecret(string(response))
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxSASLMessage)
 	}
-	challenge, done, err = e.server.next(ctx, response)
+	challenge, done, err = e.server(ctx, response)
 	if err != nil {
 		e.server, e.login = nil, Login{}
 		if e.presented.RawName == "" && e.presented.Secret.IsZero() { // a malformed message
@@ -151,10 +150,34 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 
 // toAuthError maps an error of a mechanism to one of this package: an unknown one is ErrDenied.
 func toAuthError(err error) error {
-	if isAuthError(err) {
+	if errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLong) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrDenied, err)
+}
+
+// loginServer implements the mechanism LOGIN, which go-sasl has for clients only. It was never
+// standardised (draft-murchison-sasl-login). Clients expect exactly these challenges, and some
+// send the name as an initial response.
+type loginServer struct {
+	// Set once.
+	accept func(user, password string) error
+	// Owned by the session.
+	user *string // nil until it arrives
+}
+
+// Next implements sasl.Server. It requests the name until it arrives, then the password.
+func (s *loginServer) Next(response []byte) ([]byte, bool, error) {
+	if s.user != nil {
+		err := s.accept(*s.user, string(response))
+		return nil, err == nil, err
+	}
+	if response == nil {
+		return []byte("Username:"), false, nil
+	}
+	user := string(response)
+	s.user = &user
+	return []byte("Password:"), false, nil
 }
 
 // acceptPlain takes the three parts of a PLAIN message (RFC 4616 §2). If the authorization
@@ -225,4 +248,57 @@ func (a *Authenticator) checkAuthzID(user identity.User, authzid string) error {
 		return errAuthzID
 	}
 	return nil
+}
+
+const (
+	// minSecretPart is the length in bytes up to which a part of a secret reveals nothing about
+	// it.
+	minSecretPart = 3
+	// minEncodedMessage is the least length in bytes of a name that may be base64.
+	minEncodedMessage = 8
+	// minJWT is the length in bytes up to which a name is not a JSON Web Token (RFC 7519),
+	// which begins with jwtPrefix.
+	minJWT    = 24
+	jwtPrefix = "eyJ"
+)
+
+// mayContainSecret reports whether a name that no account can have contains the secret sent
+// with it. It also reports a name that looks like a message or a token in the wrong place.
+func mayContainSecret(name, secret string) bool {
+	lower, secret := strings.ToLower(name), strings.ToLower(secret)
+	if secret != "" && strings.Contains(lower, secret) || len(name) > minSecretPart && strings.Contains(secret, lower) {
+		return true
+	}
+	if looksLikeSecret(lower) || isSASLMessage(name) {
+		return true
+	}
+	text := decodeBase64(name)
+	return looksLikeSecret(strings.ToLower(text)) || secret != "" && strings.Contains(strings.ToLower(text), secret)
+}
+
+// looksLikeSecret reports whether text in lower case has a separator between a name and a
+// password or token. The separators are those of PLAIN, XOAUTH2, OAUTHBEARER, URLs and HTTP
+// Basic.
+func looksLikeSecret(lower string) bool {
+	return strings.ContainsAny(lower, "\x00\x01:") || strings.Contains(lower, "bearer") || strings.Contains(lower, "auth=")
+}
+
+// isSASLMessage reports whether a name, even one that an account can have, is a token or the
+// base64 of a message that contains a secret.
+func isSASLMessage(name string) bool {
+	if strings.HasPrefix(name, jwtPrefix) && len(name) > minJWT {
+		return true
+	}
+	message := decodeBase64(name)
+	return len(name) >= minEncodedMessage && utf8.ValidString(message) &&
+		(strings.Count(message, "\x00") == 2 || strings.Contains(strings.ToLower(message), "auth="))
+}
+
+// decodeBase64 decodes name, with or without padding; "" if it is not base64.
+func decodeBase64(name string) string {
+	text, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.TrimSpace(name), "="))
+	if err != nil {
+		return ""
+	}
+	return string(text)
 }

@@ -159,33 +159,27 @@ func adaptDecoder(decode func(string) (algorithm.Digest, error)) func(string) (d
 	return func(hash string) (decodedHash, error) { return decode(hash) }
 }
 
-// encodeHash hashes with one of go-crypt's hashers.
-func encodeHash(hasher algorithm.Hash, password string) (string, error) {
-	d, err := hasher.Hash(password)
-	if err != nil {
-		return "", err
+// hashWith returns a function that hashes with one of go-crypt's hashers.
+func hashWith[H algorithm.Hash, O any](newHasher func(...O) (H, error), options ...O) func(password string) (string, error) {
+	return func(password string) (string, error) {
+		hasher, err := newHasher(options...)
+		if err != nil {
+			return "", err
+		}
+		d, err := hasher.Hash(password)
+		if err != nil {
+			return "", err
+		}
+		return d.Encode(), nil
 	}
-	return d.Encode(), nil
 }
 
 func hashArgon2(v argon2.Variant) func(string) (string, error) {
-	return func(password string) (string, error) {
-		h, err := argon2.New(argon2.WithVariant(v), argon2.WithM(argonMemory), argon2.WithT(argonPasses), argon2.WithP(argonLanes))
-		if err != nil {
-			return "", err
-		}
-		return encodeHash(h, password)
-	}
+	return hashWith(argon2.New, argon2.WithVariant(v), argon2.WithM(argonMemory), argon2.WithT(argonPasses), argon2.WithP(argonLanes))
 }
 
 func hashSHA(v shacrypt.Variant) func(string) (string, error) {
-	return func(password string) (string, error) {
-		h, err := shacrypt.New(shacrypt.WithVariant(v), shacrypt.WithRounds(shaRounds))
-		if err != nil {
-			return "", err
-		}
-		return encodeHash(h, password)
-	}
+	return hashWith(shacrypt.New, shacrypt.WithVariant(v), shacrypt.WithRounds(shaRounds))
 }
 
 // hashBcrypt refuses a password that bcrypt would truncate. Cost 10 is OWASP's minimum, and
@@ -194,11 +188,7 @@ func hashBcrypt(password string) (string, error) {
 	if len(password) > bcrypt.PasswordInputSizeMax {
 		return "", errors.New("bcrypt ignores what follows the 72nd byte of a password; choose another scheme")
 	}
-	h, err := bcrypt.New(bcrypt.WithIterations(10))
-	if err != nil {
-		return "", err
-	}
-	return encodeHash(h, password)
+	return hashWith(bcrypt.New, bcrypt.WithIterations(10))(password)
 }
 
 // pbkdf2Digest is Dovecot's {PBKDF2}: $1$salt$rounds$hex.

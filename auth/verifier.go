@@ -34,9 +34,6 @@ func newVerifier(running, waiting int) *verifier {
 	if running == 0 {
 		running = runtime.GOMAXPROCS(0)
 	}
-	if waiting == 0 {
-		waiting = defaultMaxQueued
-	}
 	return &verifier{
 		slots: semaphore.NewWeighted(int64(running)),
 		queue: semaphore.NewWeighted(int64(waiting)),

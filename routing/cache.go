@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -162,10 +163,19 @@ func (c *cache) tryGet(ctx context.Context, u identity.User) (trial *query, res 
 		return nil, last, nil
 	case err != nil:
 		err = unavailable(err)
-	case ok && level != entryInvalidated:
-		res, err = q.awaitOrStale(ctx, last)
 	default:
-		res, err = q.await(ctx)
+		var grace <-chan time.Time // nil: never
+		if ok && level != entryInvalidated {
+			grace = time.After(staleGrace)
+		}
+		select {
+		case <-q.done: // q continues after ctx ends
+			res, err = q.resolution, q.err
+		case <-grace:
+			res = last
+		case <-ctx.Done():
+			err = unavailable(ctx.Err())
+		}
 	}
 	return trial, res, err
 }
@@ -214,30 +224,6 @@ func (c *cache) runQuery(q *query) {
 	}
 	c.mu.Unlock()
 	close(q.done)
-}
-
-// await waits for the result of q or the end of ctx. The query continues after ctx ends.
-func (q *query) await(ctx context.Context) (resolution, error) {
-	select {
-	case <-q.done:
-		return q.resolution, q.err
-	case <-ctx.Done():
-		return resolution{}, unavailable(ctx.Err())
-	}
-}
-
-// awaitOrStale waits for the result of q up to staleGrace, and returns last after that.
-func (q *query) awaitOrStale(ctx context.Context, last resolution) (resolution, error) {
-	grace := time.NewTimer(staleGrace)
-	defer grace.Stop()
-	select {
-	case <-q.done:
-		return q.resolution, q.err
-	case <-grace.C:
-		return last, nil
-	case <-ctx.Done():
-		return resolution{}, unavailable(ctx.Err())
-	}
 }
 
 // recordReply updates the cache with the reply to q and returns the result for the waiting
@@ -337,6 +323,55 @@ func (e *entry) toResolution(origin event.Origin, now time.Time) resolution {
 		origin = event.OriginStale
 	}
 	return resolution{decision: e.decision, origin: origin, age: now.Sub(e.learnedAt), fromDisk: e.fromDisk}
+}
+
+// invalidateKeys applies an invalidation: names are the keys of records that have changed.
+func (c *cache) invalidateKeys(names []string) {
+	userPrefix, domainPrefix := c.keys.prefixes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range names {
+		if c.sample.markInvalidated(name) {
+			c.requestInspection()
+		}
+		if user, ok := strings.CutPrefix(name, userPrefix); ok {
+			c.invalidateUser(user)
+		} else if domain, ok := strings.CutPrefix(name, domainPrefix); ok {
+			// A domain without a counter has no entries that depend on it.
+			if counter := c.domains[domain]; counter != nil {
+				counter.n++
+			}
+		} else if name == c.keys.deflt() {
+			c.defaultChanges.n++
+		}
+	}
+}
+
+func (c *cache) invalidateUser(name string) {
+	u, err := c.cfg.Names.Canonicalize(name)
+	if err != nil || u.String() != name {
+		return // no lookup uses this key
+	}
+	if e := c.entries[u]; e != nil {
+		e.invalidated = true
+	}
+	// Redis may have replied to a running query before the change.
+	if q := c.queries[u]; q != nil {
+		q.invalidatedDuring = true
+	}
+}
+
+// suspectAll marks all entries suspect, because a change may have been missed or all keys were
+// flushed. No entry is removed.
+func (c *cache) suspectAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	c.sample.clearInvalidated()
+	for _, n := range c.sample.nodes {
+		n.inspectedAt = time.Time{}
+	}
+	c.requestInspection()
 }
 
 // awaitQueries returns when no query is running.

@@ -119,7 +119,7 @@ func (o *fakeStore) reader() recordReader {
 func (o *fakeStore) set(u identity.User, source Match, backend string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.records[u] = decision{match: source, backend: backend, state: stateActive, hasRecord: source == MatchUser}
+	o.records[u] = decision{match: source, record: record{present: true, backend: backend, state: stateActive}}
 }
 
 func (o *fakeStore) fail(err error, delay time.Duration) {
@@ -337,9 +337,9 @@ func TestAnInvalidatedRouteWaitsForRedis(t *testing.T) {
 		checkBackend(t, c, alice, "east", event.OriginRedis)
 		o.set(alice, MatchUser, "west")
 		o.fail(nil, 300*time.Millisecond)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		c.invalidateKeys([]string{"imapgate:user:alice"})
 		checkBackend(t, c, alice, "west", event.OriginRedis)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		c.invalidateKeys([]string{"imapgate:user:alice"})
 		o.fail(errUnreachable, 0)
 		checkBackend(t, c, alice, "west", event.OriginStale)
 		o.fail(nil, 0)
@@ -350,9 +350,9 @@ func TestAnInvalidatedRouteWaitsForRedis(t *testing.T) {
 func TestAnInvalidationDuringAQueryIsNotLost(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		for name, change := range map[string]func(){
-			"alice":           func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"}) },
-			"bob@example.org": func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"}) },
-			"carol":           func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:default"}) },
+			"alice":           func() { c.invalidateKeys([]string{"imapgate:user:alice"}) },
+			"bob@example.org": func() { c.invalidateKeys([]string{"imapgate:domain:example.org"}) },
+			"carol":           func() { c.invalidateKeys([]string{"imapgate:default"}) },
 			"dora":            c.suspectAll,
 		} {
 			u, source := user(t, name), Match(MatchDefault)
@@ -385,11 +385,11 @@ func TestADomainInvalidationAffectsOnlyItsUsers(t *testing.T) {
 		for _, u := range []identity.User{own, org, net} {
 			checkBackend(t, c, u, "east", event.OriginRedis)
 		}
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"})
+		c.invalidateKeys([]string{"imapgate:domain:example.org"})
 		checkBackend(t, c, own, "east", event.OriginCache)
 		checkBackend(t, c, org, "east", event.OriginRedis)
 		checkBackend(t, c, net, "east", event.OriginCache)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
+		c.invalidateKeys([]string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
 		checkBackend(t, c, own, "east", event.OriginCache)
 		checkBackend(t, c, net, "east", event.OriginRedis)
 	})
@@ -410,7 +410,7 @@ func TestADeletedRecordIsTrustedWhenInvalidatedOrMissingTwice(t *testing.T) {
 		advance(confirmDelay - time.Millisecond)
 		c.suspectAll() // more queries do not confirm it sooner
 		checkBackend(t, c, alice, "east", event.OriginStale)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
+		c.invalidateKeys([]string{"imapgate:user:bob"})
 		checkBackend(t, c, bob, "", event.OriginRedis)
 		advance(time.Millisecond)
 		checkBackend(t, c, alice, "west", event.OriginRedis)
@@ -439,7 +439,7 @@ func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
 		checkBackend(t, c, alice, "east", event.OriginRedis)
 		checkBackend(t, c, unknown, "", event.OriginRedis)
 		o.fail(fieldError(fieldBackend, "is odd"), 0)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:unknown"})
+		c.invalidateKeys([]string{"imapgate:user:alice", "imapgate:user:unknown"})
 		queriesBefore := o.queryCount(alice)
 		for range 20 {
 			checkBackend(t, c, alice, "east", event.OriginStale)
@@ -453,7 +453,7 @@ func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
 		}
 		o.fail(nil, 0)
 		o.set(alice, MatchUser, "west")
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		c.invalidateKeys([]string{"imapgate:user:alice"})
 		checkBackend(t, c, alice, "west", event.OriginRedis)
 	})
 }
@@ -543,7 +543,7 @@ func TestTheDomainLimitLosesNoInvalidation(t *testing.T) {
 			t.Errorf("%d domain counters", len(c.domains))
 		}
 		o.set(first, MatchDomain, "west")
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
+		c.invalidateKeys([]string{"imapgate:domain:first.example"})
 		checkBackend(t, c, first, "west", event.OriginRedis)
 	})
 }
@@ -567,7 +567,16 @@ func TestRevalidationIsRateLimitedAfterAnOutage(t *testing.T) {
 	})
 }
 
-func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
+// suspectUser marks the entry of one user suspect.
+func (c *cache) suspectUser(u identity.User) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[u]; e != nil {
+		e.versions.epoch = c.epoch - 1
+	}
+}
+
+func TestASuspectRouteIsKept(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")

@@ -121,7 +121,7 @@ func (c *cache) domainChanges(domain string) *changeCounter {
 // evict them.
 func (c *cache) insert(e *entry) {
 	target, bound := &c.sharedEntries, c.maxSharedEntries
-	if e.decision.hasRecord {
+	if e.decision.match == MatchUser {
 		target, bound = &c.userEntries, c.maxUserEntries
 	}
 	if e.list == target {

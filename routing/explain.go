@@ -105,25 +105,20 @@ func (c *cache) breakerOpen() bool {
 	return c.breaker.IsOpen()
 }
 
-// steps reads and checks the three records of u for display. It also returns their decision,
+// steps reads and checks the records of u for display. It also returns their decision,
 // or nil without one.
 func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	r, err := s.fetch(ctx, u, nil)
-	steps := []Step{s.describeRecord(s.keys.user(u), r.user, func() error { _, err := s.userRecord(u, r.user); return err })}
-	if r.domain != nil {
-		key := s.keys.domain(u.Domain())
-		steps = append(steps, s.describeRecord(key, r.domain, func() error { _, err := s.sharedRecord(key, r.domain); return err }))
-	}
-	key := s.keys.deflt()
-	steps = append(steps, s.describeRecord(key, r.deflt, func() error { _, err := s.sharedRecord(key, r.deflt); return err }))
-	if errors.Is(err, errReplyMismatch) {
-		for i := range steps {
+	var steps []Step
+	for i, key := range s.keys.candidates(u) {
+		steps = append(steps, s.describeRecord(u, key, r.records[i]))
+		if errors.Is(err, errReplyMismatch) {
 			steps[i].Content = err.Error()
 		}
 	}
-	decided, parseErr := s.parseReplies(u, r)
+	decided, parseErr := s.decide(u, r.records)
 	if err != nil || parseErr != nil {
 		return steps, nil
 	}
@@ -131,11 +126,11 @@ func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) 
 	return steps, &d
 }
 
-func (s *store) describeRecord(key string, cmd *redis.MapStringStringCmd, check func() error) Step {
-	fields := cmd.Val()
-	if err := check(); err != nil {
+func (s *store) describeRecord(u identity.User, key string, cmd *redis.MapStringStringCmd) Step {
+	if _, err := s.parseReply(u, key, cmd); err != nil {
 		return Step{Key: key, Content: err.Error()}
 	}
+	fields := cmd.Val()
 	if len(fields) == 0 {
 		return Step{Key: key, Content: noRecord}
 	}

@@ -35,7 +35,6 @@ var errNoTracking = errors.New("the server does not support change notifications
 type invalidationConn struct {
 	// Set once.
 	node      *redis.Client
-	keys      keys
 	cache     *cache
 	explainer *errorExplainer
 	done      chan struct{} // closed when run has returned
@@ -115,10 +114,10 @@ func (c *invalidationConn) enableTracking(conn *respConn) error {
 		}
 		hello = append(hello, "AUTH", user, password)
 	}
-	user, domain := c.keys.prefixes()
+	user, domain := c.cache.keys.prefixes()
 	for _, cmd := range [][]string{
 		hello,
-		{"CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", user, "PREFIX", domain, "PREFIX", c.keys.deflt()},
+		{"CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", user, "PREFIX", domain, "PREFIX", c.cache.keys.deflt()},
 	} {
 		_, err := conn.call(ioTimeout, cmd...)
 		if cmd[0] == "HELLO" {
@@ -165,7 +164,7 @@ func (c *invalidationConn) handlePush(m message) {
 	for _, key := range m.list[1].list {
 		names = append(names, key.text)
 	}
-	c.cache.invalidateKeys(c.keys, names)
+	c.cache.invalidateKeys(names)
 }
 
 // ping sends PING at every pingInterval, so that silence means a lost node. It ends with ctx,
@@ -173,12 +172,17 @@ func (c *invalidationConn) handlePush(m message) {
 func (c *invalidationConn) ping(ctx context.Context, conn *respConn, done chan<- struct{}) {
 	defer close(done)
 	defer conn.conn.Close() // readMessages reports the cause
-	detector := newFailoverDetector(c.node)
-	defer detector.close()
+	// The old primary may stay up for a while without sending changes. A client of Sentinel
+	// closes its pooled connections at a failover, so one of them is held to notice it.
+	var primary *redis.Conn // nil without Sentinel
+	if c.node.Options().Addr == failoverAddr {
+		primary = c.node.Conn()
+		defer primary.Close()
+	}
 	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
 	for {
-		if conn.send(ioTimeout, "PING") != nil || !detector.samePrimary(ctx) {
+		if conn.send(ioTimeout, "PING") != nil || primary != nil && primary.Ping(ctx).Err() != nil {
 			return
 		}
 		select {
@@ -191,26 +195,3 @@ func (c *invalidationConn) ping(ctx context.Context, conn *respConn, done chan<-
 
 // failoverAddr is the address that go-redis gives to a primary named by Sentinel.
 const failoverAddr = "FailoverClient"
-
-// failoverDetector detects that Sentinel has named another primary. The old one may stay up
-// for a while without sending changes. A Sentinel client closes its pooled connections at a
-// failover, so one of them is held to notice it.
-type failoverDetector struct{ conn *redis.Conn }
-
-func newFailoverDetector(node *redis.Client) failoverDetector {
-	if node.Options().Addr != failoverAddr {
-		return failoverDetector{}
-	}
-	return failoverDetector{node.Conn()}
-}
-
-// samePrimary reports whether the primary is unchanged.
-func (d failoverDetector) samePrimary(ctx context.Context) bool {
-	return d.conn == nil || d.conn.Ping(ctx).Err() == nil
-}
-
-func (d failoverDetector) close() {
-	if d.conn != nil {
-		_ = d.conn.Close()
-	}
-}

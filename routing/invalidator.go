@@ -25,7 +25,6 @@ const (
 type invalidator struct {
 	// Set once.
 	rdb     redis.UniversalClient
-	keys    keys
 	cache   *cache
 	onState func(up bool) // may be nil
 	log     *zap.Logger
@@ -54,10 +53,6 @@ const (
 	InvalidationUnsupported = "unsupported"
 	InvalidationOff         = "off"
 )
-
-func newInvalidator(rdb redis.UniversalClient, k keys, c *cache, log *zap.Logger) *invalidator {
-	return &invalidator{rdb: rdb, keys: k, cache: c, log: log}
-}
 
 // run keeps one connection per node until ctx ends, then waits for all of them to close.
 func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
@@ -97,8 +92,7 @@ func (c *invalidator) listNodes(ctx context.Context) (map[string]*redis.Client, 
 			return nil
 		})
 		o := rdb.Options()
-		username, password := credentialsOf(o.CredentialsProvider)
-		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, username: username != "", password: password != "", cluster: true}).explainHello(err)
+		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, credentials: o.CredentialsProvider, cluster: true}).explainHello(err)
 	}
 	return nil, errors.New("this kind of Redis client does not support change notifications")
 }
@@ -131,7 +125,7 @@ func (c *invalidator) reconcile(ctx context.Context, nodes map[string]*redis.Cli
 
 func (c *invalidator) startConn(ctx context.Context, node *redis.Client) *invalidationConn {
 	ctx, stop := context.WithCancel(ctx)
-	conn := &invalidationConn{node: node, keys: c.keys, cache: c.cache, explainer: explainerOf(node.Options()), done: make(chan struct{}), stop: stop}
+	conn := &invalidationConn{node: node, cache: c.cache, explainer: explainerOf(node.Options()), done: make(chan struct{}), stop: stop}
 	conn.status.Store(connStatus{})
 	go conn.run(ctx)
 	return conn

@@ -59,7 +59,7 @@ func TestUnusualNamesAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 	}
 	for _, name := range unusualNames { // as Redis sends invalidations
 		u := canonical(t, name)
-		r.cache.invalidateKeys(r.keys, []string{"imapgate:user:" + name})
+		r.cache.invalidateKeys([]string{"imapgate:user:" + name})
 		if e := r.cache.entries[u]; e == nil || !e.invalidated {
 			t.Errorf("%s: a change is not noticed", name)
 		}

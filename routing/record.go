@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -71,7 +72,18 @@ func (k keys) isRecord(key string, names identity.Names) bool {
 	return key == k.deflt()
 }
 
-// candidates returns the keys of the records that may decide for u.
+// match returns the kind of the record that key names.
+func (k keys) match(key string) Match {
+	switch user, _ := k.prefixes(); {
+	case strings.HasPrefix(key, user):
+		return MatchUser
+	case key == k.deflt():
+		return MatchDefault
+	}
+	return MatchDomain
+}
+
+// candidates returns the keys of the records that may decide for u, in order of precedence.
 func (k keys) candidates(u identity.User) []string {
 	if u.Domain() == "" {
 		return []string{k.user(u), k.deflt()}
@@ -106,10 +118,11 @@ func newRules(c Config) rules {
 	return r
 }
 
-// parseUser parses and checks the fields of u's own record.
-func (r rules) parseUser(u identity.User, fields map[string]string) (record, error) {
+// parse parses and checks the fields of a record: of u's own, or of a domain or the default if
+// u is zero.
+func (r rules) parse(u identity.User, fields map[string]string) (record, error) {
 	rec, err := r.parseShared(fields)
-	if err != nil || !rec.present {
+	if err != nil || !rec.present || u.IsZero() {
 		return rec, err
 	}
 	// A reply that belongs to another query would contain another user's route.
@@ -141,7 +154,7 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 	}
 	rec := record{present: true, state: stateActive}
 	if state, ok := fields[fieldState]; ok {
-		if !isKnownState(state) {
+		if !slices.Contains([]string{stateActive, statePaused, stateBlocked}, state) {
 			return record{}, fieldError(fieldState, "is not active, paused or blocked")
 		}
 		rec.state = state
@@ -188,10 +201,6 @@ func fieldError(field, problem string) error {
 	return fmt.Errorf("%w: field %q %s", errInvalidRecord, field, problem)
 }
 
-func isKnownState(state string) bool {
-	return slices.Contains([]string{stateActive, statePaused, stateBlocked}, state)
-}
-
 // checkLogin rejects names that cannot be sent as one IMAP atom (RFC 9051 §9, ATOM-CHAR): no
 // space, control, double quote, backslash, parenthesis, brace, bracket, percent sign or
 // asterisk. The asterisk also separates user and master in a master login. Non-ASCII letters
@@ -215,4 +224,53 @@ func isUnprintable(c rune) bool { return c < ' ' || c > '~' }
 // isNotNameRune is isUnprintable but for letters, marks and digits that are not ASCII.
 func isNotNameRune(c rune) bool {
 	return isUnprintable(c) && (c < utf8.RuneSelf || !unicode.In(c, unicode.Letter, unicode.Mark, unicode.Digit))
+}
+
+// decision is the result of the records of one user: the record that decided.
+type decision struct {
+	record
+	match Match
+	key   string
+}
+
+// rank orders the sources. A decision of lower rank can replace one of higher rank only after
+// a record was removed.
+func (d decision) rank() int {
+	switch d.match {
+	case MatchUser:
+		return 3
+	case MatchDomain:
+		return 2
+	case MatchDefault:
+		return 1
+	}
+	return 0
+}
+
+// resolution is a decision and how it was obtained.
+type resolution struct {
+	decision
+	origin   event.Origin
+	age      time.Duration
+	fromDisk bool
+}
+
+// toRoute converts a resolution to the results of Lookup.
+func (r resolution) toRoute(u identity.User) (Route, error) {
+	switch {
+	case r.match == MatchNone:
+		return Route{}, ErrNoUser
+	case r.state == stateBlocked:
+		return Route{}, fmt.Errorf("%w by %s", ErrBlocked, r.key)
+	case r.state == statePaused:
+		return Route{}, fmt.Errorf("%w by %s", ErrPaused, r.key)
+	}
+	login := r.login
+	if login == "" {
+		login = u.String()
+	}
+	return Route{
+		User: u, Backend: r.backend, Login: login, Mode: r.mode,
+		Match: r.match, Key: r.key, Age: r.age, Origin: r.origin,
+	}, nil
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
+
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
@@ -73,7 +75,7 @@ func TestInvalidRecordsAreRejected(t *testing.T) {
 	}
 	alice := user(t, "alice")
 	for name, f := range invalidRecords() {
-		if rec, err := newRules(testConfig).parseUser(alice, f); !errors.Is(err, errInvalidRecord) || rec.present {
+		if rec, err := newRules(testConfig).parse(alice, f); !errors.Is(err, errInvalidRecord) || rec.present {
 			t.Errorf("%s: %+v, %v", name, rec, err)
 		} else if v := f["backend"]; len(v) > 5 && strings.Contains(err.Error(), v) {
 			t.Errorf("%s: the error repeats the value: %v", name, err)
@@ -97,7 +99,7 @@ func TestValidRecordsAreParsed(t *testing.T) {
 		{fields{"backend": "east", "password": "{SHA512-CRYPT}$6$x$y/."},
 			record{present: true, backend: "east", state: "active", password: identity.NewSecret("{SHA512-CRYPT}$6$x$y/.")}},
 	} {
-		if got, err := r.parseUser(alice, c.fields); err != nil || got != c.want {
+		if got, err := r.parse(alice, c.fields); err != nil || got != c.want {
 			t.Errorf("%v: %+v, %v", c.fields, got, err)
 		}
 	}
@@ -136,7 +138,7 @@ func TestAnInvalidRecordNeverFallsThrough(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 		}
-		r.cache.invalidateKeys(r.keys, []string{key + known.String()})
+		r.cache.invalidateKeys([]string{key + known.String()})
 		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != event.OriginStale {
 			t.Errorf("%s: a known user goes %+v, %v", name, got, err)
 		}
@@ -194,15 +196,20 @@ func FuzzRouteValue(f *testing.F) {
 	alice, rules := user(f, "alice"), newRules(testConfig)
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2, k3, v3 string) {
 		in := fields{k1: v1, k2: v2, k3: v3}
-		rec, err := rules.parseUser(alice, in)
+		rec, err := rules.parse(alice, in)
 		if err != nil {
 			if rec.present {
 				t.Fatalf("rejected and used: %+v", rec)
 			}
 			return
 		}
-		a := keys{DefaultPrefix}.decide(alice, rec, record{present: true, backend: "west"}, record{})
-		route, err := resolution{decision: a}.toRoute(alice)
+		d, err := (&store{keys: keys{DefaultPrefix}, rules: rules}).decide(alice, []*redis.MapStringStringCmd{
+			redis.NewMapStringStringResult(in, nil), redis.NewMapStringStringResult(fields{"backend": "west"}, nil),
+		})
+		if err != nil || d.record != rec {
+			t.Fatalf("%v: decided by %+v, %v", in, d, err)
+		}
+		route, err := resolution{decision: d}.toRoute(alice)
 		if err != nil {
 			if !errors.Is(err, ErrBlocked) && !errors.Is(err, ErrPaused) {
 				t.Fatalf("%v: %v", in, err)

@@ -63,7 +63,7 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if c.Cluster && c.Database != 0 {
 		return nil, errors.New("redis: a cluster has database 0 only")
 	}
-	explainer := newErrorExplainer(c)
+	explainer := &errorExplainer{tls: c.TLSConfig != nil, credentials: c.credentials, sentinels: c.SentinelMaster != "", cluster: c.Cluster}
 	client := newClient(c, explainer)
 	client.AddHook(commandHook{explainer})
 	return client, nil

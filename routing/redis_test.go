@@ -523,7 +523,7 @@ func TestExplainShowsChangesNotYetApplied(t *testing.T) {
 	if x := r.Explain(t.Context(), alice); x.Next != nil {
 		t.Errorf("an invalid record has no effect: %+v, %+v", x, x.Next)
 	}
-	r.Revalidate(alice)
+	r.cache.suspectUser(alice)
 	s.CLI("hset", "imapgate:user:alice", "backend", "west")
 	if x := r.Explain(t.Context(), alice); x.Backend != "west" || x.Next != nil {
 		t.Errorf("noticed: %+v, %+v", x, x.Next)

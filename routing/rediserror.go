@@ -49,21 +49,17 @@ func joinLines(err error) string {
 // errorExplainer finds the explanation of an error, which depends on the configuration.
 type errorExplainer struct {
 	// Set once.
-	tls, username, password bool // configured
-	sentinels               bool // Sentinel leads to the server
-	cluster                 bool
+	tls         bool                               // configured
+	credentials func() (username, password string) // of Redis; nil: none
+	sentinels   bool                               // Sentinel leads to the server
+	cluster     bool
 
 	dialErr atomic.Pointer[error] // why the last attempt to connect failed, if explained
 }
 
-func newErrorExplainer(c RedisConfig) *errorExplainer {
-	return &errorExplainer{tls: c.TLSConfig != nil, username: c.Username != "", password: !c.Password.IsZero(), sentinels: c.SentinelMaster != "", cluster: c.Cluster}
-}
-
 // explainerOf returns the explainer for connections made with a client's address.
 func explainerOf(o *redis.Options) *errorExplainer {
-	username, password := credentialsOf(o.CredentialsProvider)
-	return &errorExplainer{tls: o.TLSConfig != nil, username: username != "", password: password != "", sentinels: o.Addr == failoverAddr}
+	return &errorExplainer{tls: o.TLSConfig != nil, credentials: o.CredentialsProvider, sentinels: o.Addr == failoverAddr}
 }
 
 // credentialsOf returns what a client of Dial logs in with; empty for other clients.
@@ -142,10 +138,10 @@ func isExplained(err error) bool {
 }
 
 func (e *errorExplainer) missingPasswordText() string {
-	switch {
-	case e.password:
+	switch username, password := credentialsOf(e.credentials); {
+	case password != "":
 		return "Redis requires a password, and has not accepted the one of redis.password_file"
-	case e.username:
+	case username != "":
 		return "Redis requires a password, and redis.username has none: set redis.password_file"
 	}
 	return "Redis requires a password: set redis.password_file"

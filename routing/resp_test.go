@@ -157,7 +157,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 				t.Fatalf("while all was well: %+v, %v", got, err)
 			}
 			faulty.Store(true)
-			r.Revalidate(known)
+			r.cache.suspectUser(known)
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != event.OriginStale {
 				t.Errorf("a known user: %+v, %v", got, err)
 			}
@@ -259,7 +259,7 @@ func FuzzMessage(f *testing.F) {
 		o := newFakeStore()
 		cfg := testConfig
 		cfg = testbed.WithDefaults(cfg)
-		conn := &invalidationConn{keys: keys{DefaultPrefix}, cache: newCache(cfg, o.reader(), testLogger(t))}
+		conn := &invalidationConn{cache: newCache(cfg, o.reader(), testLogger(t))}
 		conn.handlePush(m)
 	})
 }

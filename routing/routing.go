@@ -22,6 +22,7 @@ var (
 	ErrBlocked     = errors.New("user is blocked")
 	ErrPaused      = errors.New("user is paused")
 	ErrUnavailable = errors.New("route is unavailable")
+	ErrMoved       = errors.New("route has changed") // since a Lookup
 )
 
 // Sources of routes, for Config.Source.
@@ -102,7 +103,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r := &Router{cfg: cfg, metrics: m, log: log, keys: keys{cfg.Prefix}, rules: newRules(cfg)}
 	switch cfg.Source {
 	case SourceStatic:
-		s, err := newStatic(cfg)
+		s, err := newStatic(cfg, r.rules.backends)
 		if err != nil {
 			return nil, err
 		}
@@ -121,8 +122,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
 	r.cache = newCache(cfg, recordReader{read: r.store.readUser, inspect: r.store.inspect, nodeOf: r.store.nodeOf}, log)
 	r.cache.hasLookups = cfg.Source == SourceRedis
-	r.invalidator = newInvalidator(rdb, r.keys, r.cache, log)
-	r.invalidator.onState = m.Invalidation
+	r.invalidator = &invalidator{rdb: rdb, cache: r.cache, onState: m.Invalidation, log: log}
 	r.loadSnapshot()
 	return r, nil
 }
@@ -169,6 +169,22 @@ func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
 	return res.toRoute(u)
 }
 
+// Confirm looks up a route again and returns nil if old is still valid. It returns ErrMoved if
+// the backend or the login name there has changed, and the errors of Lookup except
+// ErrUnavailable: while the current route is unknown, old stays valid.
+func (r *Router) Confirm(ctx context.Context, u identity.User, old Route) error {
+	current, err := r.lookup(ctx, u)
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		return nil
+	case err != nil:
+		return err
+	case current.Backend != old.Backend || current.Login != old.Login:
+		return fmt.Errorf("%w: from %s to %s by %s", ErrMoved, old.Backend, current.Backend, current.Key)
+	}
+	return nil
+}
+
 // Password returns the hash in the user's own record, which the cache keeps with the route. It
 // returns ErrNoUser if there is no such record or it has no password. If
 // routes do not come from Redis, it also returns ErrBlocked and ErrPaused; otherwise Lookup
@@ -182,7 +198,7 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 		return identity.Secret{}, errNoRedis
 	}
 	res, err := r.cache.get(ctx, u)
-	if err == nil && r.rules.passwordOnly && res.hasRecord {
+	if err == nil && r.rules.passwordOnly && res.match == MatchUser {
 		_, err = res.toRoute(u) // Lookup does not read the record, so its state is checked here
 	}
 	switch {
@@ -196,14 +212,6 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 		return identity.Secret{}, ErrNoUser
 	}
 	return res.password, nil
-}
-
-// Revalidate makes the next Lookup of u query Redis. Call it when a backend reports that the
-// user is not there. The last good route is kept in case Redis is down.
-func (r *Router) Revalidate(u identity.User) {
-	if r.cache != nil {
-		r.cache.suspectUser(u)
-	}
 }
 
 // outcome returns the metrics label of one lookup.

@@ -62,7 +62,7 @@ func (r *Router) loadSnapshot() {
 		r.log.Error("route snapshot ignored", zap.String("file", r.cfg.Snapshot), zap.Error(err))
 		return
 	}
-	restored := r.cache.restoreRoutes(r.keys, r.rules, s.Routes)
+	restored := r.cache.restoreRoutes(r.rules, s.Routes)
 	r.cache.restoreSample(s)
 	r.log.Info("route snapshot loaded", zap.String("file", r.cfg.Snapshot),
 		zap.Int("routes", restored), zap.Int("dropped", len(s.Routes)-restored))
@@ -101,13 +101,13 @@ func readSnapshot(path string) (snapshot, error) {
 
 // restoreRoutes inserts saved routes as entries to be confirmed when Redis answers. It returns
 // how many were valid.
-func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
+func (c *cache) restoreRoutes(rules rules, routes []savedRoute) int {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	restored := 0
 	for i := len(routes) - 1; i >= 0; i-- { // oldest first, so that the newest stay
-		e, ok := routes[i].toEntry(k, rules)
+		e, ok := routes[i].toEntry(c.keys, rules)
 		if !ok || c.entries[e.user] != nil {
 			continue
 		}
@@ -158,10 +158,10 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !event.Known(s.Mode) {
 		return nil, false
 	}
-	d := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
+	d := decision{match: s.Match, record: record{present: true, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}}
 	switch s.Match {
 	case MatchUser:
-		d.key, d.hasRecord = k.user(u), true
+		d.key = k.user(u)
 	case MatchDomain:
 		d.key = k.domain(u.Domain())
 	case MatchDefault:

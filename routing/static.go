@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"errors"
 	"fmt"
 
 	"imapgate/internal/event"
@@ -16,67 +17,73 @@ type static struct {
 
 // newStatic checks the configured routes: every value must be a backend and every name a valid
 // user or domain.
-func newStatic(c Config) (*static, error) {
-	s := &static{users: make(map[identity.User]string), domains: make(map[string]string), deflt: c.Static.Default}
-	backends := newRules(c).backends
-	if s.deflt != "" && !backends[s.deflt] {
-		return nil, fmt.Errorf("static default route: no backend is named %q", s.deflt)
+func newStatic(c Config, backends map[string]bool) (*static, error) {
+	if deflt := c.Static.Default; deflt != "" && !backends[deflt] {
+		return nil, fmt.Errorf("static default route: no backend is named %q", deflt)
 	}
-	for name, backend := range c.Static.Users {
-		u, err := c.Names.Canonicalize(name)
-		if err != nil {
-			return nil, fmt.Errorf("static route of user %q: %w", name, err)
-		}
-		if _, duplicate := s.users[u]; duplicate {
-			return nil, fmt.Errorf("static route of user %q: the user is listed twice", name)
-		}
-		if !backends[backend] {
-			return nil, fmt.Errorf("static route of user %q: no backend is named %q", name, backend)
-		}
-		s.users[u] = backend
+	users, err := checkRoutes("user", c.Static.Users, backends, c.Names.Canonicalize)
+	if err != nil {
+		return nil, err
 	}
-	for name, backend := range c.Static.Domains {
+	domains, err := checkRoutes("domain", c.Static.Domains, backends, func(name string) (string, error) {
 		domain, err := c.Names.CanonicalizeDomain(name)
 		if err != nil {
-			return nil, fmt.Errorf("static route of domain %q: no user can have it", name)
+			err = errors.New("no user can have it")
 		}
-		if _, duplicate := s.domains[domain]; duplicate {
-			return nil, fmt.Errorf("static route of domain %q: the domain is listed twice", name)
+		return domain, err
+	})
+	return &static{users: users, domains: domains, deflt: c.Static.Default}, err
+}
+
+// checkRoutes returns the configured routes of one kind by canonical name.
+func checkRoutes[K comparable](kind string, configured map[string]string, backends map[string]bool, canonicalize func(string) (K, error)) (map[K]string, error) {
+	routes := make(map[K]string, len(configured))
+	for name, backend := range configured {
+		key, err := canonicalize(name)
+		_, duplicate := routes[key]
+		switch {
+		case err != nil:
+		case duplicate:
+			err = fmt.Errorf("the %s is listed twice", kind)
+		case !backends[backend]:
+			err = fmt.Errorf("no backend is named %q", backend)
 		}
-		if !backends[backend] {
-			return nil, fmt.Errorf("static route of domain %q: no backend is named %q", name, backend)
+		if err != nil {
+			return nil, fmt.Errorf("static route of %s %q: %w", kind, name, err)
 		}
-		s.domains[domain] = backend
+		routes[key] = backend
 	}
-	return s, nil
+	return routes, nil
+}
+
+// routes returns the configured routes of u in order of precedence; without a Backend where
+// there is none.
+func (s *static) routes(u identity.User) [3]Route {
+	return [3]Route{
+		{Match: MatchUser, Key: "routing.static.users", Backend: s.users[u]},
+		{Match: MatchDomain, Key: "routing.static.domains", Backend: s.domains[u.Domain()]},
+		{Match: MatchDefault, Key: "routing.static.default", Backend: s.deflt},
+	}
 }
 
 func (s *static) lookup(u identity.User) (Route, error) {
-	r := Route{User: u, Login: u.String(), Origin: event.OriginStatic}
-	if b, ok := s.users[u]; ok {
-		r.Backend, r.Match, r.Key = b, MatchUser, "routing.static.users"
-	} else if b, ok := s.domains[u.Domain()]; ok {
-		r.Backend, r.Match, r.Key = b, MatchDomain, "routing.static.domains"
-	} else if s.deflt != "" {
-		r.Backend, r.Match, r.Key = s.deflt, MatchDefault, "routing.static.default"
-	} else {
-		return Route{}, ErrNoUser
+	for _, r := range s.routes(u) {
+		if r.Backend != "" {
+			r.User, r.Login, r.Origin = u, u.String(), event.OriginStatic
+			return r, nil
+		}
 	}
-	return r, nil
+	return Route{}, ErrNoUser
 }
 
 // steps returns the configured routes of u, for Explain.
-func (s *static) steps(u identity.User) []Step {
-	content := func(backend string) string {
-		if backend == "" {
-			return noRecord
+func (s *static) steps(u identity.User) (steps []Step) {
+	for _, r := range s.routes(u) {
+		content := noRecord
+		if r.Backend != "" {
+			content = "backend=" + r.Backend
 		}
-		return "backend=" + backend
-	}
-	steps := []Step{
-		{Key: "routing.static.users", Content: content(s.users[u])},
-		{Key: "routing.static.domains", Content: content(s.domains[u.Domain()])},
-		{Key: "routing.static.default", Content: content(s.deflt)},
+		steps = append(steps, Step{Key: r.Key, Content: content})
 	}
 	return steps
 }

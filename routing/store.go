@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"time"
 
 	"imapgate/internal/identity"
 
@@ -28,29 +27,24 @@ type store struct {
 	rules rules
 }
 
-// replies are the three records of one user and those of the samples, as received.
-type replies struct {
-	user, domain, deflt *redis.MapStringStringCmd
-	samples             []*redis.MapStringStringCmd
-}
+// replies are the records of one user, in order of precedence, and the samples, as received.
+type replies struct{ records, samples []*redis.MapStringStringCmd }
 
-// fetch reads all three records in one round trip, and the samples after them. If a record is
+// fetch reads all records of u in one round trip, and the samples after them. If a record is
 // missing but a later sample is there, the store had its records when it was read. In a
 // cluster the nodes are queried concurrently, and the order holds on each.
 func (s *store) fetch(ctx context.Context, u identity.User, samples []string) (replies, error) {
 	pipe := s.rdb.Pipeline()
 	var r replies
-	r.user = pipe.HGetAll(ctx, s.keys.user(u))
-	if u.Domain() != "" {
-		r.domain = pipe.HGetAll(ctx, s.keys.domain(u.Domain()))
+	for _, key := range s.keys.candidates(u) {
+		r.records = append(r.records, pipe.HGetAll(ctx, key))
 	}
-	r.deflt = pipe.HGetAll(ctx, s.keys.deflt())
 	for _, key := range samples {
 		r.samples = append(r.samples, pipe.HGetAll(ctx, key))
 	}
 	check := s.echo(ctx, pipe)
 	_, err := pipe.Exec(ctx)
-	if err != nil && r.user.Val() == nil && r.user.Err() == nil {
+	if own := r.records[0]; err != nil && own.Val() == nil && own.Err() == nil {
 		return r, err // go-redis sets no error on commands it did not send
 	}
 	return r, check() // otherwise each command has its own error
@@ -84,15 +78,12 @@ func (s *store) readUser(ctx context.Context, u identity.User, samples []string)
 		return userRecords{}, err
 	}
 	var recs userRecords
-	if recs.decision, err = s.parseReplies(u, r); err != nil {
+	if recs.decision, err = s.decide(u, r.records); err != nil {
 		return userRecords{}, err
 	}
-	for i, cmd := range []*redis.MapStringStringCmd{r.user, r.domain, r.deflt} {
-		if cmd == nil || cmd.Err() != nil {
-			continue
-		}
-		key := [...]string{s.keys.user(u), s.keys.domain(u.Domain()), s.keys.deflt()}[i]
-		switch {
+	for i, key := range s.keys.candidates(u) {
+		switch cmd := r.records[i]; {
+		case cmd.Err() != nil:
 		case len(cmd.Val()) > 0:
 			recs.present = append(recs.present, key)
 		case len(recs.present) == 0: // it would have decided
@@ -107,23 +98,20 @@ func (s *store) readUser(ctx context.Context, u identity.User, samples []string)
 	return recs, nil
 }
 
-// parseReplies returns the decision for u. An error wraps errInvalidRecord if a record that
-// matters is malformed; any other error means that Redis gave no answer.
-func (s *store) parseReplies(u identity.User, r replies) (decision, error) {
-	// A record matters only if those before it are known to be absent.
-	user, err := s.userRecord(u, r.user)
-	if err != nil || user.present {
-		return s.keys.decide(u, user, record{}, record{}), err
-	}
-	var domain record
-	if r.domain != nil {
-		domain, err = s.sharedRecord(s.keys.domain(u.Domain()), r.domain)
-		if err != nil || domain.present {
-			return s.keys.decide(u, user, domain, record{}), err
+// decide returns the decision for u: that of the first record that exists. An error wraps
+// errInvalidRecord if a record that matters is malformed; any other error means that Redis gave
+// no answer. A record matters only if those before it are known to be absent.
+func (s *store) decide(u identity.User, records []*redis.MapStringStringCmd) (decision, error) {
+	for i, key := range s.keys.candidates(u) {
+		rec, err := s.parseReply(u, key, records[i])
+		if err != nil {
+			return decision{}, err
+		}
+		if rec.present {
+			return decision{match: s.keys.match(key), key: key, record: rec}, nil
 		}
 	}
-	deflt, err := s.sharedRecord(s.keys.deflt(), r.deflt)
-	return s.keys.decide(u, user, domain, deflt), err
+	return decision{}, nil
 }
 
 // inspect returns which records exist, and the operator's acceptance. An error means that
@@ -158,20 +146,6 @@ func parseAcceptance(fields map[string]string) acceptance {
 	return acceptance{At: at, By: by[:min(len(by), identity.MaxUser)]}
 }
 
-// writeAcceptance writes an acceptance with a later time than the one before it.
-func (s *store) writeAcceptance(ctx context.Context, by string) error {
-	key := s.keys.acceptance()
-	fields, err := s.rdb.HGetAll(ctx, key).Result()
-	if err != nil {
-		return readError(key, err)
-	}
-	at := max(time.Now().UnixMilli(), parseAcceptance(fields).At+1)
-	if err := s.rdb.HSet(ctx, key, fieldAt, at, fieldBy, by).Err(); err != nil {
-		return writeError("write", key, err)
-	}
-	return nil
-}
-
 // nodeOf returns the address of the primary that has a key; "" without a cluster.
 func (s *store) nodeOf(ctx context.Context, key string) (string, error) {
 	cluster, ok := s.rdb.(*redis.ClusterClient)
@@ -197,25 +171,16 @@ func replyFields(key string, cmd *redis.MapStringStringCmd) (map[string]string, 
 	return cmd.Val(), nil
 }
 
-func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (record, error) {
-	key := s.keys.user(u)
+// parseReply checks the record of one of u's candidate keys.
+func (s *store) parseReply(u identity.User, key string, cmd *redis.MapStringStringCmd) (record, error) {
 	fields, err := replyFields(key, cmd)
 	if err != nil {
 		return record{}, err
 	}
-	rec, err := s.rules.parseUser(u, fields)
-	if err != nil {
-		return record{}, fmt.Errorf("%s: %w", key, err)
+	if s.keys.match(key) != MatchUser {
+		u = identity.User{}
 	}
-	return rec, nil
-}
-
-func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record, error) {
-	fields, err := replyFields(key, cmd)
-	if err != nil {
-		return record{}, err
-	}
-	rec, err := s.rules.parseShared(fields)
+	rec, err := s.rules.parse(u, fields)
 	if err != nil {
 		return record{}, fmt.Errorf("%s: %w", key, err)
 	}
@@ -229,54 +194,4 @@ func readError(key string, err error) error {
 		return fmt.Errorf("%s: %w: not a hash", key, errInvalidRecord)
 	}
 	return fmt.Errorf("read %s: %w", key, err)
-}
-
-// writeScript changes a record atomically. ARGV is the number of fields to remove, their
-// names, and then names and values to set. Redis does not roll back a script, nor commands of
-// a MULTI that fails. So the script exercises both rights before it changes anything: removing
-// a field that no record has does nothing.
-const writeScript = `
-local unset = tonumber(ARGV[1])
-if unset > 0 then redis.call('HDEL', KEYS[1], '') end
-if #ARGV > unset + 1 then redis.call('HSET', KEYS[1], unpack(ARGV, unset + 2)) end
-if unset > 0 then redis.call('HDEL', KEYS[1], unpack(ARGV, 2, unset + 1)) end
-return 1
-`
-
-// write changes fields of a record; an empty value removes a field. It rejects records that
-// this gateway would reject.
-func (s *store) write(ctx context.Context, t Target, change map[string]string) error {
-	key := s.keys.key(t)
-	fields, err := s.rdb.HGetAll(ctx, key).Result()
-	if err != nil {
-		return readError(key, err)
-	}
-	e, err := s.rules.planEdit(t, fields, change)
-	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
-	}
-	if err := redis.NewScript(writeScript).Run(ctx, s.rdb, []string{key}, e.scriptArgs()...).Err(); err != nil {
-		return writeError("write", key, err)
-	}
-	return nil
-}
-
-// remove deletes a record and reports whether there was one.
-func (s *store) remove(ctx context.Context, t Target) (bool, error) {
-	key := s.keys.key(t)
-	n, err := s.rdb.Del(ctx, key).Result()
-	if err != nil {
-		return false, writeError("delete", key, err)
-	}
-	return n > 0, nil
-}
-
-// writeError adds what an error means for the record. An error reply means that nothing was
-// changed; without a reply, the outcome is unknown.
-func writeError(verb, key string, err error) error {
-	var reply redis.Error
-	if errors.As(err, &reply) {
-		return fmt.Errorf("%s %s: nothing was changed: %w", verb, key, err)
-	}
-	return fmt.Errorf("%s %s: Redis did not answer, so it may have been changed: %w", verb, key, err)
 }

@@ -28,6 +28,9 @@ const (
 	acceptanceTTL = 30 * time.Second
 )
 
+// inspectionIntervals are the intervals by the state of a node. Constant.
+var inspectionIntervals = [...]time.Duration{nodeHolding: holdingInterval, nodeSuspect: suspectInterval, nodeEmptied: emptiedInterval}
+
 // errStoreLost is returned for a missing record while the store has lost most of the sampled
 // records.
 var errStoreLost = errors.New("the record is missing, and so are most others that Redis held")
@@ -190,9 +193,20 @@ func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) 
 			c.requestInspection()
 		}
 	}
+	for _, address := range c.nodesInLoss(plan, r) {
+		if c.sample.nodes[address].claimInspection(now) {
+			nodes = append(nodes, address)
+		}
+	}
+	return nodes
+}
+
+// nodesInLoss returns the nodes that may have lost a record of the plan that is missing. mu is
+// held.
+func (c *cache) nodesInLoss(plan readPlan, r userRecords) (nodes []string) {
 	for i, key := range plan.keys {
 		n := c.sample.nodes[plan.nodes[i]]
-		if n != nil && n.state != nodeHolding && slices.Contains(r.absent, key) && n.claimInspection(now) {
+		if n != nil && n.state != nodeHolding && slices.Contains(r.absent, key) {
 			nodes = append(nodes, plan.nodes[i])
 		}
 	}
@@ -202,8 +216,7 @@ func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) 
 // claimInspection reports whether an inspection of n is due. If so, the caller must inspect
 // it.
 func (n *node) claimInspection(now time.Time) bool {
-	interval := [...]time.Duration{nodeHolding: holdingInterval, nodeSuspect: suspectInterval, nodeEmptied: emptiedInterval}[n.state]
-	if len(n.keys) == 0 || now.Sub(n.inspectedAt) < interval && len(n.invalidated) == 0 {
+	if len(n.keys) == 0 || now.Sub(n.inspectedAt) < inspectionIntervals[n.state] && len(n.invalidated) == 0 {
 		return false
 	}
 	n.inspectedAt = now
@@ -279,13 +292,7 @@ func (c *cache) trustsAbsence(plan readPlan, r userRecords) bool {
 			return false
 		}
 	}
-	for i, key := range plan.keys {
-		n := c.sample.nodes[plan.nodes[i]]
-		if n != nil && n.state != nodeHolding && slices.Contains(r.absent, key) {
-			return false
-		}
-	}
-	return true
+	return len(c.nodesInLoss(plan, r)) == 0
 }
 
 // sampleRecords adds the records that exist to the sample. mu is held.
@@ -312,31 +319,35 @@ func (c *cache) recordUntrustedAbsence(q *query, e *entry) (resolution, error) {
 	return last, nil
 }
 
+// worstNode returns the node in the worst state, the first by name, and its address; nil if
+// none is known. mu is held.
+func (c *cache) worstNode() (worst *node, address string) {
+	for a, n := range c.sample.nodes {
+		if worst == nil || n.state > worst.state || n.state == worst.state && a < address {
+			worst, address = n, a
+		}
+	}
+	return worst, address
+}
+
 // worstState returns the worst state of all nodes. mu is held.
 func (c *cache) worstState() nodeState {
-	worst := nodeHolding
-	for _, n := range c.sample.nodes {
-		worst = max(worst, n.state)
+	if n, _ := c.worstNode(); n != nil {
+		return n.state
 	}
-	return worst
+	return nodeHolding
 }
 
 // storeStatus returns the status for operators.
 func (c *cache) storeStatus() StoreStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := StoreStatus{State: StoreHolding, Present: len(c.sample.nodeByKey), AcceptedBy: c.lossAcceptedBy}
-	if len(c.sample.nodeByKey) == 0 {
-		s.State = ""
-	}
-	worst, address := (*node)(nil), ""
-	for a, n := range c.sample.nodes {
-		if worst == nil || n.state > worst.state || n.state == worst.state && a < address {
-			worst, address = n, a
-		}
-	}
-	if worst == nil || worst.state == nodeHolding {
-		return s
+	worst, address := c.worstNode()
+	switch {
+	case len(c.sample.nodeByKey) == 0 && c.worstState() == nodeHolding:
+		return StoreStatus{AcceptedBy: c.lossAcceptedBy}
+	case worst.state == nodeHolding:
+		return StoreStatus{State: StoreHolding, Present: len(c.sample.nodeByKey), AcceptedBy: c.lossAcceptedBy}
 	}
 	return StoreStatus{
 		State: [...]string{nodeSuspect: StoreSuspect, nodeEmptied: StoreEmptied}[worst.state], Since: worst.since,
@@ -397,7 +408,7 @@ func (c *cache) inspectDue(ctx context.Context) {
 func (c *cache) inspectionInterval() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return [...]time.Duration{nodeHolding: holdingInterval, nodeSuspect: suspectInterval, nodeEmptied: emptiedInterval}[c.worstState()]
+	return inspectionIntervals[c.worstState()]
 }
 
 // reportStore logs and reports a loss of the records, and its end, once. It reports whether

@@ -142,7 +142,7 @@ func TestTheFirstReadAfterALossIsNotTrusted(t *testing.T) {
 		o.set(user(t, "someone@example.org"), MatchDomain, "west") // the domain's record is back first
 		checkUnavailable(t, c, user(t, "unknown"))
 		o.mu.Lock()
-		o.records[bob] = decision{match: MatchDomain, backend: "west", state: stateActive}
+		o.records[bob] = decision{match: MatchDomain, record: record{present: true, backend: "west", state: stateActive}}
 		o.mu.Unlock()
 		checkUnavailable(t, c, bob) // bob may have had a record
 	})
@@ -173,7 +173,7 @@ func TestInvalidatedDeletionsAreTrustedDownToTheLastRecord(t *testing.T) {
 	runLossTest(t, 3, func(t *testing.T, s *lossTest) {
 		for _, u := range s.users {
 			s.o.set(u, MatchNone, "")
-			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
+			s.invalidateKeys([]string{s.keys.user(u)})
 			checkBackend(t, s.cache, u, "", event.OriginRedis)
 		}
 		advance(time.Minute)
@@ -190,7 +190,7 @@ func TestADeletionDuringAnInspectionIsTrusted(t *testing.T) {
 		s.o.afterInspect = func() {
 			if i := int(gone.Load()); i < len(s.users) {
 				s.o.set(s.users[i], MatchNone, "")
-				s.invalidateKeys(s.keys, []string{s.keys.user(s.users[i])})
+				s.invalidateKeys([]string{s.keys.user(s.users[i])})
 				gone.Add(1)
 			}
 		}
@@ -215,7 +215,7 @@ func TestAnInvalidationAfterTheAbsenceIsInTime(t *testing.T) {
 		s.suspectUser(alice)
 		s.checkLastGood(alice)
 		advance(20 * time.Millisecond)
-		s.invalidateKeys(s.keys, []string{s.keys.user(alice)})
+		s.invalidateKeys([]string{s.keys.user(alice)})
 		advance(suspectInterval)
 		checkBackend(t, s.cache, alice, "", event.OriginRedis)
 		advance(time.Minute)
@@ -227,7 +227,7 @@ func TestAnInvalidationAfterTheAbsenceIsInTime(t *testing.T) {
 func TestAFlushAfterAChangeIsALoss(t *testing.T) {
 	runLossTest(t, 2, func(t *testing.T, s *lossTest) {
 		for _, u := range s.users {
-			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
+			s.invalidateKeys([]string{s.keys.user(u)})
 		}
 		s.o.clearRecords()
 		s.suspectAll() // as after a flush, after the invalidations
@@ -309,7 +309,7 @@ func TestAcceptEmptyEndsOnlyTheCurrentLoss(t *testing.T) {
 		}
 		for _, u := range s.users {
 			s.o.set(u, MatchUser, "east")
-			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
+			s.invalidateKeys([]string{s.keys.user(u)})
 			checkBackend(t, s.cache, u, "east", event.OriginRedis)
 		}
 		advance(time.Minute)

@@ -2,8 +2,6 @@ package tlsconf
 
 import (
 	"crypto/tls"
-	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,9 +34,7 @@ type Client struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	pair   *keyPair // last good version; nil without a certificate
-	cas    caPool   // last good version; pool is nil for the system's roots
-	expiry expiryWarner
+	loadedFiles // at most one certificate; without CAs, the system's roots
 }
 
 // NewClient loads the files. An error names the file and the reason.
@@ -47,18 +43,13 @@ func NewClient(cfg ClientConfig, log *zap.Logger) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, minVersion: minVersion, log: log, expiry: make(expiryWarner)}
-	var errs []error
-	if c.cas, err = loadCAs(cfg.CA); err != nil {
-		errs = append(errs, err)
-	}
+	c := &Client{cfg: cfg, minVersion: minVersion, log: log}
+	var certificates []CertFiles
 	if cfg.Certificate != (CertFiles{}) {
-		if c.pair, err = loadKeyPair(cfg.Certificate); err != nil {
-			errs = append(errs, err)
-		}
+		certificates = append(certificates, cfg.Certificate)
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	if c.loadedFiles, err = loadFiles(certificates, cfg.CA); err != nil {
+		return nil, err
 	}
 	c.rebuildConfig()
 	return c, nil
@@ -73,24 +64,17 @@ func (c *Client) Config() *tls.Config { return c.current.Load() }
 func (c *Client) Settings() ClientConfig { return c.cfg }
 
 // Files returns the files that Reload reads.
-func (c *Client) Files() (files []string) {
-	for _, file := range []string{c.cfg.CA, c.cfg.Certificate.Cert, c.cfg.Certificate.Key} {
-		if file != "" {
-			files = append(files, file)
-		}
-	}
-	return files
+func (c *Client) Files() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.names()
 }
 
 // Certificates returns the client certificates.
 func (c *Client) Certificates() []Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return describeCertificates(c.pairs())
-}
-
-func (c *Client) pairs() []*keyPair {
-	return slices.DeleteFunc([]*keyPair{c.pair}, func(p *keyPair) bool { return p == nil })
+	return describeCertificates(c.configured)
 }
 
 // Reload reads the files again. The error names each unusable file, whose last good version
@@ -98,25 +82,12 @@ func (c *Client) pairs() []*keyPair {
 func (c *Client) Reload() (changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var errs []error
-	if cas, err := loadCAs(c.cfg.CA); err != nil {
-		errs = append(errs, err)
-	} else if cas.checksum != c.cas.checksum {
-		c.cas, changed = cas, true
-	}
-	if c.pair != nil {
-		p, err := c.pair.reload()
-		if err != nil {
-			errs = append(errs, err)
-		} else if p.checksum != c.pair.checksum {
-			c.pair, changed = p, true
-		}
-	}
+	changed, err = c.reload()
 	if changed {
 		c.rebuildConfig()
 	}
-	c.expiry.warnExpiring(c.log, c.pairs(), time.Now())
-	return changed, errors.Join(errs...)
+	c.expiry.warnExpiring(c.log, c.configured, time.Now())
+	return changed, err
 }
 
 // rebuildConfig makes the next generation from the loaded files; the caller holds mu.
@@ -131,8 +102,8 @@ func (c *Client) rebuildConfig() {
 	if c.cfg.ALPN != "" {
 		cfg.NextProtos = []string{c.cfg.ALPN}
 	}
-	if c.pair != nil {
-		cert := c.pair.cert
+	if len(c.configured) > 0 {
+		cert := c.configured[0].cert
 		// Sent for any list of authorities, because the list may lack an intermediate,
 		// and a refusal is easier to explain than a missing certificate.
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,25 +27,8 @@ func newFileError(name string, err error) error {
 	return &FileError{name, plainfile.WithoutPath(err)}
 }
 
-// stripByteOrderMarks removes the byte order marks from a PEM file. Windows programs write one
-// at the beginning of every file, so a joined file has several.
-func stripByteOrderMarks(name string, text []byte) ([]byte, error) {
-	text, err := plainfile.DecodeText(text)
-	if err != nil {
-		return nil, &FileError{name, err}
-	}
-	return bytes.ReplaceAll(text, []byte("\xef\xbb\xbf"), nil), nil
-}
-
 // parseKeyPair parses a certificate and its key. Its errors explain common mistakes with files.
 func parseKeyPair(files CertFiles, cert, key []byte) (*tls.Certificate, error) {
-	cert, err := stripByteOrderMarks(files.Cert, cert)
-	if err != nil {
-		return nil, err
-	}
-	if key, err = stripByteOrderMarks(files.Key, key); err != nil {
-		return nil, err
-	}
 	if problem := describeCertificateFile(files.Cert, cert); problem != "" {
 		return nil, &FileError{files.Cert, errors.New(problem)}
 	}
@@ -78,14 +62,12 @@ func isKey(b *pem.Block) bool {
 	return b.Type == "PRIVATE KEY" || strings.HasSuffix(b.Type, " PRIVATE KEY")
 }
 
-func isEncrypted(b *pem.Block) bool {
-	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and the older format
-}
+func isCertificate(b *pem.Block) bool { return b.Type == "CERTIFICATE" }
 
 // describeKeyBlock returns why the key in a block cannot be used, or "".
 func describeKeyBlock(name string, b *pem.Block) string {
 	switch {
-	case isEncrypted(b):
+	case b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED"): // PKCS #8, and the older format
 		return "the key is encrypted, and imapgate cannot ask for its password: openssl pkey -in " + name + " -out NEW decrypts it"
 	case b.Type == "OPENSSH PRIVATE KEY":
 		return "it holds a key in OpenSSH's format, which TLS cannot use"
@@ -104,14 +86,11 @@ func describeNotPEM(name string, text []byte, fallback string) string {
 
 // describeCertificateFile returns why a file has no certificate, or "".
 func describeCertificateFile(name string, text []byte) string {
-	keys := false
-	for _, b := range decodePEM(text) {
-		if b.Type == "CERTIFICATE" {
-			return ""
-		}
-		keys = keys || isKey(b)
+	blocks := decodePEM(text)
+	if slices.ContainsFunc(blocks, isCertificate) {
+		return ""
 	}
-	if keys {
+	if slices.ContainsFunc(blocks, isKey) {
 		return "it holds a key and no certificate: are cert and key swapped?"
 	}
 	return describeNotPEM(name, text, "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)")
@@ -119,14 +98,11 @@ func describeCertificateFile(name string, text []byte) string {
 
 // describeKeyFile returns why a file has no usable key, or "".
 func describeKeyFile(name string, text []byte) string {
-	certificates := false
-	for _, b := range decodePEM(text) {
-		if isKey(b) {
-			return describeKeyBlock(name, b)
-		}
-		certificates = certificates || b.Type == "CERTIFICATE"
+	blocks := decodePEM(text)
+	if i := slices.IndexFunc(blocks, isKey); i >= 0 {
+		return describeKeyBlock(name, blocks[i])
 	}
-	if certificates {
+	if slices.ContainsFunc(blocks, isCertificate) {
 		return "it holds a certificate and no key: are cert and key swapped?"
 	}
 	return "it holds no PEM key (-----BEGIN PRIVATE KEY-----)"
@@ -136,7 +112,7 @@ func describeKeyFile(name string, text []byte) string {
 // first.
 func matchesLaterCertificate(cert, key []byte) bool {
 	for i, b := range decodePEM(cert) {
-		if i == 0 || b.Type != "CERTIFICATE" {
+		if i == 0 || !isCertificate(b) {
 			continue
 		}
 		if _, err := tls.X509KeyPair(pem.EncodeToMemory(b), key); err == nil {
@@ -144,18 +120,6 @@ func matchesLaterCertificate(cert, key []byte) bool {
 		}
 	}
 	return false
-}
-
-// diagnoseCertificate returns why clients will refuse a certificate that can be served. It may
-// be expired or not yet valid, or its chain may end at an unknown CA.
-func diagnoseCertificate(cert *tls.Certificate, now time.Time) (problems []string) {
-	if problem := describeValidity(cert.Leaf, now); problem != "" {
-		problems = append(problems, problem+": clients refuse it")
-	}
-	if problem := describeChain(cert, now); problem != "" {
-		problems = append(problems, problem)
-	}
-	return problems
 }
 
 // Diagnose returns problems with files that can be served: certificates that clients will
@@ -166,7 +130,10 @@ func (s *Server) Diagnose(now time.Time) error {
 	defer s.mu.Unlock()
 	var problems []error
 	for _, p := range s.pairs() {
-		for _, problem := range diagnoseCertificate(p.cert, now) {
+		if problem := describeValidity(p.cert.Leaf, now); problem != "" {
+			problems = append(problems, &FileError{p.files.Cert, errors.New(problem + ": clients refuse it")})
+		}
+		if problem := describeChain(p.cert, now); problem != "" {
 			problems = append(problems, &FileError{p.files.Cert, errors.New(problem)})
 		}
 	}
@@ -182,7 +149,7 @@ func (c *Client) Diagnose(now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var problems []error
-	for _, p := range c.pairs() {
+	for _, p := range c.configured {
 		if problem := describeValidity(p.cert.Leaf, now); problem != "" {
 			problems = append(problems, &FileError{p.files.Cert, errors.New(problem + ": servers refuse it")})
 		}
@@ -197,16 +164,13 @@ func diagnoseCAs(name string, now time.Time) error {
 		return nil
 	}
 	text, err := readFile(name)
-	if err == nil {
-		text, err = stripByteOrderMarks(name, text)
-	}
 	if err != nil {
 		return nil
 	}
 	problem := ""
 	for _, b := range decodePEM(text) {
 		c, err := x509.ParseCertificate(b.Bytes)
-		if b.Type != "CERTIFICATE" || err != nil {
+		if !isCertificate(b) || err != nil {
 			continue
 		}
 		if problem = describeValidity(c, now); problem == "" {
@@ -252,7 +216,7 @@ func describeChain(cert *tls.Certificate, now time.Time) string {
 			last = c
 		}
 	}
-	expired := describeValidity(cert.Leaf, now) != "" // diagnoseCertificate reports it separately
+	expired := describeValidity(cert.Leaf, now) != "" // Diagnose reports it separately
 	if expired {
 		now = cert.Leaf.NotAfter
 	}

@@ -2,8 +2,6 @@ package tlsconf
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -60,8 +58,17 @@ func (d *directory) reload(now time.Time) (changed bool, err error) {
 // name. Pairs that share a name follow the first of them, the newest first, so that a renewal
 // changes no default but its own.
 func sortKeyPairs(pairs []*keyPair, now time.Time) {
+	compareValidity := func(a, b *keyPair) int { // valid before invalid
+		if a.isValid(now) == b.isValid(now) {
+			return 0
+		}
+		if a.isValid(now) {
+			return -1
+		}
+		return 1
+	}
 	slices.SortFunc(pairs, func(a, b *keyPair) int {
-		return cmp.Or(compareValidity(a.isValid(now), b.isValid(now)), strings.Compare(a.files.Cert, b.files.Cert),
+		return cmp.Or(compareValidity(a, b), strings.Compare(a.files.Cert, b.files.Cert),
 			strings.Compare(string(a.checksum[:]), string(b.checksum[:])))
 	})
 	parent := make([]int, len(pairs)) // a tree for all that share names; its root is the first of them
@@ -86,7 +93,7 @@ func sortKeyPairs(pairs []*keyPair, now time.Time) {
 		group[p] = root(i)
 	}
 	slices.SortStableFunc(pairs, func(a, b *keyPair) int {
-		return cmp.Or(compareValidity(a.isValid(now), b.isValid(now)), cmp.Compare(group[a], group[b]),
+		return cmp.Or(compareValidity(a, b), cmp.Compare(group[a], group[b]),
 			b.cert.Leaf.NotBefore.Compare(a.cert.Leaf.NotBefore))
 	})
 }
@@ -102,17 +109,6 @@ func (d *directory) logWarnings(log *zap.Logger) {
 		}
 	}
 	d.loggedWarnings = d.warnings
-}
-
-// compareValidity orders valid before invalid.
-func compareValidity(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return -1
-	}
-	return 1
 }
 
 // listPEM lists the PEM files of a directory, its subdirectories, and the PEM files in them. It
@@ -205,13 +201,4 @@ func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 // hasProblem reports whether a file of p exists and cannot be used as it is.
 func (s *pemScan) hasProblem(p *keyPair) bool {
 	return s.unusable[p.files.Cert] || s.unusable[p.files.Key] || s.unusable[filepath.Dir(p.files.Cert)] || s.unusable[filepath.Dir(p.files.Key)]
-}
-
-// newKeyPair returns the pair of a certificate and its key.
-func newKeyPair(cert tls.Certificate, files CertFiles) *keyPair {
-	h := sha256.New()
-	for _, der := range cert.Certificate {
-		h.Write(der)
-	}
-	return &keyPair{files: files, cert: &cert, checksum: checksum(h.Sum(nil))}
 }

@@ -74,19 +74,14 @@ func certificateNames(cert *tls.Certificate) []string {
 }
 
 // selectCertificate returns the first certificate for the requested name that the client
-// supports. For an unknown or missing name it uses fallback. If the client supports none, the
-// handshake with the first fails.
+// supports. A name may have one with an ECDSA key and one with an RSA key. For an unknown or
+// missing name it uses fallback. If the client supports none, the handshake with the first
+// fails.
 func (t *nameTable) selectCertificate(hello *tls.ClientHelloInfo) *tls.Certificate {
 	certs := t.lookUp(strings.ToLower(hello.ServerName)) // allocates only if there is a capital
 	if len(certs) == 0 {
 		certs = t.fallback
 	}
-	return firstSupported(certs, hello)
-}
-
-// firstSupported returns the first certificate that the client supports, or else the first. A
-// name may have one with an ECDSA key and one with an RSA key.
-func firstSupported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
 	if len(certs) == 1 {
 		return certs[0]
 	}

@@ -44,9 +44,6 @@ func scanFiles(entries []string) *pemScan {
 			continue
 		}
 		text, err := readFile(name)
-		if err == nil {
-			text, err = stripByteOrderMarks(name, text)
-		}
 		if err != nil {
 			s.addProblem(name, err)
 			continue

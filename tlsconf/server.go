@@ -3,7 +3,6 @@ package tlsconf
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,10 +22,8 @@ type Server struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	configured []*keyPair // last good versions of Certificates, in their order
-	dir        *directory // nil without one
-	cas        caPool     // last good version
-	expiry     expiryWarner
+	loadedFiles
+	dir *directory // nil without one
 }
 
 // Certificate describes a certificate in service.
@@ -45,19 +42,9 @@ func NewServer(cfg ServerSettings, log *zap.Logger) (*Server, error) {
 	if len(cfg.Certificates) == 0 && cfg.CertificateDir == "" {
 		return nil, errors.New("no certificate is configured")
 	}
-	s := &Server{cfg: cfg, minVersion: minVersion, log: log, expiry: make(expiryWarner)}
-	var errs []error
-	for _, files := range cfg.Certificates {
-		p, err := loadKeyPair(files)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		s.configured = append(s.configured, p)
-	}
-	if s.cas, err = loadCAs(cfg.ClientCA); err != nil {
-		errs = append(errs, err)
-	}
+	s := &Server{cfg: cfg, minVersion: minVersion, log: log}
+	s.loadedFiles, err = loadFiles(cfg.Certificates, cfg.ClientCA)
+	errs := []error{err}
 	if cfg.CertificateDir != "" {
 		errs = append(errs, s.openDirectory()...)
 	}
@@ -114,12 +101,7 @@ func describeCertificates(pairs []*keyPair) []Certificate {
 func (s *Server) Files() (files []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.cfg.Certificates {
-		files = append(files, p.Cert, p.Key)
-	}
-	if s.cfg.ClientCA != "" {
-		files = append(files, s.cfg.ClientCA)
-	}
+	files = s.names()
 	if s.dir != nil {
 		files = append(append(files, s.dir.path), s.dir.entries...)
 	}
@@ -146,46 +128,18 @@ func (s *Server) pairs() []*keyPair {
 func (s *Server) Reload() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	for i, old := range s.configured {
-		p, err := old.reload()
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if p.checksum != old.checksum {
-			s.configured[i], changed = p, true
-		}
-	}
-	cas, err := loadCAs(s.cfg.ClientCA)
-	if err != nil {
-		errs = append(errs, err)
-	} else if cas.checksum != s.cas.checksum {
-		s.cas, changed = cas, true
-	}
+	changed, err = s.reload()
 	if s.dir != nil {
 		s.dir.canBeEmpty = len(s.configured) > 0
-		dirChanged, err := s.dir.reload(time.Now())
-		changed = changed || dirChanged
-		errs = append(errs, err)
+		dirChanged, dirErr := s.dir.reload(time.Now())
+		changed, err = changed || dirChanged, errors.Join(err, dirErr)
 		s.dir.logWarnings(s.log)
 	}
 	if changed {
 		s.rebuildConfig()
 	}
 	s.expiry.warnExpiring(s.log, s.pairs(), time.Now())
-	return changed, errors.Join(errs...)
-}
-
-// checkReplacement refuses an expired or not yet valid certificate in place of a valid one. One
-// expired certificate may replace another.
-func checkReplacement(old, p *keyPair) error {
-	now := time.Now()
-	if p.checksum == old.checksum || p.isValid(now) || !old.isValid(now) {
-		return nil
-	}
-	return fmt.Errorf("certificate %s is valid only from %s to %s", p.files.Cert,
-		p.cert.Leaf.NotBefore.UTC().Format(time.RFC3339), p.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	return changed, err
 }
 
 // rebuildConfig makes the next generation from the loaded files; the caller holds mu. A new
@@ -208,15 +162,4 @@ func (s *Server) rebuildConfig() {
 		cfg.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	s.current.Store(cfg)
-}
-
-func loadCAs(name string) (caPool, error) {
-	if name == "" {
-		return caPool{}, nil
-	}
-	pool, sum, err := readCAFile(name)
-	if err != nil {
-		return caPool{}, err
-	}
-	return caPool{pool: pool, checksum: sum}, nil
 }

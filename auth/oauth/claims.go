@@ -63,48 +63,32 @@ func (c claims) has(name string) bool {
 	return ok && string(v) != "null"
 }
 
-// claimRules are the requirements for the claims of a token.
-type claimRules struct {
-	// Set once.
-	issuer            string // "": the claims come from an introspection
-	audience          []string
-	authorizedParties []string
-	usernameClaim     string
-	scope             string
-}
-
-func (c Config) newRules() claimRules {
-	return claimRules{
-		issuer: c.Issuer, audience: slices.Clone(c.Audience), authorizedParties: slices.Clone(c.AuthorizedParty),
-		usernameClaim: c.UsernameClaim, scope: c.Scope,
-	}
-}
-
-// checkClaims returns the subject of claims that satisfy the rules.
-func (r claimRules) checkClaims(c claims, now time.Time) (Subject, error) {
+// checkClaims returns the subject of claims that satisfy the settings. Without an issuer they
+// come from an introspection.
+func (s *Settings) checkClaims(c claims, now time.Time) (Subject, error) {
 	subject, err := checkLifetime(c, now)
 	switch {
 	case err != nil:
 		return Subject{}, err
-	case r.issuer != "" && c.stringClaim("iss") != r.issuer:
+	case s.Issuer != "" && c.stringClaim("iss") != s.Issuer:
 		return Subject{}, invalidToken("issued by another provider")
-	case r.issuer != "" && subject.Expires.IsZero():
+	case s.Issuer != "" && subject.Expires.IsZero():
 		return Subject{}, invalidToken("no exp")
-	case len(r.audience) > 0 && !intersect(r.audience, c.stringsClaim("aud")):
+	case len(s.Audience) > 0 && !intersect(s.Audience, c.stringsClaim("aud")):
 		return Subject{}, invalidToken("not for this audience")
-	case len(r.authorizedParties) > 0 && !slices.Contains(r.authorizedParties, c.authorizedParty()):
+	case len(s.AuthorizedParty) > 0 && !slices.Contains(s.AuthorizedParty, c.authorizedParty()):
 		return Subject{}, invalidToken("given to another client")
-	case r.scope != "" && !slices.Contains(c.scopes(), r.scope):
+	case s.Scope != "" && !slices.Contains(c.scopes(), s.Scope):
 		return Subject{}, invalidToken("without the scope")
 	case c.has("cnf"): // RFC 7800: its bearer must prove possession of a key, which SASL cannot carry
 		return Subject{}, invalidToken("bound to a key")
 	}
-	if subject.Name = c.stringClaim(r.usernameClaim); subject.Name == "" {
+	if subject.Name = c.stringClaim(s.UsernameClaim); subject.Name == "" {
 		return Subject{}, invalidToken("without the user's name")
 	}
 	// Where users can change their own address, an unverified one may belong
 	// to another user.
-	if r.usernameClaim == "email" && c.has("email_verified") && !c.boolClaim("email_verified") {
+	if s.UsernameClaim == "email" && c.has("email_verified") && !c.boolClaim("email_verified") {
 		return Subject{}, invalidToken("the address is not verified")
 	}
 	return subject, nil

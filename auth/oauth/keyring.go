@@ -3,7 +3,6 @@ package oauth
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -261,12 +260,10 @@ func parseSigningKeys(published []json.RawMessage) ([]jose.JSONWebKey, error) {
 		}
 	}
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, errNoKeys)
+		return nil, fmt.Errorf("%w: the provider publishes no signing key", ErrUnavailable)
 	}
 	return keys, nil
 }
-
-var errNoKeys = errors.New("the provider publishes no signing key")
 
 // verify returns the payload if one of the keys has signed it. A key ID is only compared; it is
 // never used as a path.
@@ -284,9 +281,4 @@ func (s *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
 		return err == nil
 	})
 	return payload, i >= 0
-}
-
-// discoveryURL returns the URL of the document of OpenID Connect Discovery §4.
-func discoveryURL(issuer string) string {
-	return strings.TrimSuffix(issuer, "/") + "/.well-known/openid-configuration"
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,11 +21,9 @@ var (
 	ErrUnavailable = errors.New("token cannot be verified now")
 )
 
-const (
-	// Leeway is how far the clocks of the provider and of the gateway may differ: a token is
-	// accepted for that long after its end.
-	Leeway = 30 * time.Second
-)
+// Leeway is how far the clocks of the provider and of the gateway may differ: a token is
+// accepted for that long after its end.
+const Leeway = 30 * time.Second
 
 // Config is the configuration of a Verifier.
 type Config struct {
@@ -41,7 +40,7 @@ type Subject struct {
 // Verifier verifies tokens of one provider.
 type Verifier struct {
 	// Set once.
-	rules        claimRules
+	settings     Settings
 	keyring      *keyring      // nil: signatures are not verified
 	introspector *introspector // nil: no introspection
 	log          *zap.Logger
@@ -52,13 +51,13 @@ func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("oauth: %w", err)
 	}
-	v := &Verifier{rules: cfg.newRules(), log: log}
+	v := &Verifier{settings: cfg.Settings, log: log}
 	transport := newTransport(cfg.TLS)
 	if cfg.Issuer != "" {
 		v.keyring = newKeyring(cfg.Issuer, transport, log)
 	}
 	if cfg.IntrospectionURL != "" {
-		checkClaims := v.rules.checkClaims
+		checkClaims := v.settings.checkClaims
 		if v.keyring != nil {
 			checkClaims = checkLifetime // the signed claims are checked against the other rules
 		}
@@ -113,7 +112,7 @@ func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	if err != nil {
 		return Subject{}, err
 	}
-	subject, err := v.rules.checkClaims(c, time.Now())
+	subject, err := v.settings.checkClaims(c, time.Now())
 	if err != nil || v.introspector == nil {
 		return subject, err
 	}
@@ -127,16 +126,16 @@ func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	return subject, nil
 }
 
-// DiscoveryURL returns the URL of the provider's discovery document, for clients that need a
-// token; "" without an issuer.
+// DiscoveryURL returns the URL of the provider's discovery document (OpenID Connect Discovery
+// §4), for clients that need a token; "" without an issuer.
 func (v *Verifier) DiscoveryURL() string {
 	if v.keyring == nil {
 		return ""
 	}
-	return discoveryURL(v.keyring.issuer)
+	return strings.TrimSuffix(v.settings.Issuer, "/") + "/.well-known/openid-configuration"
 }
 
 // Scope returns the scope that a token must have; "" means any.
-func (v *Verifier) Scope() string { return v.rules.scope }
+func (v *Verifier) Scope() string { return v.settings.Scope }
 
 func invalidToken(reason string) error { return fmt.Errorf("%w: %s", ErrInvalid, reason) }

@@ -2,7 +2,6 @@ package identity
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 	"unicode/utf8"
 
@@ -75,16 +74,6 @@ func NewNames(s NameRules) (Names, error) {
 
 // NamesInDomain returns Names with the default alphabet that append a domain; "" appends none.
 func NamesInDomain(domain string) Names { return Names{&NameRules{Domain: domain}} }
-
-// Rules returns a copy of the rules of n.
-func (n Names) Rules() NameRules {
-	if n.rules == nil {
-		return NameRules{}
-	}
-	s := *n.rules
-	s.Prefixes = maps.Clone(s.Prefixes)
-	return s
-}
 
 // defaultRules are those of the zero Names. They never change.
 var defaultRules NameRules
@@ -173,12 +162,10 @@ func (s *NameRules) canonicalizeLocal(part string) (string, error) {
 		part, _, _ = strings.Cut(part, detailSeparator)
 	}
 	part = lowerASCII(part)
-	for i := range len(part) {
-		if c := part[i]; c < utf8.RuneSelf && !inAlphabet(c) && strings.IndexByte(s.Characters, c) < 0 {
-			return "", ErrName
-		}
+	isForbidden := func(r rune) bool {
+		return r < utf8.RuneSelf && !inAlphabet(r) && !strings.ContainsRune(s.Characters, r)
 	}
-	if strings.Trim(part, ".") == "" { // also ""; . and .. are paths
+	if strings.ContainsFunc(part, isForbidden) || strings.Trim(part, ".") == "" { // also ""; . and .. are paths
 		return "", ErrName
 	}
 	return part, nil
@@ -217,42 +204,27 @@ func (n Names) CanonicalizeDomain(raw string) (string, error) {
 	return domain, nil
 }
 
-// inAlphabet reports whether c is in the default alphabet: that of Dovecot's
+// inAlphabet reports whether r is in the default alphabet: that of Dovecot's
 // auth_username_chars in lower case, without the @.
-func inAlphabet(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '.' || c == '-' || c == '_'
+func inAlphabet(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_'
 }
 
 // isASCIIName reports whether s is not empty and all in the default alphabet.
 func isASCIIName(s string) bool {
-	for i := range len(s) {
-		if !inAlphabet(s[i]) {
-			return false
-		}
-	}
-	return s != ""
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !inAlphabet(r) })
 }
 
 func isASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] >= utf8.RuneSelf {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 // lowerASCII leaves non-ASCII characters unchanged; mapCase maps their case.
 func lowerASCII(s string) string {
-	for i := range len(s) {
-		if s[i] >= 'A' && s[i] <= 'Z' {
-			return strings.Map(func(r rune) rune {
-				if r >= 'A' && r <= 'Z' {
-					return r + 'a' - 'A'
-				}
-				return r
-			}, s)
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			r += 'a' - 'A'
 		}
-	}
-	return s
+		return r
+	}, s)
 }

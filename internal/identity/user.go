@@ -7,6 +7,7 @@ package identity
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 )
 
@@ -44,4 +45,19 @@ func (u User) IsZero() bool { return u.name == "" }
 func (u User) Domain() string {
 	_, domain, _ := strings.Cut(u.name, "@")
 	return domain
+}
+
+// AddrPrefix returns the network that counts as one address: an IPv4 address, or an IPv6 /64,
+// because a customer has at least that. It returns the zero Prefix for the zero Addr.
+func AddrPrefix(a netip.Addr) netip.Prefix { return Network(a.Unmap().WithZone(""), 32, 64) }
+
+// Network returns the network around a of bits4 bits, or of bits6 for IPv6. It returns the zero
+// Prefix for the zero Addr.
+func Network(a netip.Addr, bits4, bits6 int) netip.Prefix {
+	bits := bits6
+	if a.Is4() {
+		bits = bits4
+	}
+	net, _ := a.Prefix(bits)
+	return net
 }

@@ -113,16 +113,18 @@ func (r *Reader) ReadCommand(limits Limits, sendContinuation func() error) (Comm
 			err = p.rejectBareLF(line)
 			return p.cmd, err
 		case errors.Is(err, ErrLineSkipped):
-			return p.cmd, p.wrapIfDesynced(err, line)
+			return p.cmd, wrapIfDesynced(err, line)
 		case err != nil:
 			return p.cmd, err
 		}
 		lit, err := p.parseLine(line)
-		if err != nil {
-			return p.cmd, p.wrapIfDesynced(err, line)
-		}
-		if lit.Size < 0 {
-			return p.cmd, p.checkBalanced()
+		switch {
+		case err != nil:
+			return p.cmd, wrapIfDesynced(err, line)
+		case lit.Size < 0 && p.depth != 0:
+			return p.cmd, p.syntaxError("Unbalanced parentheses.")
+		case lit.Size < 0:
+			return p.cmd, nil
 		}
 		if !lit.NonSync {
 			if err := sendContinuation(); err != nil {
@@ -178,7 +180,7 @@ func (p *parser) syntaxError(text string) error { return &SyntaxError{Tag: p.cmd
 
 // wrapIfDesynced adds ErrDesynced to the error of a line that announces a non-synchronising
 // literal, whose octets follow.
-func (p *parser) wrapIfDesynced(err error, line []byte) error {
+func wrapIfDesynced(err error, line []byte) error {
 	if strings.HasSuffix(string(line), "+}") {
 		return fmt.Errorf("%w: %w", ErrDesynced, err)
 	}
@@ -210,7 +212,17 @@ func (p *parser) parseLine(line []byte) (Literal, error) {
 		if lit := rest[0]; lit == '{' || lit == '~' && len(rest) > 1 && rest[1] == '{' {
 			return p.parseLiteral(rest)
 		}
-		rest, err = p.parseToken(rest)
+		var token Token
+		if token, rest, err = p.parseToken(rest); err == nil {
+			err = p.checkArgCount()
+		}
+		if err != nil {
+			break
+		}
+		p.cmd.Args = append(p.cmd.Args, token)
+		if token.Kind != OpenParen {
+			rest, err = p.skipSeparator(rest, "Arguments are separated by one space.")
+		}
 	}
 	return noLiteral, err
 }
@@ -218,7 +230,7 @@ func (p *parser) parseLine(line []byte) (Literal, error) {
 // parseHead parses tag and name of the command's first line and returns the rest.
 func (p *parser) parseHead(line []byte) ([]byte, error) {
 	if p.headRead {
-		return p.parseAfterLiteral(line)
+		return p.skipSeparator(line, "A literal is followed by a space or the end.")
 	}
 	p.headRead = true
 	tag, rest, _ := strings.Cut(string(line), " ")
@@ -254,18 +266,6 @@ func (p *parser) peekHead(prefix []byte) {
 	p.headRead = false
 }
 
-// parseAfterLiteral parses the start of a line after a literal: nothing, a closing parenthesis,
-// or a space and the next argument.
-func (p *parser) parseAfterLiteral(line []byte) ([]byte, error) {
-	if len(line) == 0 || line[0] == ')' {
-		return line, nil
-	}
-	if line[0] != ' ' || len(line) == 1 {
-		return nil, p.syntaxError("A literal is followed by a space or the end.")
-	}
-	return line[1:], nil
-}
-
 func (p *parser) parseLiteral(rest []byte) (Literal, error) {
 	// The braces must be the whole token, and end the line.
 	if i := strings.IndexByte(string(rest), '}'); i != len(rest)-1 || strings.Count(string(rest), "{") != 1 {
@@ -294,31 +294,20 @@ func (p *parser) checkArgCount() error {
 	return nil
 }
 
-func (p *parser) addToken(t Token) error {
-	if err := p.checkArgCount(); err != nil {
-		return err
-	}
-	p.cmd.Args = append(p.cmd.Args, t)
-	return nil
-}
-
-// parseToken parses one token and the separator after it.
-func (p *parser) parseToken(b []byte) ([]byte, error) {
+// parseToken parses one token and returns what follows it.
+func (p *parser) parseToken(b []byte) (t Token, rest []byte, err error) {
 	switch b[0] {
 	case '(':
 		p.parenCount, p.depth = p.parenCount+1, p.depth+1
 		if p.parenCount > p.limits.Parens {
-			return nil, p.syntaxError("Too many parentheses.")
+			return Token{}, nil, p.syntaxError("Too many parentheses.")
 		}
-		return b[1:], p.addToken(Token{OpenParen, "("})
+		return Token{OpenParen, "("}, b[1:], nil
 	case ')':
 		if p.depth--; p.depth < 0 {
-			return nil, p.syntaxError("Unbalanced parentheses.")
+			return Token{}, nil, p.syntaxError("Unbalanced parentheses.")
 		}
-		if err := p.addToken(Token{CloseParen, ")"}); err != nil {
-			return nil, err
-		}
-		return p.skipSeparator(b[1:])
+		return Token{CloseParen, ")"}, b[1:], nil
 	case '"':
 		return p.parseQuoted(b[1:])
 	}
@@ -327,54 +316,42 @@ func (p *parser) parseToken(b []byte) ([]byte, error) {
 		n++
 	}
 	if n == 0 {
-		return nil, p.syntaxError("Unexpected character.")
+		return Token{}, nil, p.syntaxError("Unexpected character.")
 	}
-	if err := p.addToken(Token{Atom, string(b[:n])}); err != nil {
-		return nil, err
-	}
-	return p.skipSeparator(b[n:])
+	return Token{Atom, string(b[:n])}, b[n:], nil
 }
 
-func (p *parser) parseQuoted(b []byte) ([]byte, error) {
+func (p *parser) parseQuoted(b []byte) (t Token, rest []byte, err error) {
 	var text strings.Builder
 	for i := 0; i < len(b); i++ {
 		switch c := b[i]; c {
 		case '"':
-			if err := p.addToken(Token{QuotedString, text.String()}); err != nil {
-				return nil, err
-			}
-			return p.skipSeparator(b[i+1:])
+			return Token{QuotedString, text.String()}, b[i+1:], nil
 		case '\\':
 			// quoted-specials alone may be escaped (RFC 9051 §9)
 			if i++; i == len(b) || b[i] != '"' && b[i] != '\\' {
-				return nil, p.syntaxError("Invalid escape in a quoted string.")
+				return Token{}, nil, p.syntaxError("Invalid escape in a quoted string.")
 			}
 			text.WriteByte(b[i])
 		case 0, '\r':
-			return nil, p.syntaxError("Invalid character in a quoted string.")
+			return Token{}, nil, p.syntaxError("Invalid character in a quoted string.")
 		default:
 			text.WriteByte(c)
 		}
 	}
-	return nil, p.syntaxError("Unterminated quoted string.")
+	return Token{}, nil, p.syntaxError("Unterminated quoted string.")
 }
 
-// skipSeparator skips the one space between two arguments.
-func (p *parser) skipSeparator(b []byte) ([]byte, error) {
+// skipSeparator skips the one space between two arguments. problem is the error of another
+// separator.
+func (p *parser) skipSeparator(b []byte, problem string) ([]byte, error) {
 	if len(b) == 0 || b[0] == ')' {
 		return b, nil
 	}
 	if b[0] != ' ' || len(b) == 1 {
-		return nil, p.syntaxError("Arguments are separated by one space.")
+		return nil, p.syntaxError(problem)
 	}
 	return b[1:], nil
-}
-
-func (p *parser) checkBalanced() error {
-	if p.depth != 0 {
-		return p.syntaxError("Unbalanced parentheses.")
-	}
-	return nil
 }
 
 // isAtomChar reports whether c is ASTRING-CHAR, or needed by base64 (=), a flag (\) or a
@@ -392,3 +369,52 @@ func isValidTag(tag []byte) bool {
 	}
 	return len(tag) > 0
 }
+
+// The gateway's own answers to ID (RFC 2971).
+const (
+	IDResponse = `* ID ("name" "imapgate")`
+	IDDone     = "OK ID completed."
+	IDRejected = "BAD ID takes a list of at most 30 pairs of strings, or NIL."
+)
+
+// Bounds of ID (RFC 2971 §3.3).
+const (
+	MaxIDPairs = 30
+	MaxIDField = 30   // bytes
+	maxIDValue = 1024 // bytes
+)
+
+// ParseID parses the arguments of ID: "(" string SP nstring … ")" or NIL. It returns the fields
+// and values in order, without those whose value is NIL. ok is false for anything else, and
+// beyond the bounds.
+func ParseID(args []Token) (pairs [][2]string, ok bool) {
+	if len(args) == 1 && args[0].isNil() {
+		return nil, true
+	}
+	n := len(args)
+	if n < 2 || n%2 != 0 || n > 2+2*MaxIDPairs || args[0].Kind != OpenParen || args[n-1].Kind != CloseParen {
+		return nil, false
+	}
+	for i := 1; i < n-1; i += 2 {
+		field, value := args[i], args[i+1]
+		if !field.IsString() || !value.IsString() || len(field.Text) > MaxIDField || len(value.Text) > maxIDValue {
+			return nil, false
+		}
+		if !value.isNil() {
+			pairs = append(pairs, [2]string{field.Text, value.Text})
+		}
+	}
+	return pairs, true
+}
+
+// ParseIDCommand is ParseID for a complete command, with its literals and CRLF.
+func ParseIDCommand(raw []byte) (pairs [][2]string, ok bool) {
+	r := NewReader(bytes.NewReader(raw), Commands, len(raw))
+	cmd, err := r.ReadCommand(PreauthLimits, func() error { return nil })
+	if err != nil {
+		return nil, false
+	}
+	return ParseID(cmd.Args)
+}
+
+func (t Token) isNil() bool { return t.Kind == Atom && strings.EqualFold(t.Text, "NIL") }

@@ -246,25 +246,19 @@ func (r *Reader) trackLineState(b []byte) {
 	}
 }
 
-// Fill reads once. It moves or grows a full buffer. The end of the stream inside a command or
-// response is io.ErrUnexpectedEOF.
+// Fill reads once. It moves or grows a full buffer. The end of the stream inside a line, command
+// or response is io.ErrUnexpectedEOF.
 func (r *Reader) Fill() error {
-	err := r.fill()
-	if err != nil && (r.literalLeft > 0 || !r.atBoundary) {
-		return unexpectedEOF(err)
-	}
-	return r.eofError(err)
-}
-
-func (r *Reader) fill() error {
 	switch unread := r.w - r.r; {
 	case unread == 0:
 		r.r, r.w = 0, 0
-	case unread <= r.r && len(r.buf)-r.w < len(r.buf)/2: // copies little to make the read larger
+	case r.r > 0 && r.w == len(r.buf), unread <= r.r && len(r.buf)-r.w < len(r.buf)/2: // copies little to make the read larger
 		r.r, r.w = 0, copy(r.buf, r.buf[r.r:r.w])
 	}
 	if r.w == len(r.buf) {
-		r.growBuffer()
+		grown := make([]byte, min(max(2*len(r.buf), minBuffer), r.maxSize))
+		copy(grown, r.buf)
+		r.buf = grown
 	}
 	for range 100 { // as bufio: a source may return 0, nil, but not forever
 		n, err := r.src.Read(r.buf[r.w:])
@@ -274,6 +268,9 @@ func (r *Reader) fill() error {
 				r.probeAfterLF()
 			}
 			return nil
+		}
+		if err == io.EOF && (r.w > r.r || !r.atBoundary) {
+			return io.ErrUnexpectedEOF
 		}
 		if err != nil {
 			return err
@@ -307,31 +304,6 @@ func (r *Reader) probeAfterLF() {
 	r.lastReadFull = n > 0 || err == nil
 }
 
-func (r *Reader) growBuffer() {
-	if r.r > 0 {
-		copy(r.buf, r.buf[r.r:r.w])
-		r.r, r.w = 0, r.w-r.r
-		return
-	}
-	grown := make([]byte, min(max(2*len(r.buf), minBuffer), r.maxSize))
-	copy(grown, r.buf[:r.w])
-	r.buf = grown
-}
-
-func (r *Reader) eofError(err error) error {
-	if err != nil && (r.w > r.r || r.midLine) {
-		return unexpectedEOF(err)
-	}
-	return err
-}
-
-func unexpectedEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 // ReadLine returns the next line without its line ending; limit bounds its bytes, line ending
 // included. The bytes are valid until the next call. It does not parse literals. A line with an
 // LF inside is read to its end, so that bytes after the LF are not taken for a line. Errors:
@@ -358,8 +330,8 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 		if scanned >= limit {
 			return nil, ErrLineTooLong
 		}
-		if err := r.fill(); err != nil {
-			return nil, r.eofError(err)
+		if err := r.Fill(); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -384,8 +356,8 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 		drop := max(0, r.w-r.r-maxAnnouncement) // keeps a literal announcement at the end
 		r.r, r.scanned = r.r+drop, 0
 		skipped += drop
-		if err := r.fill(); err != nil {
-			return nil, r.eofError(err)
+		if err := r.Fill(); err != nil {
+			return nil, err
 		}
 	}
 	return nil, ErrLineTooLong
@@ -395,8 +367,12 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 func (r *Reader) ReadFull(p []byte) error {
 	for len(p) > 0 {
 		if r.r == r.w {
-			if err := r.fill(); err != nil {
-				return unexpectedEOF(err)
+			err := r.Fill()
+			if err == io.EOF {
+				return io.ErrUnexpectedEOF
+			}
+			if err != nil {
+				return err
 			}
 		}
 		n := copy(p, r.buf[r.r:r.w])

@@ -3,6 +3,7 @@ package imap
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -168,4 +169,96 @@ func equalFoldASCII(b []byte, upper string) bool {
 		}
 	}
 	return true
+}
+
+// Caps is a capability list in the server's spelling, single-spaced.
+type Caps struct{ words string }
+
+// maxCaps bounds the capabilities of a list; more are dropped.
+const maxCaps = 256
+
+// ParseCaps parses the words of a CAPABILITY response or response code. It drops words with
+// invalid characters, so that the list is safe to forward.
+func ParseCaps(words string) Caps {
+	fields := strings.Fields(words)
+	valid := slices.DeleteFunc(fields[:min(len(fields), maxCaps)], func(word string) bool {
+		return strings.ContainsFunc(word, isNotCapabilityRune)
+	})
+	return Caps{strings.Join(valid, " ")}
+}
+
+// isNotCapabilityRune reports whether a capability of RFC 9051 may not have r: it is "AUTH=" or
+// an atom, without resp-specials.
+func isNotCapabilityRune(r rune) bool {
+	return r > 0x7e || !isAtomChar(byte(r)) || strings.ContainsRune(`\*%]`, r)
+}
+
+// Has reports whether the list has the capability, given in upper case.
+func (c Caps) Has(name string) bool {
+	for word, rest := "", c.words; rest != ""; {
+		if word, rest, _ = strings.Cut(rest, " "); strings.EqualFold(word, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// IsKnown reports whether a list was received.
+func (c Caps) IsKnown() bool { return c.words != "" }
+
+// String returns the list as the server wrote it, single-spaced.
+func (c Caps) String() string { return c.words }
+
+// Without returns the list without the words for which drop returns true; drop gets them in
+// upper case.
+func (c Caps) Without(drop func(upper string) bool) Caps {
+	kept := slices.DeleteFunc(strings.Fields(c.words), func(word string) bool { return drop(strings.ToUpper(word)) })
+	return Caps{strings.Join(kept, " ")}
+}
+
+// IsGatewayCapability reports whether clients must not use a capability of a backend, given in
+// upper case. TLS and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would allow a
+// second login without it.
+func IsGatewayCapability(upper string) bool {
+	return upper == "STARTTLS" || upper == "LOGINDISABLED" || upper == "UNAUTHENTICATE" || strings.HasPrefix(upper, "AUTH=")
+}
+
+// Extensions is a set of extensions that change a server's responses on a connection (RFC
+// 5161): upper-case names in order, separated by one space. It can be a map key.
+type Extensions string
+
+// Extensions with a meaning to the gateway.
+const (
+	Condstore = "CONDSTORE" // RFC 7162
+	Qresync   = "QRESYNC"   // RFC 7162; implies CONDSTORE
+	UIDOnly   = "UIDONLY"   // RFC 9586
+	Rev2      = "IMAP4REV2" // RFC 9051
+)
+
+// Has reports whether name is in the set.
+func (e Extensions) Has(name string) bool {
+	for word := range strings.SplitSeq(string(e), " ") {
+		if word == name {
+			return true
+		}
+	}
+	return false
+}
+
+// With returns the set plus names, in any case, and the extensions that they imply.
+func (e Extensions) With(names ...string) Extensions {
+	words := append(strings.Fields(string(e)), names...)
+	for i, word := range words {
+		words[i] = strings.ToUpper(word)
+	}
+	if slices.Contains(words, Qresync) {
+		words = append(words, Condstore) // RFC 7162 §3.2.3
+	}
+	slices.Sort(words)
+	return Extensions(strings.Join(slices.Compact(words), " "))
+}
+
+// Without returns the names that are in e and not in other.
+func (e Extensions) Without(other Extensions) []string {
+	return slices.DeleteFunc(strings.Fields(string(e)), other.Has)
 }

@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,7 @@ func CheckAppend(path string, reading bool) error {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return checkCreate(path)
+		return CheckReplace(path)
 	case err != nil:
 		return fmt.Errorf("%s: %w", path, WithoutPath(err))
 	case info.IsDir():
@@ -34,9 +35,7 @@ func CheckAppend(path string, reading bool) error {
 
 // CheckReplace returns why this process could not replace the file at path by a new one, or
 // nil.
-func CheckReplace(path string) error { return checkCreate(path) }
-
-func checkCreate(path string) error {
+func CheckReplace(path string) error {
 	if target, err := os.Readlink(path); err == nil { // a broken link: its target would be created
 		if !filepath.IsAbs(target) {
 			target = filepath.Join(filepath.Dir(path), target)
@@ -76,4 +75,19 @@ func userName(uid int) string {
 		return u.Username
 	}
 	return id
+}
+
+// noFollow makes a symbolic link an error.
+const noFollow = syscall.O_NOFOLLOW
+
+// isLink reports whether err is the result of noFollow. FreeBSD returns EMLINK.
+func isLink(err error) bool { return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EMLINK) }
+
+// fileOwner returns the owner of the file.
+func fileOwner(info fs.FileInfo) (uid int, known bool) {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(s.Uid), true
 }
