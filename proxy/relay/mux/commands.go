@@ -313,7 +313,7 @@ func (r *request) rewrite(visible, now mailbox.VisibleRange) ([]byte, error) {
 	case r.uidSet == outOfRange:
 		return nil, mailbox.ErrRange
 	case r.uidSet != "":
-		raw, _ := command.RewriteAsUID(nil, r.raw, r.facts, r.uidSet)
+		raw, _ := command.RewriteAsUID(r.raw, r.facts, r.uidSet)
 		return raw, nil
 	case now != visible && changesMessages(r.spec):
 		return clampCommand(r.raw, r.spec, visible)

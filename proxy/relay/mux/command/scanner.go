@@ -100,8 +100,11 @@ func (s *scanner) skipSeparator() bool {
 	return s.pos < len(s.input) && s.input[s.pos] != ' ' && s.input[s.pos] != ')'
 }
 
+// fail records the first error.
 func (s *scanner) fail(err error) token {
-	s.err = err
+	if s.err == nil {
+		s.err = err
+	}
 	return token{kind: errorToken}
 }
 
