@@ -205,8 +205,7 @@ func (p *Pool) removeIdleOf(cred *credential) (removed []*pooledConn) {
 
 // removeAllIdle removes and returns all idle connections. mu is held.
 func (p *Pool) removeAllIdle() (removed []*pooledConn) {
-	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
-		pc := e.Value.(*pooledConn)
+	for pc := p.oldestIdle(); pc != nil; pc = p.oldestIdle() {
 		p.removeIdle(pc)
 		removed = append(removed, pc)
 	}
