@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -275,18 +274,14 @@ func lossReason(err error) event.LossReason {
 		return event.LossProtocol
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return event.LossClosed
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return event.LossReset
 	}
 	return event.LossReset
 }
 
 // asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
 func asLost(err error) (*lostError, bool) {
-	if e := (*closeError)(nil); errors.As(err, &e) {
+	if _, isEnd := errors.AsType[*closeError](err); isEnd {
 		return nil, false
 	}
-	lost := (*lostError)(nil)
-	ok := errors.As(err, &lost)
-	return lost, ok
+	return errors.AsType[*lostError](err)
 }

@@ -98,7 +98,7 @@ func (x *exchange) readSelectReply(r *request, buffered []byte) error {
 			if err := readSelectUntagged(response, &data); err != nil {
 				return err
 			}
-			if !isGatewayOnly(response[2:]) {
+			if !x.upstream.isGatewayOnly(response[2:]) {
 				buffered = append(buffered, response...)
 			}
 			if len(buffered) > maxBufferedSelect {
@@ -136,13 +136,8 @@ func (x *exchange) readSelectReply(r *request, buffered []byte) error {
 
 // isGatewayOnly reports whether an untagged response is for the gateway alone:
 // capabilities and referrals.
-func isGatewayOnly(line []byte) bool {
-	if imap.HasWordPrefix(line, "CAPABILITY") {
-		return true
-	}
-	i := bytes.Index(line, []byte(" ["))
-	return i >= 0 && (imap.HasWordPrefix(line, "OK") || imap.HasWordPrefix(line, "NO")) && i == 2 &&
-		(imap.HasWordPrefix(line[4:], "CAPABILITY") || imap.HasWordPrefix(line[4:], "REFERRAL"))
+func (u *upstreamSide) isGatewayOnly(line []byte) bool {
+	return imap.HasWordPrefix(line, "CAPABILITY") || (imap.HasWordPrefix(line, "OK") || imap.HasWordPrefix(line, "NO")) && u.isGatewayStatus(line)
 }
 
 // writePartialSelect sends the client a part of the answer. From here on SELECT cannot be

@@ -125,7 +125,7 @@ func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
 		if nonSync || seg.Kind != imap.LineEnd || seg.End {
 			err = s.upstream.send(seg.Bytes)
 		} else {
-			accepted, err = s.offerLiteral(seg)
+			accepted, err = s.requestLiteral(seg)
 		}
 		nonSync = false
 		switch {
@@ -172,14 +172,9 @@ func (s *session) breakOffCommand(seg imap.Segment) error {
 	return s.skipCommand(seg, s.client.request.maxSkip())
 }
 
-// offerLiteral sends a line that announces a literal and waits for the backend to request
-// it. It returns false if the backend has answered the command instead.
-func (x *exchange) offerLiteral(seg imap.Segment) (bool, error) {
-	x.upstream.awaitingContinuation = true
-	if err := x.upstream.send(synchronizingLine(seg)); err != nil {
-		return false, err
-	}
-	accepted, err := x.awaitContinuation()
+// requestLiteral is offerLiteral, and then requests the literal from the client.
+func (x *exchange) requestLiteral(seg imap.Segment) (bool, error) {
+	accepted, err := x.offerLiteral(seg)
 	if err == nil && accepted && !seg.Literal.NonSync {
 		err = x.client.reply("+ OK")
 	}
@@ -240,7 +235,7 @@ func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 		if seg.Kind == imap.LineEnd {
 			s.client.records.addLiteral(seg)
 			s.client.countUpload(seg)
-			accepted, err := s.offerLiteral(seg)
+			accepted, err := s.requestLiteral(seg)
 			if err != nil {
 				return err
 			}
