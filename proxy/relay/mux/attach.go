@@ -128,7 +128,6 @@ var attachResults = map[event.Reason]event.Result{
 	event.ViewInconsistent: event.ResultInconsistent,
 }
 
-// attachResult returns the audit result for err.
 func attachResult(err error) event.Result {
 	e := (*closeError)(nil)
 	switch {

@@ -47,13 +47,11 @@ type clientWork struct {
 	records       recorder
 }
 
-// send writes to the client.
 func (c *clientSide) send(b []byte) error {
 	_, err := c.Write(b)
 	return c.wrapError(err)
 }
 
-// writeOutBuf writes and empties outBuf.
 func (c *clientSide) writeOutBuf() error {
 	if len(c.outBuf) == 0 {
 		return nil

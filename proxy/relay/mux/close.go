@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -196,12 +197,7 @@ func (x *exchange) returnUpstream() {
 
 // mustFinish reports whether an outstanding command must not be interrupted.
 func (u *upstreamSide) mustFinish() bool {
-	for _, e := range u.outstanding.all() {
-		if !e.retryable {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(u.outstanding.all(), func(e outstandingCommand) bool { return !e.retryable })
 }
 
 // finishCommands reads and drops the answers of the outstanding commands.
@@ -263,7 +259,6 @@ func byeError(line []byte) error {
 	return wrapLost(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
 }
 
-// lossReason returns the audit reason of a loss.
 func lossReason(err error) event.LossReason {
 	switch {
 	case errors.Is(err, errBye):

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"errors"
+	"slices"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
@@ -221,7 +222,5 @@ func clampCommand(raw []byte, spec *command.Spec, visible mailbox.VisibleRange) 
 	case clamped == nil:
 		return raw, nil
 	}
-	rewritten := append([]byte(nil), raw[:facts.SetPos]...)
-	rewritten = append(rewritten, clamped.String()...)
-	return append(rewritten, raw[facts.SetPos+len(facts.Set):]...), nil
+	return slices.Concat(raw[:facts.SetPos], []byte(clamped.String()), raw[facts.SetPos+len(facts.Set):]), nil
 }

@@ -104,7 +104,6 @@ func extendRun(run, next []byte) []byte {
 	return run[:len(run)+len(next)]
 }
 
-// writeRun writes a run to the client.
 func (x *exchange) writeRun(run []byte) error {
 	if len(run) == 0 {
 		return nil

@@ -45,7 +45,6 @@ func (s *session) selectMailbox(r *request) error {
 	return s.client.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
 }
 
-// selectOnce executes SELECT on one connection.
 func (s *session) selectOnce(r *request, deadline time.Time) error {
 	if s.upstream.Conn == nil {
 		if err := s.acquireLease(deadline); err != nil {
@@ -153,7 +152,6 @@ func (x *exchange) writeUnparsableSelect(buffered []byte, err error) error {
 	return errors.Join(x.client.writePartialSelect(buffered), &unparsableError{err: err}) // the selection, whatever it is, belongs to the client
 }
 
-// readSelectUntagged reads one untagged response to SELECT.
 func readSelectUntagged(response []byte, data *mailbox.SelectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
 		return byeError(response)

@@ -36,7 +36,7 @@ func (s *session) streamCommand(seg imap.Segment) error {
 	if !s.client.mayUpload(s.hub.ctx, seg) {
 		return s.refuseIncomplete(refusalOverQuota, seg)
 	}
-	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !usesCatenate(seg.Bytes)}
+	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !bytes.Contains(bytes.ToUpper(seg.Bytes), []byte("CATENATE"))} // its URLs may be relative to the mailbox (RFC 4469)
 	for {
 		if !s.isInSync() && !(opts.withoutMailbox && s.upstream.Conn != nil) {
 			if err := s.attach(opts); err != nil {
@@ -80,10 +80,6 @@ func (s *session) refuseUnattached(err error, seg imap.Segment) error {
 	}
 	return s.refuseIncomplete(refusal, seg)
 }
-
-// usesCatenate reports whether APPEND refers to messages by URLs, which may be relative
-// to the selected mailbox (RFC 4469).
-func usesCatenate(line []byte) bool { return bytes.Contains(bytes.ToUpper(line), []byte("CATENATE")) }
 
 // refuseIncomplete answers an incomplete command and skips the rest of it.
 func (s *session) refuseIncomplete(refusal string, seg imap.Segment) error {

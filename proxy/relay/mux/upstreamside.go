@@ -1,7 +1,9 @@
 package mux
 
 import (
+	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -47,7 +49,6 @@ type upstreamWork struct {
 	silenceCheckedAt time.Duration    // hub uptime of the last silence check
 }
 
-// send writes to the lease.
 func (u *upstreamSide) send(b []byte) error {
 	_, err := u.Write(b)
 	return wrapLost(err)
@@ -121,7 +122,6 @@ func (o *outstandingQueue) addFrom(other *outstandingQueue, i int) {
 	}
 }
 
-// all returns the outstanding commands.
 func (o *outstandingQueue) all() []outstandingCommand { return o.commands[o.answeredCount:] }
 
 // raw returns the bytes of a command, and tagOf its tag.
@@ -149,12 +149,7 @@ func (o *outstandingQueue) takeAnswered(line []byte) (outstandingCommand, bool) 
 }
 
 func (o *outstandingQueue) hasTag(tag []byte) bool {
-	for _, e := range o.all() {
-		if string(o.tagOf(e)) == string(tag) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(o.all(), func(e outstandingCommand) bool { return bytes.Equal(o.tagOf(e), tag) })
 }
 
 func (o *outstandingQueue) clear() { o.commands, o.buf, o.answeredCount = o.commands[:0], o.buf[:0], 0 }

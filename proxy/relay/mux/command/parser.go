@@ -299,7 +299,10 @@ func (p *parser) parseFetch() {
 		case t.kind != atomToken:
 			p.fail(ErrSyntax)
 		case opensSection(t.text):
-			p.skipSection()
+			p.skipList(p.next())
+			if t := p.next(); t.kind != atomToken || t.text[0] != ']' {
+				p.fail(ErrSyntax)
+			}
 		case t.isWord("MODSEQ") || t.isWord("CHANGEDSINCE"):
 			p.props.EnablesCondstore = true
 		}
@@ -315,12 +318,4 @@ func opensSection(item []byte) bool {
 	}
 	name := token{kind: atomToken, text: item[:i]}
 	return name.isWord("BODY") || name.isWord("BODY.PEEK")
-}
-
-// skipSection skips the list of header names and the end of the section.
-func (p *parser) skipSection() {
-	p.skipList(p.next())
-	if t := p.next(); t.kind != atomToken || t.text[0] != ']' {
-		p.fail(ErrSyntax)
-	}
 }

@@ -147,16 +147,11 @@ func (p *parser) parseModseq() {
 func (p *parser) parseUnknownCriteria(t token) {
 	p.props.UsesNumbers = true
 	for ; t.kind != endToken && t.kind != errorToken; t = p.next() {
-		if mayAffectConnection(t) {
+		var buf [maxName]byte
+		word := string(toUpper(&buf, t.text))
+		if searchKeys[word] == modseqOperand || word == "RETURN" { // even in quotes, to some backends
 			p.fail(ErrSyntax)
 		}
 		p.props.UsesSavedResult = p.props.UsesSavedResult || t.isWord("$")
 	}
-}
-
-// mayAffectConnection reports whether a backend might read t as the key MODSEQ or as RETURN.
-func mayAffectConnection(t token) bool {
-	var buf [maxName]byte
-	word := toUpper(&buf, t.text)
-	return searchKeys[string(word)] == modseqOperand || string(word) == "RETURN"
 }

@@ -101,7 +101,6 @@ func (u *UIDSet) nth(i uint32) uint32 {
 	return uid
 }
 
-// countRange returns the number of UIDs from first to last.
 func (u *UIDSet) countRange(first, last uint32) uint32 {
 	if first > last || u.count == 0 {
 		return 0
@@ -219,24 +218,17 @@ func (u *UIDSet) removeRange(first, last uint32) uint32 {
 	case u.bitmap == nil && first <= u.first:
 		u.first += removed
 	case u.bitmap == nil && last >= u.Max(): // count is enough
+	case first == last:
+		u.makeBitmap()
+		u.bitmap.Remove(first) // unlike RemoveRange, keeps the container small
 	default:
-		u.removeMiddle(first, last)
+		u.makeBitmap()
+		u.bitmap.RemoveRange(uint64(first), uint64(last)+1)
 	}
 	u.count -= removed
 	return removed
 }
 
-// removeMiddle removes a range from the middle.
-func (u *UIDSet) removeMiddle(first, last uint32) {
-	u.makeBitmap()
-	if first == last {
-		u.bitmap.Remove(first) // unlike RemoveRange, keeps the container small
-	} else {
-		u.bitmap.RemoveRange(uint64(first), uint64(last)+1)
-	}
-}
-
-// addAll adds all UIDs of other.
 func (u *UIDSet) addAll(other *UIDSet) {
 	switch {
 	case other.count == 0:
@@ -263,7 +255,6 @@ func (u *UIDSet) countShared(other *UIDSet) uint32 {
 	return uint32(u.bitmap.AndCardinality(other.bitmap))
 }
 
-// difference returns the UIDs in u that are not in other.
 func (u *UIDSet) difference(other *UIDSet) UIDSet {
 	rest := u.clone()
 	switch {

@@ -116,7 +116,7 @@ func (a *Account) useLoginConn(ctx context.Context, set imap.Extensions) *pooled
 		a.releaseUnused(pc)
 		return nil
 	}
-	if a.pool.answeredRecently(pc) { // responses after the OK of its login belong to this session
+	if time.Since(pc.lastAnswer) < a.pool.cfg.ValidateAfter { // responses after the OK of its login belong to this session
 		return pc
 	}
 	if reason := a.pool.validate(ctx, pc); reason != "" {

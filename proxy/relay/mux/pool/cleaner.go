@@ -96,8 +96,3 @@ func (p *Pool) addIdleOrDiscard(pc *pooledConn, reason event.DiscardReason) {
 	}
 	p.addIdle(pc)
 }
-
-// answeredRecently reports whether a connection answered so recently that it counts as alive.
-func (p *Pool) answeredRecently(pc *pooledConn) bool {
-	return time.Since(pc.lastAnswer) < p.cfg.ValidateAfter
-}

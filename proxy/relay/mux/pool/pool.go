@@ -119,7 +119,11 @@ func (p *Pool) Close() {
 	<-p.done
 	p.mu.Lock()
 	p.closed = true
-	idle := p.removeAllIdle()
+	var idle []*pooledConn
+	for pc := p.oldestIdle(); pc != nil; pc = p.oldestIdle() {
+		p.removeIdle(pc)
+		idle = append(idle, pc)
+	}
 	for _, w := range p.queue {
 		w.grants <- grant{err: errClosed}
 	}

@@ -120,7 +120,6 @@ func hasUnread(pc *pooledConn) bool {
 	return !pc.AtBoundary() || pc.HasUnread()
 }
 
-// readUnsolicited reads one unsolicited response.
 func (pc *pooledConn) readUnsolicited() error {
 	pc.SetDeadline(time.Now().Add(unsolicitedTimeout))
 	defer pc.SetDeadline(time.Time{})
