@@ -2,6 +2,7 @@ package mux
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,26 +118,23 @@ func (x *exchange) recordAttach(reason event.ReattachReason, start time.Time, d 
 	x.hub.deps.Metrics.Mux.CountReattach(reason, result, rec.Duration)
 }
 
-// attachResult returns the audit result for err.
+// attachResults has the audit results of attaches that end the session. Constant.
+var attachResults = map[event.Reason]event.Result{
+	event.MailboxGone:      event.ResultGone,
+	event.MailboxChanged:   event.ResultChanged,
+	event.MailboxTooLarge:  event.ResultTooLarge,
+	event.LoginRevoked:     event.ResultRefused,
+	event.TokenExpired:     event.ResultRefused,
+	event.ViewInconsistent: event.ResultInconsistent,
+}
+
 func attachResult(err error) event.Result {
 	e := (*closeError)(nil)
 	switch {
 	case err == nil, errors.Is(err, errPendingExpunges):
 		return event.ResultOK
 	case errors.As(err, &e):
-		switch e.reason {
-		case event.MailboxGone:
-			return event.ResultGone
-		case event.MailboxChanged:
-			return event.ResultChanged
-		case event.MailboxTooLarge:
-			return event.ResultTooLarge
-		case event.LoginRevoked, event.TokenExpired:
-			return event.ResultRefused
-		case event.ViewInconsistent:
-			return event.ResultInconsistent
-		}
-		return event.ResultCanceled
+		return cmp.Or(attachResults[e.reason], event.ResultCanceled)
 	case errors.Is(err, pool.ErrBusy):
 		return event.ResultLimit
 	case errors.Is(err, context.DeadlineExceeded):
@@ -278,18 +276,13 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 	case e.isSyncPoint:
 		return s.client.reply(tag, " OK ", e.spec.Name, " completed.")
 	case !e.withoutMailbox:
-		refusal, _ := s.attachRefusal(errPendingExpunges)
-		return s.client.reply(tag, refusal)
+		return s.refuse(tag, errPendingExpunges)
 	}
 	previous := s.client.expungePolicy
 	s.client.expungePolicy = command.ForbidExpunges // also for an attach after a loss
 	defer func() { s.client.expungePolicy = previous }()
 	if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
-		refusal, end := s.attachRefusal(err)
-		if end != nil {
-			return end
-		}
-		return s.client.reply(tag, refusal)
+		return s.refuse(tag, err)
 	}
 	s.upstream.avoidTagPrefix(raw[:e.tagLen])
 	s.upstream.Enabled = s.client.enabled
@@ -335,11 +328,16 @@ const outOfRange = "0"
 
 // answerUnattached answers the current command after a failed attach.
 func (x *exchange) answerUnattached(err error) error {
+	return x.refuse(string(x.client.request.tag), err)
+}
+
+// refuse answers the command with the tag after a failed attach.
+func (x *exchange) refuse(tag string, err error) error {
 	refusal, end := x.attachRefusal(err)
 	if end != nil {
 		return end
 	}
-	return x.client.reply(string(x.client.request.tag), refusal)
+	return x.client.reply(tag, refusal)
 }
 
 // attachRefusal returns the answer to a command after a failed attach, or the end of the

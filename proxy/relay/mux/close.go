@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
-	"syscall"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -197,12 +197,7 @@ func (x *exchange) returnUpstream() {
 
 // mustFinish reports whether an outstanding command must not be interrupted.
 func (u *upstreamSide) mustFinish() bool {
-	for _, e := range u.outstanding.all() {
-		if !e.retryable {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(u.outstanding.all(), func(e outstandingCommand) bool { return !e.retryable })
 }
 
 // finishCommands reads and drops the answers of the outstanding commands.
@@ -264,7 +259,6 @@ func byeError(line []byte) error {
 	return wrapLost(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
 }
 
-// lossReason returns the audit reason of a loss.
 func lossReason(err error) event.LossReason {
 	switch {
 	case errors.Is(err, errBye):
@@ -275,18 +269,14 @@ func lossReason(err error) event.LossReason {
 		return event.LossProtocol
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return event.LossClosed
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return event.LossReset
 	}
 	return event.LossReset
 }
 
 // asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
 func asLost(err error) (*lostError, bool) {
-	if e := (*closeError)(nil); errors.As(err, &e) {
+	if _, isEnd := errors.AsType[*closeError](err); isEnd {
 		return nil, false
 	}
-	lost := (*lostError)(nil)
-	ok := errors.As(err, &lost)
-	return lost, ok
+	return errors.AsType[*lostError](err)
 }

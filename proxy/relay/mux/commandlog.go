@@ -2,6 +2,7 @@ package mux
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,14 +14,21 @@ import (
 	"imapgate/proxy/relay/mux/mailbox"
 )
 
-// commandLog holds the client's unanswered commands as they arrived, if commands are
-// recorded: at most maxOutstandingCommands and the current one. A command enters it once,
-// when it is read, and leaves it once, with the answer that the client receives. Resends
-// do not affect it.
-//
-// It includes commands that need no record. If two commands have the same tag, the first
-// answer belongs to the first.
-type commandLog []loggedCommand
+// recorder records a client's commands in the audit log, if commands are recorded.
+type recorder struct {
+	hub     *Hub
+	client  *audit.Client
+	user    identity.User
+	backend string
+
+	// log holds the unanswered commands as they arrived: at most maxOutstandingCommands and
+	// the current one, which is the last. A command enters it once, when it is read, and
+	// leaves it once, with the answer that the client receives. Resends do not affect it.
+	//
+	// It includes commands that need no record. If two commands have the same tag, the first
+	// answer belongs to the first.
+	log []loggedCommand
+}
 
 // loggedCommand is one command of the log.
 type loggedCommand struct {
@@ -34,74 +42,34 @@ type loggedCommand struct {
 	moreLiterals audit.LiteralTotal
 }
 
-// begin adds a command to the log.
-func (l *commandLog) begin(tag []byte, spec *command.Spec, startedAt time.Duration) *loggedCommand {
-	n := len(*l)
-	if n == cap(*l) {
-		*l = append(*l, loggedCommand{})
+// begin starts the record of a command. It returns nil if commands are not recorded.
+func (r *recorder) begin(tag []byte, spec *command.Spec) *loggedCommand {
+	if which := r.hub.deps.Audit.Commands(); which != audit.AllCommands && which != audit.WriteCommands {
+		return nil
 	}
-	*l = (*l)[:n+1]
-	c := &(*l)[n]
-	*c = loggedCommand{tag: append(c.tag[:0], tag...), spec: spec, startedAt: startedAt, literals: c.literals[:0]}
+	n := len(r.log)
+	if n == cap(r.log) {
+		r.log = append(r.log, loggedCommand{})
+	}
+	r.log = r.log[:n+1]
+	c := &r.log[n] // may have the slices of an earlier command
+	*c = loggedCommand{tag: append(c.tag[:0], tag...), spec: spec, startedAt: r.hub.uptime(), literals: c.literals[:0]}
 	return c
-}
-
-// finish removes and returns the command that line answers: the first one with its tag,
-// or nil. The result is valid until the next begin.
-func (l *commandLog) finish(line []byte) *loggedCommand {
-	all := *l
-	for i := range all {
-		tag := all[i].tag
-		if len(line) <= len(tag) || line[len(tag)] != ' ' || !bytes.HasPrefix(line, tag) {
-			continue
-		}
-		last := len(all) - 1
-		c := all[i]
-		copy(all[i:], all[i+1:])
-		all[last] = c
-		*l = all[:last]
-		return &all[last]
-	}
-	return nil
 }
 
 // current returns the command being read, nil if commands are not recorded. It is the
 // last one, because a command that is answered early gets no further data.
-func (l commandLog) current() *loggedCommand {
-	if n := len(l); n > 0 {
-		return &l[n-1]
+func (r *recorder) current() *loggedCommand {
+	if n := len(r.log); n > 0 {
+		return &r.log[n-1]
 	}
 	return nil
-}
-
-// clear removes all commands.
-func (l *commandLog) clear() { *l = (*l)[:0] }
-
-// recorder records a client's commands in the audit log, if commands are recorded.
-type recorder struct {
-	hub     *Hub
-	client  *audit.Client
-	user    identity.User
-	backend string
-	log     commandLog
-}
-
-// begin starts the record of a command.
-func (r *recorder) begin(tag []byte, spec *command.Spec) {
-	if r.isEnabled() {
-		r.log.begin(tag, spec, r.hub.uptime())
-	}
-}
-
-func (r *recorder) isEnabled() bool {
-	which := r.hub.deps.Audit.Commands()
-	return which == audit.AllCommands || which == audit.WriteCommands
 }
 
 // describe adds the mailboxes and the number of messages of the current command. m is the
 // selected mailbox, or nil. The record contains nothing else of its arguments.
 func (r *recorder) describe(req *request, m *mailbox.Mailbox) {
-	c := r.log.current()
+	c := r.current()
 	if c == nil {
 		return
 	}
@@ -129,7 +97,7 @@ func (r *recorder) describe(req *request, m *mailbox.Mailbox) {
 
 // addLiteral adds the size of the next literal of the current command.
 func (r *recorder) addLiteral(seg imap.Segment) {
-	c := r.log.current()
+	c := r.current()
 	switch {
 	case c == nil || seg.Kind != imap.LineEnd || seg.End || seg.Literal.Size < 0:
 	case len(c.literals) < audit.MaxLiteralSizes:
@@ -140,16 +108,16 @@ func (r *recorder) addLiteral(seg imap.Segment) {
 	}
 }
 
-// finish writes the record of the command that line answers. line is the answer that the
-// client receives.
+// finish writes the record of the command that line answers: the first one with its tag.
+// line is the answer that the client receives.
 func (r *recorder) finish(line []byte) {
-	if len(r.log) == 0 {
+	i := slices.IndexFunc(r.log, func(c loggedCommand) bool {
+		return len(line) > len(c.tag) && line[len(c.tag)] == ' ' && bytes.HasPrefix(line, c.tag)
+	})
+	if i < 0 {
 		return
 	}
-	c := r.log.finish(line)
-	if c == nil {
-		return
-	}
+	c := &r.log[i]
 	result := event.ResultOK
 	answer := line[len(c.tag)+1:]
 	switch {
@@ -159,6 +127,10 @@ func (r *recorder) finish(line []byte) {
 		result = event.ResultBad
 	}
 	r.write(c, result, responseCode(answer))
+	last, answered := len(r.log)-1, *c
+	copy(r.log[i:], r.log[i+1:])
+	r.log[last] = answered // begin reuses its slices
+	r.log = r.log[:last]
 }
 
 // responseCode returns the name of an answer's response code, "" for none.
@@ -169,26 +141,6 @@ func responseCode(answer []byte) string {
 		return ""
 	}
 	return string(code[:end])
-}
-
-// beginIdle starts the record of an IDLE at its end. Until then only its start time is
-// kept. m is the selected mailbox, or nil.
-func (r *recorder) beginIdle(i *idleState, m *mailbox.Mailbox) {
-	if !r.isEnabled() {
-		return
-	}
-	c := r.log.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
-	if m != nil {
-		c.mailbox = m.Name()
-	}
-}
-
-// abort writes the records of commands that will not be answered.
-func (r *recorder) abort() {
-	for i := range r.log {
-		r.write(&r.log[i], event.ResultAborted, "")
-	}
-	r.log.clear()
 }
 
 func (r *recorder) write(c *loggedCommand, result event.Result, code string) {
@@ -208,5 +160,21 @@ func (c *clientSide) abortRecords(m *mailbox.Mailbox) {
 	if c.idle != nil {
 		c.records.beginIdle(c.idle, m)
 	}
-	c.records.abort()
+	for i := range c.records.log {
+		c.records.write(&c.records.log[i], event.ResultAborted, "")
+	}
+	c.records.log = c.records.log[:0]
+}
+
+// beginIdle starts the record of an IDLE at its end. Until then only its start time is
+// kept. m is the selected mailbox, or nil.
+func (r *recorder) beginIdle(i *idleState, m *mailbox.Mailbox) {
+	c := r.begin([]byte(i.tag), &command.Spec{Name: "IDLE"})
+	if c == nil {
+		return
+	}
+	c.startedAt = i.startedAt
+	if m != nil {
+		c.mailbox = m.Name()
+	}
 }

@@ -105,7 +105,6 @@ func (s *session) runCommand(seg imap.Segment) error {
 	return s.execute(&s.client.request)
 }
 
-// rejectInvalid answers an invalid command.
 func (s *session) rejectInvalid(tag []byte, seg imap.Segment) error {
 	s.client.badCommands++
 	if s.client.badCommands > maxBadCommands {
@@ -170,7 +169,6 @@ func (s *session) bufferCommand(seg imap.Segment) error {
 	return nil
 }
 
-// execute executes a complete command.
 func (s *session) execute(r *request) error {
 	s.client.expungePolicy = r.facts.ExpungePolicy
 	defer func() { s.client.expungePolicy = command.FlushExpunges }()
@@ -313,7 +311,7 @@ func (r *request) rewrite(visible, now mailbox.VisibleRange) ([]byte, error) {
 	case r.uidSet == outOfRange:
 		return nil, mailbox.ErrRange
 	case r.uidSet != "":
-		raw, _ := command.RewriteAsUID(nil, r.raw, r.facts, r.uidSet)
+		raw, _ := command.RewriteAsUID(r.raw, r.facts, r.uidSet)
 		return raw, nil
 	case now != visible && changesMessages(r.spec):
 		return clampCommand(r.raw, r.spec, visible)

@@ -16,7 +16,7 @@
 //
 // Read in this order: session.go (the life of a session), exchange.go, clientside.go and
 // upstreamside.go, commands.go and literals.go, relay.go, select.go, attach.go,
-// attachqueue.go, snapshot.go, resync.go and visiblerange.go, recovery.go, silence.go,
+// attachqueue.go, snapshot.go, resync.go, recovery.go, silence.go,
 // housekeeping.go, idle.go, stream.go, pin.go, unparsable.go, close.go.
 package mux
 

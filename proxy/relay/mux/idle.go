@@ -73,7 +73,7 @@ func (s *session) startIdle(r *request) error {
 		return err
 	}
 	s.client.idle = i
-	s.client.records.log.clear() // until IDLE ends: a parked session has no log
+	s.client.records.log = s.client.records.log[:0] // until IDLE ends: a parked session has no log
 	s.updateStateMetric()
 	if s.upstream.Conn == nil || s.mailbox == nil {
 		s.scheduleWake(time.Second)

@@ -117,24 +117,19 @@ func (x *exchange) sendLiterals(raw []byte) error {
 		if err != nil {
 			return wrapLost(err)
 		}
-		awaits := seg.Kind == imap.LineEnd && !seg.End
-		if awaits {
-			seg.Bytes = synchronizingLine(seg)
-			x.upstream.awaitingContinuation = true
-		}
 		if seg.Kind == imap.LiteralData && bytes.ContainsAny(seg.Bytes, "\r\n") {
 			x.upstream.tainted = true // an answer that repeats the literal contains lines of the client's
 		}
-		if err := x.upstream.send(seg.Bytes); err != nil {
+		accepted := true
+		if seg.Kind == imap.LineEnd && !seg.End {
+			accepted, err = x.offerLiteral(seg)
+		} else {
+			err = x.upstream.send(seg.Bytes)
+		}
+		if err != nil {
 			return err
 		}
-		if awaits {
-			if accepted, err := x.awaitContinuation(); err != nil || !accepted {
-				x.upstream.commandPartial = err != nil
-				return err
-			}
-		}
-		if seg.End {
+		if seg.End || !accepted {
 			x.upstream.commandPartial = false
 			return nil
 		}
@@ -157,6 +152,16 @@ func synchronizingLine(seg imap.Segment) []byte {
 	}
 	line := append([]byte(nil), seg.Bytes[:len(seg.Bytes)-len("+}\r\n")]...)
 	return append(line, "}\r\n"...)
+}
+
+// offerLiteral sends a line that announces a literal and waits for the backend to request
+// it. It returns false if the backend has answered the command instead.
+func (x *exchange) offerLiteral(seg imap.Segment) (bool, error) {
+	x.upstream.awaitingContinuation = true
+	if err := x.upstream.send(synchronizingLine(seg)); err != nil {
+		return false, err
+	}
+	return x.awaitContinuation()
 }
 
 // awaitContinuation waits for the backend to request a literal. It returns false if the

@@ -104,7 +104,6 @@ func extendRun(run, next []byte) []byte {
 	return run[:len(run)+len(next)]
 }
 
-// writeRun writes a run to the client.
 func (x *exchange) writeRun(run []byte) error {
 	if len(run) == 0 {
 		return nil
@@ -185,7 +184,7 @@ func (c *clientSide) stripCode(line []byte) disposition {
 		return relayAsIs
 	}
 	code := line[open+1:]
-	if !imap.HasWordPrefix(code, "CAPABILITY") && !imap.HasWordPrefix(code, "REFERRAL") {
+	if !isGatewayCode(code) {
 		return relayAsIs
 	}
 	c.outBuf = append(c.outBuf[:0], line[:open]...)
@@ -250,18 +249,21 @@ func (x *exchange) desyncView(err error) {
 
 // isGatewayStatus reports whether the response code of "* OK …" is for the gateway alone.
 func (u *upstreamSide) isGatewayStatus(line []byte) bool {
-	i := bytes.IndexByte(line, ' ')
-	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
-		return false
-	}
-	code := line[i+2:]
+	_, code, _ := bytes.Cut(line, []byte(" "))
+	code, hasCode := bytes.CutPrefix(code, []byte("["))
 	switch {
-	case imap.HasWordPrefix(code, "CAPABILITY"), imap.HasWordPrefix(code, "REFERRAL"):
-		return true
-	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(u.TagPrefix())): // about a command of the gateway (RFC 9585)
-		return true
+	case !hasCode:
+		return false
+	case imap.HasWordPrefix(code, "INPROGRESS"): // about a command of the gateway, or of the client (RFC 9585)
+		return bytes.Contains(code, []byte(u.TagPrefix()))
 	}
-	return false
+	return isGatewayCode(code)
+}
+
+// isGatewayCode reports whether a response code would lead the client around the gateway, or
+// lists capabilities.
+func isGatewayCode(code []byte) bool {
+	return imap.HasWordPrefix(code, "CAPABILITY") || imap.HasWordPrefix(code, "REFERRAL")
 }
 
 // reportStrayAnswer reports a tagged response without a command. It may belong to another

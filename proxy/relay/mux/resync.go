@@ -118,22 +118,13 @@ func wrapRunError(err error) error {
 // them from then on. The auxiliary connection selects the mailbox later than the lease,
 // so its flags are never older than the lease's.
 func (r *resync) fetchFlagsOnAux() (bool, error) {
-	ctx, cancel := context.WithTimeout(r.hub.ctx, auxLoginTimeout)
-	defer cancel()
-	auxData, ok := mailbox.SelectData{}, false
+	var auxData mailbox.SelectData
 	r.client.outBuf = r.client.outBuf[:0]
 	deadline := r.deadline
 	if auxDeadline := time.Now().Add(auxReplyTimeout); auxDeadline.Before(deadline) {
 		deadline = auxDeadline
 	}
-	if aux, err := r.upstream.acquireAux(ctx); err == nil {
-		_ = r.client.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-		if auxData, ok = r.fetchChangedFlags(aux, deadline); ok {
-			r.upstream.account.ReleaseAux(aux)
-		} else {
-			r.upstream.account.Discard(aux, event.DiscardError)
-		}
-	}
+	ok := r.useAux(func(aux *lease.Conn) bool { return r.fetchChangedFlags(aux, &auxData, deadline) })
 	switch {
 	case !ok && r.mailbox.Exists() <= uint32(r.upstream.backend.settings.FlagResyncMaxMessages):
 		return r.fetchAllFlags()
@@ -146,14 +137,27 @@ func (r *resync) fetchFlagsOnAux() (bool, error) {
 	return true, r.client.writeOutBuf()
 }
 
-// acquireAux acquires an auxiliary connection. It waits a little, because other sessions
-// of the user that lost their upstream at the same time may hold it. It fails if the
-// route has changed; the session continues without one.
-func (u *upstreamSide) acquireAux(ctx context.Context) (*lease.Conn, error) {
-	return u.acquireAuxWhile(ctx, func() bool { return true })
+// useAux calls use with an auxiliary connection, and discards that if use returns false. It
+// returns false if there is no connection, too.
+func (x *exchange) useAux(use func(aux *lease.Conn) bool) bool {
+	ctx, cancel := context.WithTimeout(x.hub.ctx, auxLoginTimeout)
+	defer cancel()
+	aux, err := x.upstream.acquireAuxWhile(ctx, func() bool { return true })
+	if err != nil {
+		return false
+	}
+	_ = x.client.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
+	if !use(aux) {
+		x.upstream.account.Discard(aux, event.DiscardError)
+		return false
+	}
+	x.upstream.account.ReleaseAux(aux)
+	return true
 }
 
-// acquireAuxWhile is acquireAux, and waits only while shouldWait returns true.
+// acquireAuxWhile acquires an auxiliary connection. It waits a little, while shouldWait returns
+// true: other sessions of the user that lost their upstream at the same time may hold it. It
+// fails if the route has changed; the session continues without one.
 func (u *upstreamSide) acquireAuxWhile(ctx context.Context, shouldWait func() bool) (*lease.Conn, error) {
 	if err := u.checkRoute(ctx); err != nil {
 		return nil, err
@@ -169,23 +173,22 @@ func (u *upstreamSide) acquireAuxWhile(ctx context.Context, shouldWait func() bo
 }
 
 // fetchChangedFlags appends the flags changed since the mailbox's mod-sequence to outBuf,
-// as FETCH responses with the client's message numbers. If it returns false, aux must be
-// discarded.
-func (r *resync) fetchChangedFlags(aux *lease.Conn, deadline time.Time) (mailbox.SelectData, bool) {
-	var data mailbox.SelectData
+// as FETCH responses with the client's message numbers, and reads the rest into data. If it
+// returns false, aux must be discarded.
+func (r *resync) fetchChangedFlags(aux *lease.Conn, data *mailbox.SelectData, deadline time.Time) bool {
 	name, err := r.mailbox.Command("EXAMINE", aux.Caps()) // keeps \Recent for the client's session
 	if err != nil {
-		return data, false
+		return false
 	}
 	aux.Selected = true
 	res, err := aux.Run(deadline, name, func(response []byte) error { data.ReadUntagged(response); return r.client.forwardAlert(response) })
-	if err != nil || res.Name != "OK" || !r.mailbox.HasSameIdentity(&data) {
-		return data, false
+	if err != nil || res.Name != "OK" || !r.mailbox.HasSameIdentity(data) {
+		return false
 	}
 	res, err = aux.Run(deadline, r.mailbox.FetchFlagsByUID(), func(response []byte) error {
 		data.ReadFlags(response) // newer keywords than in EXAMINE
 		r.client.outBuf = r.mailbox.AppendFlags(r.client.outBuf, response)
 		return r.client.forwardAlert(response)
 	})
-	return data, err == nil && res.Name == "OK"
+	return err == nil && res.Name == "OK"
 }

@@ -45,7 +45,6 @@ func (s *session) selectMailbox(r *request) error {
 	return s.client.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
 }
 
-// selectOnce executes SELECT on one connection.
 func (s *session) selectOnce(r *request, deadline time.Time) error {
 	if s.upstream.Conn == nil {
 		if err := s.acquireLease(deadline); err != nil {
@@ -98,7 +97,7 @@ func (x *exchange) readSelectReply(r *request, buffered []byte) error {
 			if err := readSelectUntagged(response, &data); err != nil {
 				return err
 			}
-			if !isGatewayOnly(response[2:]) {
+			if !x.upstream.isGatewayOnly(response[2:]) {
 				buffered = append(buffered, response...)
 			}
 			if len(buffered) > maxBufferedSelect {
@@ -136,13 +135,8 @@ func (x *exchange) readSelectReply(r *request, buffered []byte) error {
 
 // isGatewayOnly reports whether an untagged response is for the gateway alone:
 // capabilities and referrals.
-func isGatewayOnly(line []byte) bool {
-	if imap.HasWordPrefix(line, "CAPABILITY") {
-		return true
-	}
-	i := bytes.Index(line, []byte(" ["))
-	return i >= 0 && (imap.HasWordPrefix(line, "OK") || imap.HasWordPrefix(line, "NO")) && i == 2 &&
-		(imap.HasWordPrefix(line[4:], "CAPABILITY") || imap.HasWordPrefix(line[4:], "REFERRAL"))
+func (u *upstreamSide) isGatewayOnly(line []byte) bool {
+	return imap.HasWordPrefix(line, "CAPABILITY") || (imap.HasWordPrefix(line, "OK") || imap.HasWordPrefix(line, "NO")) && u.isGatewayStatus(line)
 }
 
 // writePartialSelect sends the client a part of the answer. From here on SELECT cannot be
@@ -158,7 +152,6 @@ func (x *exchange) writeUnparsableSelect(buffered []byte, err error) error {
 	return errors.Join(x.client.writePartialSelect(buffered), &unparsableError{err: err}) // the selection, whatever it is, belongs to the client
 }
 
-// readSelectUntagged reads one untagged response to SELECT.
 func readSelectUntagged(response []byte, data *mailbox.SelectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
 		return byeError(response)

@@ -1,13 +1,12 @@
 package mux
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
 	"time"
 
-	"imapgate/internal/event"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/lease"
 )
 
 // errSilent reports the loss of a connection without answers while another connection of
@@ -70,17 +69,8 @@ func (u *upstreamSide) canDrop(idle *idleState) bool {
 // auxResponds runs a NOOP on an auxiliary connection. The result does not depend on the
 // mailbox, so it is valid without ReadAfterWrite, too.
 func (x *exchange) auxResponds() bool {
-	ctx, cancel := context.WithTimeout(x.hub.ctx, auxLoginTimeout)
-	defer cancel()
-	aux, err := x.upstream.acquireAux(ctx)
-	if err != nil {
-		return false
-	}
-	_ = x.client.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", x.client.forwardAlert); err != nil || res.Name != "OK" {
-		x.upstream.account.Discard(aux, event.DiscardError)
-		return false
-	}
-	x.upstream.account.ReleaseAux(aux)
-	return true
+	return x.useAux(func(aux *lease.Conn) bool {
+		res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", x.client.forwardAlert)
+		return err == nil && res.Name == "OK"
+	})
 }

@@ -119,7 +119,11 @@ const uidFetchBatch = 100_000
 func (u *upstreamSide) queryUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (*mailbox.UIDSet, imap.Response, error) {
 	if u.Caps().Has(imap.Qresync) {
 		uids := &mailbox.UIDSet{}
-		res, err := u.Run(deadline, u.searchCommand(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
+		search := "UID SEARCH"
+		if caps := u.Caps(); caps.Has("ESEARCH") || caps.Has(imap.Rev2) {
+			search += " RETURN (ALL)"
+		}
+		res, err := u.Run(deadline, fmt.Sprintf("%s %d:%d", search, first, last), func(response []byte) error {
 			isSearch, err := uids.AddSearch(response)
 			switch {
 			case err != nil:
@@ -157,12 +161,4 @@ func (u *upstreamSide) fetchUIDs(first, last uint32, deadline time.Time, onOther
 		res.Name = "OK"
 	}
 	return uids, res, nil
-}
-
-// searchCommand returns the command that searches for the UIDs of messages by number.
-func (u *upstreamSide) searchCommand(numbers string) string {
-	if caps := u.Caps(); caps.Has("ESEARCH") || caps.Has(imap.Rev2) {
-		return "UID SEARCH RETURN (ALL) " + numbers
-	}
-	return "UID SEARCH " + numbers
 }

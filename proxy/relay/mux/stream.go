@@ -36,7 +36,7 @@ func (s *session) streamCommand(seg imap.Segment) error {
 	if !s.client.mayUpload(s.hub.ctx, seg) {
 		return s.refuseIncomplete(refusalOverQuota, seg)
 	}
-	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !usesCatenate(seg.Bytes)}
+	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !bytes.Contains(bytes.ToUpper(seg.Bytes), []byte("CATENATE"))} // its URLs may be relative to the mailbox (RFC 4469)
 	for {
 		if !s.isInSync() && !(opts.withoutMailbox && s.upstream.Conn != nil) {
 			if err := s.attach(opts); err != nil {
@@ -81,10 +81,6 @@ func (s *session) refuseUnattached(err error, seg imap.Segment) error {
 	return s.refuseIncomplete(refusal, seg)
 }
 
-// usesCatenate reports whether APPEND refers to messages by URLs, which may be relative
-// to the selected mailbox (RFC 4469).
-func usesCatenate(line []byte) bool { return bytes.Contains(bytes.ToUpper(line), []byte("CATENATE")) }
-
 // refuseIncomplete answers an incomplete command and skips the rest of it.
 func (s *session) refuseIncomplete(refusal string, seg imap.Segment) error {
 	if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
@@ -125,7 +121,7 @@ func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
 		if nonSync || seg.Kind != imap.LineEnd || seg.End {
 			err = s.upstream.send(seg.Bytes)
 		} else {
-			accepted, err = s.offerLiteral(seg)
+			accepted, err = s.requestLiteral(seg)
 		}
 		nonSync = false
 		switch {
@@ -172,14 +168,9 @@ func (s *session) breakOffCommand(seg imap.Segment) error {
 	return s.skipCommand(seg, s.client.request.maxSkip())
 }
 
-// offerLiteral sends a line that announces a literal and waits for the backend to request
-// it. It returns false if the backend has answered the command instead.
-func (x *exchange) offerLiteral(seg imap.Segment) (bool, error) {
-	x.upstream.awaitingContinuation = true
-	if err := x.upstream.send(synchronizingLine(seg)); err != nil {
-		return false, err
-	}
-	accepted, err := x.awaitContinuation()
+// requestLiteral is offerLiteral, and then requests the literal from the client.
+func (x *exchange) requestLiteral(seg imap.Segment) (bool, error) {
+	accepted, err := x.offerLiteral(seg)
 	if err == nil && accepted && !seg.Literal.NonSync {
 		err = x.client.reply("+ OK")
 	}
@@ -240,7 +231,7 @@ func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 		if seg.Kind == imap.LineEnd {
 			s.client.records.addLiteral(seg)
 			s.client.countUpload(seg)
-			accepted, err := s.offerLiteral(seg)
+			accepted, err := s.requestLiteral(seg)
 			if err != nil {
 				return err
 			}

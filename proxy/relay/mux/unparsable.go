@@ -35,12 +35,10 @@ var (
 // asUnparsable finds an unparsableError in err. The end of a session and a loss take
 // precedence.
 func asUnparsable(err error) (*unparsableError, bool) {
-	if e := (*closeError)(nil); errors.As(err, &e) || isLost(err) {
+	if _, isEnd := errors.AsType[*closeError](err); isEnd || isLost(err) {
 		return nil, false
 	}
-	unparsable := (*unparsableError)(nil)
-	ok := errors.As(err, &unparsable)
-	return unparsable, ok
+	return errors.AsType[*unparsableError](err)
 }
 
 // canHandOver reports whether the session can be spliced at once. It cannot:

@@ -49,7 +49,7 @@ const (
 	DropExpunges                          // discard them: the command deselects the mailbox
 )
 
-// Spec is a row of the table. It is constant.
+// Spec is what the table has of one command. It is constant.
 type Spec struct {
 	Name          string // upper case; "UID FETCH" is one name; "" for an unknown command
 	Upstream      Upstream

@@ -58,8 +58,8 @@ func TestEveryCommandHasASpec(t *testing.T) {
 			}
 		}
 	}
-	if seen != len(table) || seen != len(specByName) {
-		t.Errorf("%d commands tested, %d in the table, %d names", seen, len(table), len(specByName))
+	if seen != len(specByName) {
+		t.Errorf("%d commands tested, of %d in the table", seen, len(specByName))
 	}
 }
 

@@ -89,8 +89,8 @@ func checkSetPos(t *testing.T, raw []byte, f Properties) {
 // otherwise equal.
 func checkRewrite(t *testing.T, raw []byte, f Properties) {
 	const uids = "7,9:*"
-	out, ok := RewriteAsUID([]byte("!"), raw, f, uids)
-	if ok != (f.ExpungePolicy == TranslateNumbers) || out[0] != '!' {
+	out, ok := RewriteAsUID(raw, f, uids)
+	if ok != (f.ExpungePolicy == TranslateNumbers) {
 		t.Fatalf("%q, %v", out, ok)
 	}
 	if !ok {
@@ -99,14 +99,13 @@ func checkRewrite(t *testing.T, raw []byte, f Properties) {
 	if !f.UsesNumbers || f.Set == nil || f.Retryable {
 		t.Fatalf("rewritten, but has %+v", f)
 	}
-	out = out[1:]
 	tail := len(raw) - f.SetPos - len(f.Set)
 	if len(out) != len(raw)+len("UID ")+len(uids)-len(f.Set) || !bytes.Equal(out[:f.namePos], raw[:f.namePos]) ||
 		!bytes.Equal(out[len(out)-tail:], raw[len(raw)-tail:]) || !bytes.Equal(out[f.namePos+4:f.SetPos+4], raw[f.namePos:f.SetPos]) {
 		t.Fatalf("%q became %q", raw, out)
 	}
 	if bytes.Equal(f.Set, []byte("*")) || !bytes.ContainsAny(f.Set, ",:") {
-		uid, _ := RewriteAsUID(nil, raw, f, "7") // REPLACE takes one message
+		uid, _ := RewriteAsUID(raw, f, "7") // REPLACE takes one message
 		out = uid
 	}
 	again, err := Parse(out)

@@ -10,14 +10,73 @@ import (
 // maxEnableNames bounds the arguments of ENABLE. It exceeds the number of known extensions.
 const maxEnableNames = 64
 
+// parser collects the properties of one command. Its first error stays: every later token is
+// errorToken.
+type parser struct {
+	scanner
+	spec  *Spec
+	props Properties
+	pins  bool // for a reason that no property records
+}
+
+func (p *parser) parseArguments() {
+	switch p.spec.argSyntax {
+	case noArgs:
+		p.expect(endToken)
+	case mailboxArgs:
+		p.parseMailbox()
+	case selectArgs:
+		p.parseSelect()
+	case statusArgs:
+		p.parseStatus()
+	case listArgs:
+		p.parseList()
+	case enableArgs:
+		p.parseEnable()
+	case notifyArgs: // NONE cancels NOTIFY SET (RFC 5465 §3)
+		p.pins = !p.next().isWord("NONE") || p.next().kind != endToken
+	case appendArgs:
+		p.parseMailbox()
+		p.allowMissingLiteral()
+	case replaceArgs:
+		p.parseReplace()
+	case setArgs:
+		p.parseSet()
+	case fetchArgs:
+		p.parseFetch()
+	case storeArgs:
+		p.parseStore()
+	case copyArgs:
+		p.parseCopy()
+	default:
+		p.parseSearch()
+	}
+}
+
+// allowMissingLiteral ignores the error for a literal that has not been read yet.
+func (p *parser) allowMissingLiteral() {
+	if p.err == errMissingLiteral {
+		p.err = nil
+	}
+}
+
+// expect scans a token that must be of the kind.
+func (p *parser) expect(kind tokenKind) { p.check(p.next(), kind) }
+
+// check verifies that a token is of the kind.
+func (p *parser) check(t token, kind tokenKind) {
+	if t.kind != kind {
+		p.fail(ErrSyntax)
+	}
+}
+
 // parseMailbox parses a mailbox into Properties.Mailbox.
-func (p *parser) parseMailbox() error {
-	t := p.scanner.next()
+func (p *parser) parseMailbox() {
+	t := p.next()
 	if !isValidAstring(t) {
-		return p.syntaxError()
+		p.fail(ErrSyntax)
 	}
 	p.props.Mailbox = decodeMailbox(t)
-	return nil
 }
 
 // isValidAstring verifies the parts of astring that the scanner accepts too widely. A string
@@ -63,237 +122,186 @@ func (t token) isWord(word string) bool {
 }
 
 // parseSelect parses the mailbox and parameters of SELECT and EXAMINE (RFC 4466 §2.4).
-func (p *parser) parseSelect() error {
-	if err := p.parseMailbox(); err != nil {
-		return err
-	}
-	t := p.scanner.next()
+func (p *parser) parseSelect() {
+	p.parseMailbox()
+	t := p.next()
 	if t.kind == endToken {
-		return nil
+		return
 	}
-	if t.kind != openParen {
-		return p.syntaxError()
+	p.check(t, openParen)
+	for t = p.next(); t.kind == atomToken; t = p.next() {
+		p.parseSelectParam(t)
 	}
-	for t = p.scanner.next(); t.kind == atomToken; t = p.scanner.next() {
-		if err := p.parseSelectParam(t); err != nil {
-			return err
-		}
-	}
-	if t.kind != closeParen {
-		return p.syntaxError()
-	}
-	return p.expectEnd()
+	p.check(t, closeParen)
+	p.expect(endToken)
 }
 
-func (p *parser) parseSelectParam(t token) error {
+func (p *parser) parseSelectParam(t token) {
 	switch {
 	case t.isWord("CONDSTORE"):
 		p.props.EnablesCondstore = true
-		return nil
 	case t.isWord("QRESYNC"):
 		p.props.HasQresync, p.props.EnablesCondstore = true, true
+		p.skipList(p.next())
 	default: // ANNOTATE (RFC 5257) or unknown
 		p.pins = true
-		return nil
 	}
-	if t := p.scanner.next(); t.kind != openParen {
-		return p.syntaxError()
-	}
-	return p.skipList()
 }
 
-// skipList skips to the end of the list whose opening parenthesis has been scanned.
-func (p *parser) skipList() error {
-	for depth := p.scanner.depth; p.scanner.depth >= depth; {
-		if t := p.scanner.next(); t.kind == errorToken || t.kind == endToken {
-			return p.syntaxError()
-		}
+// skipList skips to the end of the list that t opens. An end before it is the scanner's error.
+func (p *parser) skipList(t token) {
+	p.check(t, openParen)
+	for depth := p.depth; p.depth >= depth && p.err == nil; {
+		p.next()
 	}
-	return nil
 }
 
 // parseStatus parses the mailbox and items of STATUS.
-func (p *parser) parseStatus() error {
-	if err := p.parseMailbox(); err != nil {
-		return err
-	}
-	if t := p.scanner.next(); t.kind != openParen {
-		return p.syntaxError()
-	}
-	t := p.scanner.next()
-	for ; t.kind == atomToken; t = p.scanner.next() {
+func (p *parser) parseStatus() {
+	p.parseMailbox()
+	p.expect(openParen)
+	t := p.next()
+	for ; t.kind == atomToken; t = p.next() {
 		p.props.EnablesCondstore = p.props.EnablesCondstore || t.isWord("HIGHESTMODSEQ")
 	}
-	if t.kind != closeParen {
-		return p.syntaxError()
-	}
-	return p.expectEnd()
+	p.check(t, closeParen)
+	p.expect(endToken)
 }
 
 // parseList detects LIST … RETURN (STATUS (… HIGHESTMODSEQ …)) (RFC 5819).
-func (p *parser) parseList() error {
+func (p *parser) parseList() {
 	inReturn, afterReturn := false, false
-	for t := p.scanner.next(); t.kind != endToken; t = p.scanner.next() {
+	for t := p.next(); t.kind != endToken && t.kind != errorToken; t = p.next() {
 		switch {
-		case t.kind == errorToken:
-			return p.syntaxError()
-		case t.kind == openParen && p.scanner.depth == 1:
+		case t.kind == openParen && p.depth == 1:
 			inReturn = afterReturn
 		case t.isWord("HIGHESTMODSEQ"):
-			p.props.EnablesCondstore = p.props.EnablesCondstore || inReturn && p.scanner.depth > 1
+			p.props.EnablesCondstore = p.props.EnablesCondstore || inReturn && p.depth > 1
 		}
 		afterReturn = t.isWord("RETURN")
 	}
-	return nil
 }
 
-func (p *parser) parseEnable() error {
-	t := p.scanner.next()
-	for ; t.kind == atomToken && len(p.props.EnableNames) < maxEnableNames; t = p.scanner.next() {
+func (p *parser) parseEnable() {
+	t := p.next()
+	for ; t.kind == atomToken && len(p.props.EnableNames) < maxEnableNames; t = p.next() {
 		p.props.EnableNames = append(p.props.EnableNames, strings.ToUpper(string(t.text)))
 	}
-	if t.kind != endToken || len(p.props.EnableNames) == 0 {
-		return p.syntaxError()
+	p.check(t, endToken)
+	if len(p.props.EnableNames) == 0 {
+		p.fail(ErrSyntax)
 	}
-	return nil
 }
 
-// parseNotify pins unless the command is NOTIFY NONE, which cancels NOTIFY SET (RFC 5465 §3).
-func (p *parser) parseNotify() error {
-	t := p.scanner.next()
-	p.pins = !t.isWord("NONE") || p.scanner.next().kind != endToken
-	return p.scanner.err
-}
-
-// parseSet parses a sequence set, or "$" (RFC 5182 §2.1), which has no numbers.
-func (p *parser) parseSet() error {
-	switch t := p.scanner.next(); {
-	case t.isWord("$"):
-		p.props.UsesSavedResult = true
-	case t.kind != atomToken || !isValidSet(t.text):
-		return p.syntaxError()
-	default:
+// parseSet parses a sequence set into Properties.Set.
+func (p *parser) parseSet() {
+	t := p.next()
+	p.checkSet(t)
+	if !t.isWord("$") {
 		p.props.Set, p.props.SetPos = t.text, t.pos
 	}
 	p.props.UsesNumbers = p.spec.ExpungePolicy != FlushExpunges // otherwise they are UIDs
-	return nil
+}
+
+// checkSet verifies that t is a sequence set, or "$" (RFC 5182 §2.1), which has no numbers.
+func (p *parser) checkSet(t token) {
+	switch {
+	case t.isWord("$"):
+		p.props.UsesSavedResult = true
+	case t.kind != atomToken || !isValidSet(t.text):
+		p.fail(ErrSyntax)
+	}
 }
 
 // isValidSet verifies RFC 9051's sequence-set.
-func isValidSet(b []byte) bool {
-	if bytes.Count(b, []byte(",")) >= imap.MaxRanges {
+func isValidSet(set []byte) bool {
+	if bytes.Count(set, []byte(",")) >= imap.MaxRanges {
 		return false
 	}
-	for len(b) > 0 {
-		n := setNumberLen(b)
-		if n > 0 && n < len(b) && b[n] == ':' {
-			b = b[n+1:]
-			n = setNumberLen(b)
-		}
-		switch {
-		case n == 0:
-			return false
-		case n == len(b):
-			return true
-		case b[n] != ',':
+	for more := true; more; {
+		var item []byte
+		item, set, more = bytes.Cut(set, []byte(","))
+		first, last, isRange := bytes.Cut(item, []byte(":"))
+		if !isSetNumber(first) || isRange && !isSetNumber(last) {
 			return false
 		}
-		b = b[n+1:]
 	}
-	return false
+	return true
 }
 
-// setNumberLen returns the length of the seq-number at the start of b ("*", or 1 to
-// 4294967295), or 0.
-func setNumberLen(b []byte) int {
-	if len(b) == 0 || b[0] == '0' {
-		return 0
+// isSetNumber verifies RFC 9051's seq-number: "*", or 1 to 4294967295.
+func isSetNumber(b []byte) bool {
+	if string(b) == "*" {
+		return true
 	}
-	if b[0] == '*' {
-		return 1
+	if len(b) == 0 || len(b) > 10 || b[0] == '0' {
+		return false
 	}
-	n, value := 0, uint64(0)
-	for n < len(b) && n < 11 && '0' <= b[n] && b[n] <= '9' {
-		value = value*10 + uint64(b[n]-'0')
-		n++
+	n := uint64(0)
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return false
+		}
+		n = n*10 + uint64(c-'0')
 	}
-	if value > 1<<32-1 {
-		return 0
-	}
-	return n
+	return n <= 1<<32-1
 }
 
 // parseCopy parses the set and mailbox of COPY and MOVE. It is strict to the end, because the
 // set may be rewritten.
-func (p *parser) parseCopy() error {
-	if err := p.parseSet(); err != nil {
-		return err
+func (p *parser) parseCopy() {
+	p.parseSet()
+	if !isValidAstring(p.next()) {
+		p.fail(ErrSyntax)
 	}
-	if t := p.scanner.next(); !isValidAstring(t) {
-		return p.syntaxError()
-	}
-	return p.expectEnd()
+	p.expect(endToken)
 }
 
 // parseReplace parses the message and mailbox of REPLACE (RFC 8508 §3).
-func (p *parser) parseReplace() error {
-	if err := p.parseSet(); err != nil {
-		return err
+func (p *parser) parseReplace() {
+	p.parseSet()
+	if p.err != nil || bytes.ContainsAny(p.props.Set, ",:") {
+		p.err = ErrSyntax
+		return
 	}
-	if bytes.ContainsAny(p.props.Set, ",:") {
-		return ErrSyntax
-	}
-	return p.allowMissingLiteral(p.parseMailbox())
+	p.parseMailbox()
+	p.allowMissingLiteral()
 }
 
 // parseStore parses a set and the modifiers before the flags (RFC 7162 §3.1.3).
-func (p *parser) parseStore() error {
-	if err := p.parseSet(); err != nil {
-		return err
-	}
-	t := p.scanner.next()
+func (p *parser) parseStore() {
+	p.parseSet()
+	t := p.next()
 	if t.kind == openParen {
-		for t = p.scanner.next(); t.kind == atomToken; t = p.scanner.next() {
+		for t = p.next(); t.kind == atomToken; t = p.next() {
 			p.props.HasUnchangedSince = p.props.HasUnchangedSince || t.isWord("UNCHANGEDSINCE")
 		}
-		if t.kind != closeParen {
-			return p.syntaxError()
-		}
+		p.check(t, closeParen)
 		p.props.EnablesCondstore = p.props.HasUnchangedSince
-		t = p.scanner.next()
+		t = p.next()
 	}
-	if t.kind != atomToken {
-		return p.syntaxError()
-	}
-	return p.checkTokens()
-}
-
-// checkTokens verifies that the rest of the command consists of tokens.
-func (p *parser) checkTokens() error {
-	t := p.scanner.next()
+	p.check(t, atomToken)
 	for t.kind != endToken && t.kind != errorToken {
-		t = p.scanner.next()
+		t = p.next()
 	}
-	return p.scanner.err
 }
 
 // parseFetch parses a set and detects MODSEQ among the items and CHANGEDSINCE among the
 // modifiers. It skips the header names of a section.
-func (p *parser) parseFetch() error {
-	if err := p.parseSet(); err != nil {
-		return err
-	}
-	for n := 0; ; n++ {
-		t := p.scanner.next()
+func (p *parser) parseFetch() {
+	p.parseSet()
+	for n := 0; p.err == nil; n++ {
+		t := p.next()
 		switch {
 		case t.kind == endToken && n > 0:
-			return nil
+			return
 		case t.kind == openParen || t.kind == closeParen:
 		case t.kind != atomToken:
-			return p.syntaxError()
+			p.fail(ErrSyntax)
 		case opensSection(t.text):
-			if err := p.skipSection(); err != nil {
-				return err
+			p.skipList(p.next())
+			if t := p.next(); t.kind != atomToken || t.text[0] != ']' {
+				p.fail(ErrSyntax)
 			}
 		case t.isWord("MODSEQ") || t.isWord("CHANGEDSINCE"):
 			p.props.EnablesCondstore = true
@@ -310,18 +318,4 @@ func opensSection(item []byte) bool {
 	}
 	name := token{kind: atomToken, text: item[:i]}
 	return name.isWord("BODY") || name.isWord("BODY.PEEK")
-}
-
-// skipSection skips the list of header names and the end of the section.
-func (p *parser) skipSection() error {
-	if t := p.scanner.next(); t.kind != openParen {
-		return p.syntaxError()
-	}
-	if err := p.skipList(); err != nil {
-		return err
-	}
-	if t := p.scanner.next(); t.kind != atomToken || t.text[0] != ']' {
-		return p.syntaxError()
-	}
-	return nil
 }

@@ -2,7 +2,7 @@ package command
 
 import (
 	"bytes"
-	"errors"
+	"slices"
 )
 
 // Properties are the facts of one command, arguments included. They point into the command.
@@ -47,16 +47,14 @@ func Parse(raw []byte) (Properties, error) {
 	if err != nil {
 		return Properties{}, err
 	}
-	p := parser{spec: head.Spec}
-	p.scanner = scanner{input: bytes.TrimSuffix(raw, []byte("\r\n")), pos: head.argsPos}
+	p := parser{spec: head.Spec, scanner: scanner{input: bytes.TrimSuffix(raw, []byte("\r\n")), pos: head.argsPos}}
 	p.props.namePos = head.namePos
-	if head.Spec == &unknownSpec {
-		p.props.UsesNumbers = true
-	}
+	p.props.UsesNumbers = head.Spec == &unknownSpec
 	if head.Spec.argSyntax > mailboxFirstArgs {
-		if err := p.parseArguments(); err != nil {
-			return p.safestProperties(), ErrSyntax
-		}
+		p.parseArguments()
+	}
+	if p.err != nil {
+		return p.safestProperties(), ErrSyntax
 	}
 	return p.properties(), nil
 }
@@ -68,26 +66,15 @@ func firstLine(raw []byte) []byte {
 	return raw
 }
 
-// RewriteAsUID appends COPY, MOVE or REPLACE to dst as the "UID" command that addresses the
-// messages by uids; every other byte of raw stays the same. It returns false and appends
-// nothing if props has no numbers to translate.
-func RewriteAsUID(dst, raw []byte, props Properties, uids string) ([]byte, bool) {
+// RewriteAsUID returns COPY, MOVE or REPLACE as the "UID" command that addresses the messages
+// by uids; every other byte of raw stays the same. It returns false if props has no numbers to
+// translate.
+func RewriteAsUID(raw []byte, props Properties, uids string) ([]byte, bool) {
 	if props.ExpungePolicy != TranslateNumbers {
-		return dst, false
+		return nil, false
 	}
-	dst = append(dst, raw[:props.namePos]...)
-	dst = append(dst, "UID "...)
-	dst = append(dst, raw[props.namePos:props.SetPos]...)
-	dst = append(dst, uids...)
-	return append(dst, raw[props.SetPos+len(props.Set):]...), true
-}
-
-// parser collects the properties of one command.
-type parser struct {
-	scanner scanner
-	spec    *Spec
-	props   Properties
-	pins    bool // for a reason that no property records
+	name, set := props.namePos, props.SetPos
+	return slices.Concat(raw[:name], []byte("UID "), raw[name:set], []byte(uids), raw[set+len(props.Set):]), true
 }
 
 // properties returns the properties of a command that was parsed completely.
@@ -118,57 +105,37 @@ func (p *parser) safestProperties() Properties {
 	return props
 }
 
-func (p *parser) parseArguments() error {
-	switch p.spec.argSyntax {
-	case noArgs:
-		return p.expectEnd()
-	case mailboxArgs:
-		return p.parseMailbox()
-	case selectArgs:
-		return p.parseSelect()
-	case statusArgs:
-		return p.parseStatus()
-	case listArgs:
-		return p.parseList()
-	case enableArgs:
-		return p.parseEnable()
-	case notifyArgs:
-		return p.parseNotify()
-	case appendArgs:
-		return p.allowMissingLiteral(p.parseMailbox())
+// Mailboxes returns the mailbox that a command acts on, and the destination of COPY, MOVE,
+// REPLACE and RENAME. Each is "" if it is absent or cannot be parsed. Only the audit log uses
+// them, so parsing is lenient.
+func (f *Properties) Mailboxes(spec *Spec, raw []byte) (mailbox, destination string) {
+	switch spec.argSyntax {
 	case replaceArgs:
-		return p.parseReplace()
-	case setArgs:
-		return p.parseSet()
-	case fetchArgs:
-		return p.parseFetch()
-	case storeArgs:
-		return p.parseStore()
+		return "", f.Mailbox
 	case copyArgs:
-		return p.parseCopy()
+		if f.Set != nil {
+			destination, _ = parseMailboxAt(raw, f.SetPos+len(f.Set))
+		}
+		return "", destination
+	case mailboxFirstArgs:
+		mailbox, _ = parseMailboxAt(raw, f.namePos+len(spec.Name))
+		return mailbox, ""
 	}
-	return p.parseSearch()
+	if spec.Name == "RENAME" && f.Mailbox != "" {
+		if _, end := parseMailboxAt(raw, f.namePos+len(spec.Name)); end > 0 {
+			destination, _ = parseMailboxAt(raw, end)
+		}
+	}
+	return f.Mailbox, destination
 }
 
-// allowMissingLiteral ignores the error for a literal that has not been read yet.
-func (p *parser) allowMissingLiteral(err error) error {
-	if errors.Is(err, errMissingLiteral) {
-		return nil
+// parseMailboxAt returns the mailbox after the space at pos and the offset of its end, or 0.
+func parseMailboxAt(raw []byte, pos int) (string, int) {
+	s := scanner{input: bytes.TrimSuffix(raw, []byte("\r\n"))}
+	s.pos = min(pos+len(" "), len(s.input))
+	t := s.next()
+	if !isValidAstring(t) {
+		return "", 0
 	}
-	return err
-}
-
-func (p *parser) expectEnd() error {
-	if t := p.scanner.next(); t.kind != endToken {
-		return p.syntaxError()
-	}
-	return nil
-}
-
-// syntaxError returns the scanner's error for the last token, or ErrSyntax.
-func (p *parser) syntaxError() error {
-	if p.scanner.err != nil {
-		return p.scanner.err
-	}
-	return ErrSyntax
+	return decodeMailbox(t), s.pos
 }

@@ -195,8 +195,8 @@ func TestMessageNumbersBecomeUIDs(t *testing.T) {
 		"a REPLACE 4 {1}\r\nx {3}\r\nabc\r\n": "a UID REPLACE 7,9:10 {1}\r\nx {3}\r\nabc\r\n",
 	} {
 		f, err := Parse([]byte(line))
-		got, ok := RewriteAsUID([]byte("before"), []byte(line), f, "7,9:10")
-		if err != nil || !ok || !f.UsesNumbers || f.Retryable || string(got) != "before"+want {
+		got, ok := RewriteAsUID([]byte(line), f, "7,9:10")
+		if err != nil || !ok || !f.UsesNumbers || f.Retryable || string(got) != want {
 			t.Errorf("%q: %q, %v, %v", line, got, ok, err)
 		}
 	}
@@ -205,7 +205,7 @@ func TestMessageNumbersBecomeUIDs(t *testing.T) {
 		"a REPLACE $ x {3}", "a UID REPLACE 1 x {3}", "a FETCH 1 FLAGS", "a NOOP", "a REPLACE 1", "a REPLACE 1 (x)"} {
 		whole := []byte(line + "\r\n")
 		f, _ := Parse(whole)
-		if got, ok := RewriteAsUID(nil, whole, f, "7"); ok || got != nil || f.ExpungePolicy == TranslateNumbers {
+		if got, ok := RewriteAsUID(whole, f, "7"); ok || got != nil || f.ExpungePolicy == TranslateNumbers {
 			t.Errorf("%q became %q, %+v", line, got, f)
 		}
 	}

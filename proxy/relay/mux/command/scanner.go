@@ -64,18 +64,19 @@ func (s *scanner) next() token {
 }
 
 func (s *scanner) scanToken() token {
-	if s.pos == len(s.input) {
-		return s.scanEnd()
-	}
-	if s.input[s.pos] == ')' {
-		return s.scanCloseParen()
-	}
-	if !s.skipSeparator() {
+	switch {
+	case s.pos == len(s.input) && s.depth == 0:
+		return token{kind: endToken, pos: s.pos}
+	case s.pos == len(s.input):
+		return s.fail(ErrSyntax)
+	case s.input[s.pos] == ')':
+		return s.scanParen(closeParen, -1)
+	case !s.skipSeparator():
 		return s.fail(ErrSyntax)
 	}
 	switch c := s.input[s.pos]; {
 	case c == '(':
-		return s.scanOpenParen()
+		return s.scanParen(openParen, 1)
 	case c == '"':
 		return s.scanQuoted()
 	case c == '{':
@@ -100,32 +101,21 @@ func (s *scanner) skipSeparator() bool {
 	return s.pos < len(s.input) && s.input[s.pos] != ' ' && s.input[s.pos] != ')'
 }
 
+// fail records the first error.
 func (s *scanner) fail(err error) token {
-	s.err = err
+	if s.err == nil {
+		s.err = err
+	}
 	return token{kind: errorToken}
 }
 
-func (s *scanner) scanEnd() token {
-	if s.depth > 0 {
-		return s.fail(ErrSyntax)
-	}
-	return token{kind: endToken, pos: s.pos}
-}
-
-func (s *scanner) scanOpenParen() token {
-	if s.depth++; s.depth > maxDepth {
+// scanParen scans a parenthesis that changes the depth by step.
+func (s *scanner) scanParen(kind tokenKind, step int) token {
+	if s.depth += step; s.depth < 0 || s.depth > maxDepth {
 		return s.fail(ErrSyntax)
 	}
 	s.pos++
-	return token{kind: openParen, pos: s.pos - 1}
-}
-
-func (s *scanner) scanCloseParen() token {
-	if s.depth--; s.depth < 0 {
-		return s.fail(ErrSyntax)
-	}
-	s.pos++
-	return token{kind: closeParen, pos: s.pos - 1}
+	return token{kind: kind, pos: s.pos - 1}
 }
 
 // scanQuoted scans a quoted string; only quoted-specials may be escaped (RFC 9051 §9).

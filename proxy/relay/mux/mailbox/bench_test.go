@@ -23,8 +23,7 @@ func newSparseSet(n uint32) *UIDSet {
 
 // newCompactView returns a view in which all UIDs of u are known.
 func newCompactView(tb testing.TB, u *UIDSet) *View {
-	v := new(View)
-	v.reset(u.Len())
+	v := &View{exists: u.Len()}
 	if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 		tb.Fatal(err)
 	}

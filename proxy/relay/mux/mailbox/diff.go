@@ -15,7 +15,6 @@ type Diff struct {
 	expungedNumbers UIDSet // view's message numbers of all expunged messages
 	expungedUnknown uint32
 	newCount        uint32
-	exists          uint32
 }
 
 // Diff compares the view with a snapshot taken on another connection, whose SELECT reported
@@ -38,7 +37,7 @@ func (v *View) Diff(snapshot *UIDSet, uidNext uint32) (Diff, error) {
 		v.uidFloor += k
 		sharedCount += k
 	}
-	d := Diff{snapshot: snapshot, uidNext: uidNext, expungedUnknown: v.UnknownCount(), newCount: snapshot.Len() - sharedCount, exists: snapshot.Len()}
+	d := Diff{snapshot: snapshot, uidNext: uidNext, expungedUnknown: v.UnknownCount(), newCount: snapshot.Len() - sharedCount}
 	if sharedCount < v.KnownCount() {
 		d.expungedUIDs = v.knownUIDs.difference(snapshot)
 		d.expungedNumbers = v.knownUIDs.numbersOf(&d.expungedUIDs)
@@ -74,7 +73,7 @@ func (d *Diff) ExpungedUnknownCount() uint32 { return d.expungedUnknown }
 func (d *Diff) NewCount() uint32 { return d.newCount }
 
 // Exists returns the number of messages in the snapshot.
-func (d *Diff) Exists() uint32 { return d.exists }
+func (d *Diff) Exists() uint32 { return d.snapshot.Len() }
 
 // ContainsExpunged reports whether a message with one of these UIDs is expunged.
 func (d *Diff) ContainsExpunged(uids imap.Set) bool {
@@ -109,7 +108,7 @@ func (d *Diff) appendVanished(dst []byte) []byte {
 func (v *View) apply(d *Diff) {
 	v.knownUIDs = *d.snapshot
 	v.knownUIDs.compact() // makes it a copy
-	v.exists = d.exists
+	v.exists = d.Exists()
 	v.uidFloor = max(v.uidFloor, v.knownUIDs.Max())
 	v.setUIDNext(d.uidNext)
 }
@@ -117,15 +116,9 @@ func (v *View) apply(d *Diff) {
 // backward yields the numbers in descending order: in this order each EXPUNGE is correct when
 // it is sent.
 func (u *UIDSet) backward(yield func(uint32) bool) {
-	if u.bitmap == nil {
-		for i := u.count; i > 0; i-- {
-			if !yield(u.first + i - 1) {
-				return
-			}
-		}
-		return
-	}
-	for it := u.bitmap.ReverseIterator(); it.HasNext(); {
+	numbers := *u // shares a bitmap with u
+	numbers.makeBitmap()
+	for it := numbers.bitmap.ReverseIterator(); it.HasNext(); {
 		if !yield(it.Next()) {
 			return
 		}

@@ -109,8 +109,7 @@ func TestInconsistentSnapshotIsRejected(t *testing.T) {
 
 func TestTailAfterUnusedUIDsIsRecognized(t *testing.T) {
 	for _, order := range []string{"before", "after"} {
-		v := new(View)
-		v.reset(3)
+		v := &View{exists: 3}
 		if order == "after" {
 			v.setUIDNext(20) // UIDs 7 to 19 were used before
 		}

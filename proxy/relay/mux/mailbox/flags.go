@@ -3,7 +3,6 @@ package mailbox
 import (
 	"bytes"
 	"fmt"
-	"strconv"
 	"time"
 
 	"imapgate/internal/imap"
@@ -98,23 +97,14 @@ func (v *View) AppendFlags(dst, response []byte) []byte {
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {
 		return dst
 	}
-	uid, ok := findUID(rest)
-	if !ok {
+	uid, _ := findUID(rest)
+	n, isKnown := v.Number(uid)
+	_, rest, hasFlags := bytes.Cut(rest, []byte("FLAGS ("))
+	flags, _, isComplete := bytes.Cut(rest, []byte(")"))
+	if !isKnown || !hasFlags || !isComplete {
 		return dst
 	}
-	n, ok := v.Number(uid)
-	from := bytes.Index(rest, []byte("FLAGS ("))
-	if !ok || from < 0 {
-		return dst
-	}
-	to := bytes.IndexByte(rest[from:], ')')
-	if to < 0 {
-		return dst
-	}
-	dst = strconv.AppendUint(append(dst, "* "...), uint64(n), 10)
-	dst = append(append(dst, " FETCH (UID "...), strconv.FormatUint(uint64(uid), 10)...)
-	dst = append(append(dst, ' '), rest[from:from+to+1]...)
-	return append(dst, ")\r\n"...)
+	return fmt.Appendf(dst, "* %d FETCH (UID %d FLAGS (%s))\r\n", n, uid, flags)
 }
 
 // AppendKeywords appends a FLAGS line if the connection of data knows flags that the
@@ -149,7 +139,7 @@ func (m *Mailbox) FinishFlags(dst []byte, data *SelectData, enabled imap.Extensi
 		return dst // the earlier one stays valid
 	}
 	if enabled.Has(imap.Qresync) && data.Modseq != m.modseq {
-		dst = append(strconv.AppendUint(append(dst, "* OK [HIGHESTMODSEQ "...), data.Modseq, 10), "] Highest\r\n"...)
+		dst = fmt.Appendf(dst, "* OK [HIGHESTMODSEQ %d] Highest\r\n", data.Modseq)
 	}
 	m.modseq = data.Modseq
 	return dst

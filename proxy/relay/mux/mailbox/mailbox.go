@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode"
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
@@ -24,21 +25,15 @@ type Mailbox struct {
 	View
 
 	// Set once.
-	name        string        // decoded
-	mailboxID   string        // MAILBOXID (RFC 8474)
-	SelectedAt  time.Duration // set by the caller, on its clock
-	uidValidity uint32
-	isExamined  bool // selected by EXAMINE
+	name       string        // decoded
+	SelectedAt time.Duration // set by the caller, on its clock
+	isExamined bool          // selected by EXAMINE
 
-	hasArrivals     bool   // new messages since the SELECT
-	uidsUnavailable bool   // the backend does not return all UIDs
-	uidsDeferred    bool   // the backend has not yet announced all expunges
-	desynced        bool   // the view is unreliable
-	uidNext         uint32 // as of the SELECT at the start of the view
-	recent          uint32
-	access          string       // READ-ONLY or READ-WRITE
-	flags           responseLine // FLAGS …
-	permanentFlags  responseLine // OK [PERMANENTFLAGS …
+	hasArrivals     bool // new messages since the SELECT
+	uidsUnavailable bool // the backend does not return all UIDs
+	uidsDeferred    bool // the backend has not yet announced all expunges
+	desynced        bool // the view is unreliable
+	mailboxState         // its mailboxID and uidValidity never change
 	flagState
 }
 
@@ -46,10 +41,9 @@ type Mailbox struct {
 // EXAMINE.
 func New(verb, name string, data *SelectData) *Mailbox {
 	m := &Mailbox{
-		name: name, isExamined: verb == "EXAMINE", uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
-		flags: data.flags, permanentFlags: data.permanentFlags, recent: data.recent, flagState: flagState{modseq: data.Modseq},
+		View: View{exists: data.Exists}, name: name, isExamined: verb == "EXAMINE",
+		mailboxState: data.mailboxState, flagState: flagState{modseq: data.Modseq},
 	}
-	m.reset(data.Exists)
 	m.setUIDNext(data.uidNext)
 	return m
 }
@@ -63,12 +57,7 @@ func (m *Mailbox) IsReadOnly() bool { return m.isExamined || m.access == "READ-O
 // isASCII reports whether every connection accepts the name, also one without UTF-8
 // enabled (RFC 6855).
 func (m *Mailbox) isASCII() bool {
-	for i := range len(m.name) {
-		if m.name[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(m.name, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
 // SelectCommand returns the command that selects the mailbox again, without its tag.

@@ -1,8 +1,8 @@
 package mailbox
 
 import (
+	"fmt"
 	"iter"
-	"strconv"
 
 	"imapgate/internal/imap"
 )
@@ -61,7 +61,7 @@ func (m *Mailbox) Resync(d *Diff, data *SelectData, enabled imap.Extensions) ite
 		b := appendFlagsLine(nil, &m.flags, data.flags)
 		b = appendFlagsLine(b, &m.permanentFlags, data.permanentFlags)
 		if data.access != "" && data.access != m.access {
-			b = append(append(append(b, "* OK ["...), data.access...), "] Access has changed.\r\n"...)
+			b = fmt.Appendf(b, "* OK [%s] Access has changed.\r\n", data.access)
 			m.access = data.access
 		}
 		m.hasArrivals = false
@@ -74,7 +74,7 @@ func (m *Mailbox) Resync(d *Diff, data *SelectData, enabled imap.Extensions) ite
 		}
 		if data.recent != m.recent && !enabled.Has(imap.Rev2) {
 			m.recent = data.recent
-			b = append(strconv.AppendUint(append(b, "* "...), uint64(data.recent), 10), " RECENT\r\n"...)
+			b = fmt.Appendf(b, "* %d RECENT\r\n", data.recent)
 		}
 		for _, line := range data.Fetches {
 			b = append(b, line...)
@@ -115,7 +115,7 @@ func (m *Mailbox) applyDiff(b []byte, d *Diff, exists uint32) []byte {
 		m.hasArrivals = true
 	}
 	if d.NewCount() > 0 || m.hasArrivals {
-		b = append(strconv.AppendUint(append(b, "* "...), uint64(m.Exists()), 10), " EXISTS\r\n"...)
+		b = fmt.Appendf(b, "* %d EXISTS\r\n", m.Exists())
 	}
 	return b
 }

@@ -1,8 +1,21 @@
 package mailbox
 
 import (
+	"bytes"
+	"strconv"
+
 	"github.com/RoaringBitmap/roaring/v2"
+
+	"imapgate/internal/imap"
 )
+
+// maxUID is the largest UID. The number above it stands for * in an imap.Set; excluding it also
+// keeps uid+1 from overflowing.
+const maxUID = imap.Star - 1
+
+// maxSetText bounds the text of one set, in bytes. The sparsest mailbox of a million messages
+// needs 11 MB.
+const maxSetText = 16 << 20
 
 // UIDSet is an ascending set of UIDs, such as the messages that an upstream connection has
 // announced. The zero value is empty.
@@ -88,7 +101,6 @@ func (u *UIDSet) nth(i uint32) uint32 {
 	return uid
 }
 
-// countRange returns the number of UIDs from first to last.
 func (u *UIDSet) countRange(first, last uint32) uint32 {
 	if first > last || u.count == 0 {
 		return 0
@@ -144,8 +156,11 @@ func (u *UIDSet) addRange(first, last uint32) {
 	}
 }
 
-// makeBitmap converts the single run to a bitmap.
+// makeBitmap converts a single run to a bitmap.
 func (u *UIDSet) makeBitmap() {
+	if u.bitmap != nil {
+		return
+	}
 	bitmap := roaring.New()
 	if u.count > 0 {
 		addToBitmap(bitmap, u.first, u.Max())
@@ -203,26 +218,17 @@ func (u *UIDSet) removeRange(first, last uint32) uint32 {
 	case u.bitmap == nil && first <= u.first:
 		u.first += removed
 	case u.bitmap == nil && last >= u.Max(): // count is enough
+	case first == last:
+		u.makeBitmap()
+		u.bitmap.Remove(first) // unlike RemoveRange, keeps the container small
 	default:
-		u.removeMiddle(first, last)
+		u.makeBitmap()
+		u.bitmap.RemoveRange(uint64(first), uint64(last)+1)
 	}
 	u.count -= removed
 	return removed
 }
 
-// removeMiddle removes a range from the middle.
-func (u *UIDSet) removeMiddle(first, last uint32) {
-	if u.bitmap == nil {
-		u.makeBitmap()
-	}
-	if first == last {
-		u.bitmap.Remove(first) // unlike RemoveRange, keeps the container small
-	} else {
-		u.bitmap.RemoveRange(uint64(first), uint64(last)+1)
-	}
-}
-
-// addAll adds all UIDs of other.
 func (u *UIDSet) addAll(other *UIDSet) {
 	switch {
 	case other.count == 0:
@@ -230,9 +236,7 @@ func (u *UIDSet) addAll(other *UIDSet) {
 	case other.bitmap == nil:
 		u.addRange(other.first, other.Max())
 	default:
-		if u.bitmap == nil {
-			u.makeBitmap()
-		}
+		u.makeBitmap()
 		u.bitmap.Or(other.bitmap)
 	}
 	u.recount()
@@ -251,7 +255,6 @@ func (u *UIDSet) countShared(other *UIDSet) uint32 {
 	return uint32(u.bitmap.AndCardinality(other.bitmap))
 }
 
-// difference returns the UIDs in u that are not in other.
 func (u *UIDSet) difference(other *UIDSet) UIDSet {
 	rest := u.clone()
 	switch {
@@ -259,9 +262,7 @@ func (u *UIDSet) difference(other *UIDSet) UIDSet {
 	case other.bitmap == nil:
 		rest.removeRange(other.first, other.Max())
 	default:
-		if rest.bitmap == nil {
-			rest.makeBitmap()
-		}
+		rest.makeBitmap()
 		rest.bitmap.AndNot(other.bitmap)
 		rest.recount()
 	}
@@ -290,4 +291,61 @@ func (u *UIDSet) compact() {
 		u.bitmap.RunOptimize()
 		u.bitmap = u.bitmap.Clone()
 	}
+}
+
+// eachRange calls yield for every range of a UID set sent by a server, such as "1:5,7,12:9".
+// The set has no *, because it does not depend on the mailbox's contents. Its total is at most
+// the number of possible UIDs, which bounds the work.
+func eachRange(text []byte, yield func(first, last uint32)) error {
+	if len(text) > maxSetText {
+		return imap.ErrSet
+	}
+	total := uint64(0)
+	for more := true; more; {
+		var item []byte
+		item, text, more = bytes.Cut(text, []byte{','})
+		a, b, isRange := bytes.Cut(item, []byte{':'})
+		first, ok := parseUID(a)
+		last := first
+		if ok && isRange {
+			last, ok = parseUID(b)
+		}
+		if !ok {
+			return imap.ErrSet
+		}
+		first, last = min(first, last), max(first, last)
+		if total += uint64(last-first) + 1; total > maxUID {
+			return imap.ErrSet
+		}
+		yield(first, last)
+	}
+	return nil
+}
+
+// parseUID parses a nz-number (RFC 9051 §9).
+func parseUID(digits []byte) (uint32, bool) {
+	if len(digits) == 0 || len(digits) > 10 || digits[0] == '0' {
+		return 0, false
+	}
+	n := uint64(0) // ten digits cannot overflow it
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return uint32(n), n <= maxUID
+}
+
+// appendSet appends the set in the grammar eachRange reads.
+func (u *UIDSet) appendSet(dst []byte) []byte {
+	for first, last := range u.runs {
+		dst = strconv.AppendUint(dst, uint64(first), 10)
+		if last > first {
+			dst = append(dst, ':')
+			dst = strconv.AppendUint(dst, uint64(last), 10)
+		}
+		dst = append(dst, ',')
+	}
+	return bytes.TrimSuffix(dst, []byte{','})
 }

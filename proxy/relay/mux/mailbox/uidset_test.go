@@ -99,8 +99,7 @@ func FuzzUIDSet(f *testing.F) {
 		if u.String() != runs.String() {
 			t.Fatalf("%q is %q, want %q", a, u, runs)
 		}
-		v := new(View)
-		v.reset(u.Len())
+		v := &View{exists: u.Len()}
 		if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 			t.Fatal(err)
 		}

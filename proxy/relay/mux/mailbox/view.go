@@ -38,23 +38,20 @@ type View struct {
 	// The UIDs of the tail and of all later messages are above uidFloor. Expunging the last
 	// message does not lower it, because UIDs are never reused.
 	uidFloor uint32
-	uidNext  uint32 // lowest UID of later messages, once the tail is known
+	nextUID  uint32 // lowest UID of later messages, once the tail is known
 }
-
-// reset replaces the view by a newly selected mailbox of exists messages.
-func (v *View) reset(exists uint32) { *v = View{exists: exists} }
 
 // setUIDNext records the UIDNEXT that came with the current Exists: the lowest UID of later
 // messages. With it a tail is recognized even if the last UIDs are unused.
 func (v *View) setUIDNext(uidNext uint32) {
-	v.uidNext = uidNext
+	v.nextUID = uidNext
 	v.raiseFloor()
 }
 
-// raiseFloor applies uidNext: if all messages are known, later ones have at least that UID.
+// raiseFloor applies nextUID: if all messages are known, later ones have at least that UID.
 func (v *View) raiseFloor() {
-	if v.UnknownCount() == 0 && v.uidNext > 0 {
-		v.uidFloor = max(v.uidFloor, v.uidNext-1)
+	if v.UnknownCount() == 0 && v.nextUID > 0 {
+		v.uidFloor = max(v.uidFloor, v.nextUID-1)
 	}
 }
 
@@ -188,8 +185,7 @@ func (v *View) Compact() { v.knownUIDs.compact() }
 func (v *View) TranslateSet(set imap.Set, d *Diff) (uids imap.Set, expunged bool, err error) {
 	uids = make(imap.Set, 0, len(set))
 	for _, r := range set {
-		first, last := v.resolveStar(r.First), v.resolveStar(r.Last)
-		first, last = min(first, last), max(first, last) // "5:*" with four messages
+		first, last := v.resolveStars(r)
 		if first == 0 || last > v.exists {
 			return nil, false, ErrRange
 		}
@@ -210,9 +206,49 @@ func (v *View) TranslateSet(set imap.Set, d *Diff) (uids imap.Set, expunged bool
 	return uids, false, nil
 }
 
-func (v *View) resolveStar(n uint32) uint32 {
-	if n == imap.Star {
-		return v.exists
+// resolveStars returns the numbers of a range: "5:*" with four messages is 4 to 5.
+func (v *View) resolveStars(r imap.Range) (first, last uint32) {
+	first, last = r.First, r.Last
+	if first == imap.Star {
+		first = v.exists
 	}
-	return n
+	if last == imap.Star {
+		last = v.exists
+	}
+	return min(first, last), max(first, last)
+}
+
+// CountNumbers returns how many messages a set of message numbers addresses. Duplicates may
+// count twice; the result never exceeds Exists.
+func (v *View) CountNumbers(set imap.Set) uint32 {
+	n := uint64(0)
+	for _, r := range set {
+		first, last := v.resolveStars(r)
+		if last = min(last, v.exists); 0 < first && first <= last {
+			n += uint64(last-first) + 1
+		}
+	}
+	return uint32(min(n, uint64(v.exists)))
+}
+
+// CountUIDs returns how many messages a set of UIDs addresses. For messages with unknown UIDs
+// it is an upper bound, or 0 if "*" leaves no useful bound.
+func (v *View) CountUIDs(set imap.Set) uint32 {
+	n := uint64(0)
+	for _, r := range set {
+		switch tail := v.UnknownCount(); {
+		case r.First == imap.Star:
+			n++
+		case tail == 0 && r.Last == imap.Star:
+			n += uint64(v.knownUIDs.countRange(min(r.First, v.MaxUID()), v.MaxUID())) // "500:*" with smaller UIDs only: the last message
+		case r.Last == imap.Star && r.First > v.uidFloor+1:
+			return 0
+		default:
+			n += uint64(v.knownUIDs.countRange(r.First, r.Last))
+			if r.Last > v.uidFloor {
+				n += min(uint64(tail), uint64(r.Last-max(r.First, v.uidFloor+1))+1)
+			}
+		}
+	}
+	return uint32(min(n, uint64(v.exists)))
 }

@@ -27,8 +27,7 @@ func parseUIDSet(t testing.TB, set string) *UIDSet {
 func newView(t testing.TB, known string, tail uint32) *View {
 	t.Helper()
 	u := parseUIDSet(t, known)
-	v := new(View)
-	v.reset(u.Len())
+	v := &View{exists: u.Len()}
 	if err := v.addUIDs(v.KnownCount()+1, u); err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +260,7 @@ func TestViewMatchesAModel(t *testing.T) {
 				m.addMessage(r)
 			}
 		}
-		v.reset(uint32(len(m.uids)))
+		v.exists = uint32(len(m.uids))
 		for i := range 300 {
 			m.step(t, r, v)
 			if len(m.uids) < 1000 && i%10 == 0 || i%150 == 149 {

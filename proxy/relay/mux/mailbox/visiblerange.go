@@ -43,12 +43,18 @@ func (v VisibleRange) ClampNumbers(set imap.Set) (imap.Set, error) {
 
 // ClampUIDs limits a set of UIDs to the range. It returns nil if the set need not change,
 // although the range has no known end. It returns ErrNoMatch if no UID remains, and
-// ErrUnknownUID if the set may extend beyond a range without a known end.
+// ErrUnknownUID if the set may extend beyond a range without a known end: a range beyond the
+// highest known UID may include new messages. UIDs listed one by one cannot.
 func (v VisibleRange) ClampUIDs(set imap.Set) (imap.Set, error) {
-	if v.maxUID == 0 && v.exists > 0 {
-		return nil, v.checkListedUIDs(set)
+	if v.maxUID > 0 || v.exists == 0 {
+		return clamp(set, v.maxUID)
 	}
-	return clamp(set, v.maxUID)
+	for _, r := range set {
+		if r.Last > v.maxKnownUID && r.First != r.Last || r.Last == imap.Star {
+			return nil, ErrUnknownUID
+		}
+	}
+	return nil, nil
 }
 
 // clamp limits a set to the numbers up to last.
@@ -67,16 +73,4 @@ func clamp(set imap.Set, last uint32) (imap.Set, error) {
 		return nil, ErrNoMatch
 	}
 	return clamped, nil
-}
-
-// checkListedUIDs returns ErrUnknownUID unless set is safe although the highest visible
-// UID is unknown. A range beyond the highest known UID may include new messages. UIDs
-// listed one by one cannot.
-func (v VisibleRange) checkListedUIDs(set imap.Set) error {
-	for _, r := range set {
-		if r.Last > v.maxKnownUID && r.First != r.Last || r.Last == imap.Star {
-			return ErrUnknownUID
-		}
-	}
-	return nil
 }

@@ -62,6 +62,11 @@ func (a *Account) SetTokenEnd(end time.Time) {
 	}
 }
 
+// SetClientID sets the argument of ID (RFC 2971), as upstream.FormatID, that is sent on each
+// connection the account leases from now on, before any other command. A client that sent ID
+// before its login need not send it again.
+func (a *Account) SetClientID(id string) { a.clientID = id }
+
 // Acquire leases a connection with exactly the extensions in enabled and no mailbox selected:
 // an idle one or a new one. At the limits it waits in the queue until ctx ends.
 //
@@ -90,8 +95,7 @@ func (a *Account) acquireConn(ctx context.Context, set imap.Extensions) (*pooled
 	}
 	if missing := set.Without(pc.Enabled); len(missing) > 0 {
 		if _, err := p.sendEnable(pc, missing); err != nil {
-			p.discard(pc, discardReason(err))
-			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
+			return nil, err
 		}
 	}
 	if pc.Enabled != set {
@@ -112,7 +116,7 @@ func (a *Account) useLoginConn(ctx context.Context, set imap.Extensions) *pooled
 		a.releaseUnused(pc)
 		return nil
 	}
-	if a.pool.answeredRecently(pc) { // responses after the OK of its login belong to this session
+	if time.Since(pc.lastAnswer) < a.pool.cfg.ValidateAfter { // responses after the OK of its login belong to this session
 		return pc
 	}
 	if reason := a.pool.validate(ctx, pc); reason != "" {
@@ -161,22 +165,14 @@ func (a *Account) acquireAuxConn(ctx context.Context) (*lease.Conn, error) {
 // Release runs a command to leave the mailbox and blocks until the backend answers.
 func (a *Account) Release(c *lease.Conn) {
 	pc := a.findLeased(c, clientUse)
-	if reason := a.pool.reset(pc); reason != "" {
-		a.pool.discard(pc, reason)
-		return
-	}
-	a.pool.startIdle(pc)
+	a.pool.addIdleOrDiscard(pc, a.pool.reset(pc))
 }
 
 // ReleaseAux returns a connection of AcquireAux.
 func (a *Account) ReleaseAux(c *lease.Conn) {
 	pc := a.findLeased(c, gatewayUse)
 	defer a.pool.backend.Sockets().RemoveExtra()
-	if reason := a.pool.reset(pc); reason != "" {
-		a.pool.discard(pc, reason)
-		return
-	}
-	a.pool.startIdle(pc)
+	a.pool.addIdleOrDiscard(pc, a.pool.reset(pc))
 }
 
 // Discard closes a connection of Acquire or AcquireAux. The reason is one of the
@@ -202,6 +198,20 @@ func (a *Account) findLeased(c *lease.Conn, use connUse) *pooledConn {
 	return pc
 }
 
+// TakeLoginConn returns the connection of the login if it has not been leased, otherwise nil.
+// ReturnLoginConn must return it in the same state.
+func (a *Account) TakeLoginConn() *lease.Conn {
+	pc := a.loginConn
+	if pc == nil {
+		return nil
+	}
+	a.loginConn = nil
+	return &pc.Conn
+}
+
+// ReturnLoginConn makes a connection of TakeLoginConn available to the next Acquire again.
+func (a *Account) ReturnLoginConn(c *lease.Conn) { a.loginConn = a.findLeased(c, clientUse) }
+
 // RevokeCredential closes all idle connections of a credential that the backend has refused.
 func (a *Account) RevokeCredential() { a.pool.revoke(a.cred) }
 
@@ -225,9 +235,6 @@ func (a *Account) releaseUnused(pc *pooledConn) {
 	default:
 		reason = p.validate(context.Background(), pc)
 	}
-	if reason != "" {
-		p.discard(pc, reason)
-		return
-	}
-	p.startIdle(pc)
+	pc.idleSince = time.Now()
+	p.addIdleOrDiscard(pc, reason)
 }

@@ -40,11 +40,7 @@ func (p *Pool) sweep(now time.Time) {
 		if reason == "" {
 			reason = p.validate(ctx, pc)
 		}
-		if reason == "" {
-			p.addIdle(pc)
-		} else {
-			p.discard(pc, reason)
-		}
+		p.addIdleOrDiscard(pc, reason)
 	}
 }
 
@@ -52,16 +48,13 @@ func (p *Pool) sweep(now time.Time) {
 // needed. It returns false if no connection is idle.
 func (p *Pool) EvictOldest() bool {
 	p.mu.Lock()
-	front := p.idle.Front()
-	if front == nil {
-		p.mu.Unlock()
-		return false
+	pc := p.oldestIdle()
+	if pc != nil {
+		p.removeIdle(pc)
 	}
-	pc := front.Value.(*pooledConn)
-	p.removeIdle(pc)
 	p.mu.Unlock()
 	p.discard(pc, event.DiscardDescriptors)
-	return true
+	return pc != nil
 }
 
 // idleConns returns all connections that are idle now.
@@ -95,13 +88,11 @@ func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason event.DiscardRea
 	return reason, true
 }
 
-// startIdle pools a connection and starts its idle time.
-func (p *Pool) startIdle(pc *pooledConn) {
-	pc.idleSince = time.Now()
+// addIdleOrDiscard pools a connection, or closes it if there is a reason.
+func (p *Pool) addIdleOrDiscard(pc *pooledConn, reason event.DiscardReason) {
+	if reason != "" {
+		p.discard(pc, reason)
+		return
+	}
 	p.addIdle(pc)
-}
-
-// answeredRecently reports whether a connection answered so recently that it counts as alive.
-func (p *Pool) answeredRecently(pc *pooledConn) bool {
-	return time.Since(pc.lastAnswer) < p.cfg.ValidateAfter
 }

@@ -107,23 +107,17 @@ func (p *Pool) addAccount(req upstream.Request) *credential {
 		u = &userEntry{name: req.User}
 		p.users[req.User] = u
 	}
-	cred := u.findCredential(req.Login, mac)
-	if cred == nil {
-		cred = &credential{user: u, loginName: req.Login, mac: mac, isToken: !req.Token.IsZero()}
-		u.credentials = append(u.credentials, cred)
+	i := slices.IndexFunc(u.credentials, func(cred *credential) bool {
+		return cred.loginName == req.Login && hmac.Equal(cred.mac[:], mac[:]) // in constant time
+	})
+	if i < 0 {
+		i = len(u.credentials)
+		u.credentials = append(u.credentials, &credential{user: u, loginName: req.Login, mac: mac, isToken: !req.Token.IsZero()})
 	}
+	cred := u.credentials[i]
 	cred.refs++
 	cred.accountCount++
 	return cred
-}
-
-func (u *userEntry) findCredential(login string, mac [sha256.Size]byte) *credential {
-	for _, cred := range u.credentials {
-		if cred.loginName == login && hmac.Equal(cred.mac[:], mac[:]) { // in constant time
-			return cred
-		}
-	}
-	return nil
 }
 
 // removeAccount removes an Account from its credential. Idle connections stay, unless no later
@@ -199,16 +193,6 @@ func (p *Pool) removeIdleOf(cred *credential) (removed []*pooledConn) {
 	}
 	for _, pc := range removed {
 		p.removeIdle(pc)
-	}
-	return removed
-}
-
-// removeAllIdle removes and returns all idle connections. mu is held.
-func (p *Pool) removeAllIdle() (removed []*pooledConn) {
-	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
-		pc := e.Value.(*pooledConn)
-		p.removeIdle(pc)
-		removed = append(removed, pc)
 	}
 	return removed
 }

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"imapgate/internal/imap"
-	"imapgate/proxy/upstream"
+	"imapgate/proxy/relay/mux/lease"
 )
 
 // maxEnableEffects bounds the names whose effect in ENABLE is cached. Only listed capabilities
@@ -23,19 +24,21 @@ const maxEnableEffects = 512
 func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string, error) {
 	p := a.pool
 	listed := filterListed(names, a.caps)
-	if enabled, ok := p.lookUpEffects(listed); ok {
+	if enabled, ok := p.lookUpEffects(listed...); ok {
 		return enabled, nil
 	}
 	pc, err := a.acquireConn(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range p.untriedNames(listed) {
+	for _, name := range listed {
+		if _, cached := p.lookUpEffects(name); cached {
+			continue
+		}
 		before := pc.Enabled
 		enabled, err := p.sendEnable(pc, []string{name}) // alone, because it may imply others
 		if err != nil {
-			p.discard(pc, discardReason(err))
-			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
+			return nil, err
 		}
 		if before.Has(name) && !slices.Contains(enabled, name) { // an earlier name implied it, and it is not reported twice
 			enabled = append(enabled, name)
@@ -43,7 +46,7 @@ func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string
 		p.recordEffect(name, enabled)
 	}
 	a.loginConn = pc
-	enabled, _ := p.lookUpEffects(listed)
+	enabled, _ := p.lookUpEffects(listed...)
 	return enabled, nil
 }
 
@@ -64,7 +67,7 @@ func filterListed(names []string, caps imap.Caps) []string {
 }
 
 // lookUpEffects returns the cached effect of names; ok is false unless all are cached.
-func (p *Pool) lookUpEffects(names []string) (enabled []string, ok bool) {
+func (p *Pool) lookUpEffects(names ...string) (enabled []string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, name := range names {
@@ -81,13 +84,6 @@ func (p *Pool) lookUpEffects(names []string) (enabled []string, ok bool) {
 	return enabled, true
 }
 
-// untriedNames returns those of names that have not been probed.
-func (p *Pool) untriedNames(names []string) []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, known := p.enableEffects[name]; return known })
-}
-
 // recordEffect caches the extensions that ENABLE enabled for a name.
 func (p *Pool) recordEffect(name string, enabled []string) {
 	p.mu.Lock()
@@ -95,4 +91,52 @@ func (p *Pool) recordEffect(name string, enabled []string) {
 	if len(p.enableEffects) < maxEnableEffects {
 		p.enableEffects[name] = enabled
 	}
+}
+
+// sendEnable enables extensions on a connection without a mailbox (RFC 5161) and returns those
+// the backend confirms, as it spells them. On error pc is closed.
+func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err error) {
+	err = pc.runOK(p.answerDeadline(context.Background()), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
+		res, err := imap.ParseResponse(response[:len(response)-len("\r\n")])
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w: %w", lease.ErrProtocol, err)
+		case res.Name == "ENABLED":
+			enabled = append(enabled, strings.Fields(imap.ParseCaps(res.Text).String())...)
+			return nil
+		case res.Name == "CAPABILITY":
+			return nil
+		}
+		return acceptStatus(response)
+	})
+	if err != nil {
+		return nil, p.discardFailed(pc, "enable", err)
+	}
+	pc.Enabled = pc.Enabled.With(enabled...)
+	pc.lastAnswer = time.Now()
+	return enabled, nil
+}
+
+// sendClientID sends the client's ID to the backend on pc, unless the backend already has it.
+// If this client has sent no ID, the connection keeps that of an earlier client of the account:
+// correcting it is not worth a round trip.
+//
+// On error pc is closed.
+func (a *Account) sendClientID(ctx context.Context, pc *pooledConn) error {
+	if a.clientID == "" || a.clientID == pc.SentClientID || !pc.Caps().Has("ID") {
+		return nil
+	}
+	p := a.pool
+	_, err := pc.runKeepingAlerts(p.answerDeadline(ctx), "ID "+a.clientID, func(response []byte) error { // NO and BAD are accepted
+		switch word, _ := responseName(response); word {
+		case "ID", "OK", "NO", "BAD", "CAPABILITY":
+			return nil
+		}
+		return errUnread
+	})
+	if err != nil {
+		return p.discardFailed(pc, "ID", err)
+	}
+	pc.SentClientID, pc.lastAnswer = a.clientID, time.Now()
+	return nil
 }

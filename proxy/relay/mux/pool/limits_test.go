@@ -151,7 +151,7 @@ func TestClosingThePoolEndsTheWait(t *testing.T) {
 	s := startStub(t, stubCaps)
 	cfg := Config{Settings: Settings{PoolIdleTimeout: time.Hour, MaxTotal: 1}}
 	like := s.newPool(cfg)
-	p := New(like.backend, cfg, like.resources, Hooks{}, nopLog())
+	p := New(like.backend, cfg, like.resources, like.hooks, nopLog())
 	a, err := p.Login(context.Background(), newRequest(t, "alice", "pw"), VerifiedHere)
 	if err != nil {
 		t.Fatal(err)

@@ -62,28 +62,12 @@ func (c Config) withDefaults() Config {
 }
 
 // Hooks are called by a Pool, for metrics. Some are called with its lock held and must not call
-// the Pool. A nil hook is not called.
+// the Pool.
 type Hooks struct {
 	OnReuse      func()                           // an idle connection was leased
 	OnDiscard    func(reason event.DiscardReason) // a connection was closed: as in event
 	OnWait       func(d time.Duration)            // an Acquire waited for d
 	OnIdleChange func(n int)                      // the number of idle connections changed by n
-}
-
-func (h Hooks) withDefaults() Hooks {
-	if h.OnReuse == nil {
-		h.OnReuse = func() {}
-	}
-	if h.OnDiscard == nil {
-		h.OnDiscard = func(event.DiscardReason) {}
-	}
-	if h.OnWait == nil {
-		h.OnWait = func(time.Duration) {}
-	}
-	if h.OnIdleChange == nil {
-		h.OnIdleChange = func(int) {}
-	}
-	return h
 }
 
 // Pool is the set of mux connections to one backend. It is safe for concurrent use.
@@ -115,7 +99,7 @@ type Pool struct {
 // New returns a Pool for b and starts its cleaner. Close stops it.
 func New(b *upstream.Backend, cfg Config, resources *wire.Resources, hooks Hooks, log *zap.Logger) *Pool {
 	p := &Pool{
-		backend: b, cfg: cfg.withDefaults(), resources: resources, hooks: hooks.withDefaults(),
+		backend: b, cfg: cfg.withDefaults(), resources: resources, hooks: hooks,
 		log: log.With(zap.String("backend", b.Name())), maxPerUse: [connUses]int{-1, -1},
 		stop: make(chan struct{}), done: make(chan struct{}),
 		users: map[identity.User]*userEntry{}, conns: map[*lease.Conn]*pooledConn{}, enableEffects: map[string][]string{},
@@ -135,9 +119,13 @@ func (p *Pool) Close() {
 	<-p.done
 	p.mu.Lock()
 	p.closed = true
-	idle := p.removeAllIdle()
+	var idle []*pooledConn
+	for pc := p.oldestIdle(); pc != nil; pc = p.oldestIdle() {
+		p.removeIdle(pc)
+		idle = append(idle, pc)
+	}
 	for _, w := range p.queue {
-		close(w.grants)
+		w.grants <- grant{err: errClosed}
 	}
 	p.queue = nil
 	p.mu.Unlock()

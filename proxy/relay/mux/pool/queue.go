@@ -22,16 +22,17 @@ type leaseRequest struct {
 	tokenEnd   time.Time       // no login is tried after it; zero: no expiry
 }
 
-// grant is an idle connection, or a slot for a new one.
+// grant is an idle connection, a slot for a new one, or an error.
 type grant struct {
 	conn    *pooledConn // nil: a slot
 	evicted *pooledConn // has lost its slot; to be closed
+	err     error       // the Pool has closed
 }
 
 // waiter is a request in the queue.
 type waiter struct {
 	leaseRequest
-	grants chan grant // capacity 1; closed when the Pool closes
+	grants chan grant // capacity 1
 }
 
 // acquire returns an idle connection or a new one, after waiting in the queue if necessary.
@@ -92,8 +93,8 @@ func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	p.queue = append(p.queue, w)
 	p.mu.Unlock()
 	select {
-	case g, ok := <-w.grants:
-		return g, errIfClosed(!ok)
+	case g := <-w.grants:
+		return g, g.err
 	case <-ctx.Done():
 	}
 	p.mu.Lock()
@@ -105,15 +106,8 @@ func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	if i >= 0 {
 		return grant{}, fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
 	}
-	g, ok := <-w.grants // granted at the same moment
-	return g, errIfClosed(!ok)
-}
-
-func errIfClosed(closed bool) error {
-	if closed {
-		return errClosed
-	}
-	return nil
+	g := <-w.grants // granted at the same moment
+	return g, g.err
 }
 
 // serveQueue grants what is available to the requests in the queue, oldest first. It is called
@@ -164,11 +158,9 @@ func (p *Pool) acquireSlot(cred *credential, use connUse) (evicted *pooledConn, 
 			return nil, false
 		}
 	case p.cfg.MaxTotal > 0 && p.total >= p.cfg.MaxTotal:
-		front := p.idle.Front()
-		if front == nil {
+		if evicted = p.oldestIdle(); evicted == nil {
 			return nil, false
 		}
-		evicted = front.Value.(*pooledConn)
 	}
 	if evicted != nil {
 		p.removeIdle(evicted)
@@ -204,6 +196,14 @@ func (p *Pool) releaseSlot(cred *credential, use connUse) {
 	cred.user.connCounts[use]--
 	p.total--
 	p.unref(cred)
+}
+
+// oldestIdle returns the connection that has been idle longest, or nil. mu is held.
+func (p *Pool) oldestIdle() *pooledConn {
+	if front := p.idle.Front(); front != nil {
+		return front.Value.(*pooledConn)
+	}
+	return nil
 }
 
 // discard closes a connection that is not idle, and then releases its slot, so that the backend

@@ -191,6 +191,7 @@ func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
 	tp := &testPool{t: t, discarded: map[event.DiscardReason]int{}}
 	hooks := Hooks{
 		OnReuse:      func() { tp.mu.Lock(); tp.reused++; tp.mu.Unlock() },
+		OnWait:       func(time.Duration) {},
 		OnDiscard:    func(reason event.DiscardReason) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
 		OnIdleChange: func(n int) { tp.mu.Lock(); tp.idle += n; tp.mu.Unlock() },
 	}

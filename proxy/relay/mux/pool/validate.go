@@ -45,11 +45,11 @@ func (p *Pool) reset(pc *pooledConn) (reason event.DiscardReason) {
 	case hasUnread(pc):
 		return event.DiscardUnread
 	}
-	deadline, leaveMailbox := time.Now().Add(p.cfg.AnswerTimeout), pc.unselect
+	leaveMailbox := pc.unselect
 	if !pc.Selected {
 		leaveMailbox = func(deadline time.Time) error { return pc.runOK(deadline, "NOOP", acceptStatus) }
 	}
-	switch err := leaveMailbox(deadline); {
+	switch err := leaveMailbox(p.answerDeadline(context.Background())); {
 	case errors.Is(err, errSelected):
 		p.warnUnselect.Do(func() {
 			p.log.Warn("backend cannot unselect a mailbox, so connections with a selected mailbox are not reused", zap.Error(err))
@@ -63,6 +63,7 @@ func (p *Pool) reset(pc *pooledConn) (reason event.DiscardReason) {
 		return event.DiscardUnread
 	}
 	pc.lastAnswer = time.Now()
+	pc.idleSince = pc.lastAnswer
 	return ""
 }
 
@@ -89,11 +90,7 @@ func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason event.Disca
 		return event.DiscardError
 	}
 	if time.Since(pc.lastAnswer) >= p.cfg.ValidateAfter {
-		deadline := time.Now().Add(p.cfg.AnswerTimeout)
-		if ctxDeadline, ok := ctx.Deadline(); ok && ctxDeadline.Before(deadline) {
-			deadline = ctxDeadline
-		}
-		if err := pc.runOK(deadline, "NOOP", acceptStatus); err != nil {
+		if err := pc.runOK(p.answerDeadline(ctx), "NOOP", acceptStatus); err != nil {
 			return discardReason(err)
 		}
 	}
@@ -109,12 +106,20 @@ func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason event.Disca
 	return event.DiscardUnread
 }
 
+// answerDeadline returns the deadline of a command that is sent now.
+func (p *Pool) answerDeadline(ctx context.Context) time.Time {
+	deadline := time.Now().Add(p.cfg.AnswerTimeout)
+	if ctxDeadline, ok := ctx.Deadline(); ok && ctxDeadline.Before(deadline) {
+		return ctxDeadline
+	}
+	return deadline
+}
+
 // hasUnread reports whether a connection has unread bytes or has ended.
 func hasUnread(pc *pooledConn) bool {
 	return !pc.AtBoundary() || pc.HasUnread()
 }
 
-// readUnsolicited reads one unsolicited response.
 func (pc *pooledConn) readUnsolicited() error {
 	pc.SetDeadline(time.Now().Add(unsolicitedTimeout))
 	defer pc.SetDeadline(time.Time{})
@@ -186,6 +191,13 @@ func responseName(response []byte) (name string, numbered bool) {
 	return strings.ToUpper(fields[1]), false
 }
 
+// discardFailed closes a connection on which a command of the gateway failed, and returns the
+// error.
+func (p *Pool) discardFailed(pc *pooledConn, command string, err error) error {
+	p.discard(pc, discardReason(err))
+	return fmt.Errorf("%s at %s: %w: %w", command, p.backend.Name(), upstream.ErrUnavailable, err)
+}
+
 // discardReason maps an error of a connection to a metrics.Discard constant.
 func discardReason(err error) event.DiscardReason {
 	switch {
@@ -199,28 +211,4 @@ func discardReason(err error) event.DiscardReason {
 		return event.DiscardUnanswered
 	}
 	return event.DiscardError
-}
-
-// sendEnable enables extensions on a connection without a mailbox (RFC 5161) and returns those
-// the backend confirms, as it spells them.
-func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err error) {
-	err = pc.runOK(time.Now().Add(p.cfg.AnswerTimeout), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
-		res, err := imap.ParseResponse(response[:len(response)-len("\r\n")])
-		switch {
-		case err != nil:
-			return fmt.Errorf("%w: %w", lease.ErrProtocol, err)
-		case res.Name == "ENABLED":
-			enabled = append(enabled, strings.Fields(imap.ParseCaps(res.Text).String())...)
-			return nil
-		case res.Name == "CAPABILITY":
-			return nil
-		}
-		return acceptStatus(response)
-	})
-	if err != nil {
-		return nil, err
-	}
-	pc.Enabled = pc.Enabled.With(enabled...)
-	pc.lastAnswer = time.Now()
-	return enabled, nil
 }
