@@ -80,7 +80,7 @@ func refusalOf(err error) Refusal {
 		return denial
 	case errors.As(err, &backendRefusal):
 		return Refusal{
-			Untagged: string(upstream.AppendAlerts(nil, backendRefusal.Alerts)), Reply: "NO [" + backendRefusal.Code + "] " + backendRefusal.Text,
+			Untagged: string(upstream.OK{Alerts: backendRefusal.Alerts}.AppendUntagged(nil)), Reply: "NO [" + backendRefusal.Code + "] " + backendRefusal.Text,
 			result: event.ResultRefused, reason: event.BackendRefused,
 		}
 	}

@@ -47,7 +47,9 @@ func (o OK) IsZero() bool { return len(o.Alerts) == 0 && o.Code == "" && o.Text 
 
 // AppendUntagged appends the parts for the user to dst, as untagged responses.
 func (o OK) AppendUntagged(dst []byte) []byte {
-	dst = AppendAlerts(dst, o.Alerts)
+	for _, a := range o.Alerts {
+		dst = fmt.Appendf(dst, "* %s [ALERT] %s\r\n", a.Name, a.Text)
+	}
 	if o.Code != "" {
 		dst = fmt.Appendf(dst, "* OK [%s] %s\r\n", o.Code, o.Text)
 	}
@@ -58,14 +60,6 @@ func (o OK) AppendUntagged(dst []byte) []byte {
 type Alert struct {
 	Name string // OK, NO or BAD
 	Text string // printable ASCII, 1 to maxText bytes
-}
-
-// AppendAlerts appends untagged responses to dst.
-func AppendAlerts(dst []byte, alerts []Alert) []byte {
-	for _, a := range alerts {
-		dst = fmt.Appendf(dst, "* %s [ALERT] %s\r\n", a.Name, a.Text)
-	}
-	return dst
 }
 
 // ID returns the pairs sent to the backend for the client, as Client.ForwardedID does; "" if

@@ -82,7 +82,7 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
 		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		b.cfg.Address = startScripted(t, p)
 		req := testRequest(t)
 		req.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), req); err == nil {
@@ -102,7 +102,7 @@ func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 	} {
 		p := &scriptedBackend{steps: steps}
-		b.cfg.Address, b.addr = startScripted(t, p), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		b.cfg.Address = startScripted(t, p)
 		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
 			_ = conn.Close()
 		}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -60,7 +61,7 @@ type clientReply uint8
 
 const (
 	replyUnavailable clientReply = iota // a constant: the code concerns the gateway's operator at most
-	replyForwarded                      // the backend's code and text
+	replyForwarded                      // the backend's code and text: it informs, and no client connects or sends anything elsewhere on it
 	replyDenied                         // a constant: wrong credentials
 )
 
@@ -199,39 +200,32 @@ func (r *opaqueError) Error() string { return r.class.Error() + ": " + r.descrip
 func (r *opaqueError) Unwrap() error { return r.class }
 
 // loginError returns the error in the answer to a login.
-func (b *Backend) loginError(res imap.Response) error {
-	switch res.Name {
-	case "OK":
+func (c *loginConn) loginError(res imap.Response) error {
+	if res.Name == "OK" {
 		return nil
-	case "BAD":
-		return &opaqueError{errLoginBad, classifyReply(res).verdict, DescribeResponse(res)}
-	case "NO":
-		return b.refusalError(res)
 	}
-	return errNoStatus
-}
-
-// refusalError returns the error in a NO.
-func (b *Backend) refusalError(res imap.Response) error {
-	m := classifyReply(res)
-	master := b.cfg.Login == MasterLogin
+	m, opaque := classifyReply(res), opaqueError{description: DescribeResponse(res)}
+	master := c.backend.cfg.Login == MasterLogin
 	switch {
+	case res.Name == "BAD":
+		opaque.class, opaque.verdict = errLoginBad, m.verdict
+	case res.Name != "NO":
+		return errNoStatus
 	case findPhrase(res.Text).text == noCertificateText:
-		return &opaqueError{errClientCertificate, VerdictNone, DescribeResponse(res)}
+		opaque.class = errClientCertificate
 	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
 		// The client's own password was right. The client must not be made to forget it
 		// because the gateway's is wrong.
-		return &opaqueError{errMasterDenied, VerdictNone, DescribeResponse(res)}
+		opaque.class = errMasterDenied
 	case m.reply == replyDenied:
-		return &opaqueError{ErrDenied, m.verdict, DescribeResponse(res)}
+		opaque.class, opaque.verdict = ErrDenied, m.verdict
 	case m.reply == replyForwarded:
-		text := sanitizeText(res.Text)
-		if text == "" { // the grammar requires a text
-			text = "Login refused."
-		}
-		return &RefusedError{Code: res.Code, Text: text, verdict: m.verdict}
+		text := cmp.Or(sanitizeText(res.Text), "Login refused.") // the grammar requires a text
+		return &RefusedError{Code: res.Code, Text: text, Alerts: c.alerts, verdict: m.verdict}
+	default:
+		opaque.class, opaque.verdict = errOpaqueCode, m.verdict
 	}
-	return &opaqueError{errOpaqueCode, m.verdict, DescribeResponse(res)}
+	return &opaque
 }
 
 // classifyReply returns the meaning of a NO or BAD to a login. The text counts only without a
@@ -256,8 +250,3 @@ func classifyReply(res imap.Response) replyClass {
 	}
 	return replyClass{VerdictWrong, replyDenied}
 }
-
-// isForwardable reports whether a response code may be shown to the client: one that informs
-// the user, and on which no client acts by connecting or sending anything elsewhere, as on
-// REFERRAL.
-func isForwardable(code string) bool { return responseCodes[code].reply == replyForwarded }
