@@ -51,12 +51,10 @@ func proxyHeader(c Client) ([]byte, error) {
 	return header.Format()
 }
 
+// tcpAddr returns the address without a zone, and an IPv4 address as such.
 func tcpAddr(a netip.AddrPort) *net.TCPAddr {
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(plainIP(a), a.Port()))
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()))
 }
-
-// plainIP returns the address without a zone, and an IPv4 address as such.
-func plainIP(a netip.AddrPort) netip.Addr { return a.Addr().Unmap().WithZone("") }
 
 // appendID appends the ID command tag, with the client and the number of gateways that the
 // login may still pass.
@@ -67,11 +65,11 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	}
 	if b.cfg.Forward == ForwardID {
 		if c.Addr.IsValid() {
-			dst = appendField(dst, "x-originating-ip", plainIP(c.Addr).String())
+			dst = appendField(dst, "x-originating-ip", tcpAddr(c.Addr).IP.String())
 			dst = appendField(dst, "x-originating-port", strconv.Itoa(int(c.Addr.Port())))
 		}
 		if c.Local.IsValid() {
-			dst = appendField(dst, "x-connected-ip", plainIP(c.Local).String())
+			dst = appendField(dst, "x-connected-ip", tcpAddr(c.Local).IP.String())
 			dst = appendField(dst, "x-connected-port", strconv.Itoa(int(c.Local.Port())))
 		}
 	}

@@ -270,50 +270,43 @@ func (c *loginConn) authenticate(creds credentials, client Client) (answer imap.
 	return answer, nil
 }
 
-// sendLogin sends a login and reads its tagged answer. sent reports whether the credentials,
-// which are in the last part, were sent, also if there is an error. From then on the backend
-// has at least AnswerTimeout, even beyond the deadline.
+// sendLogin sends a login and reads its tagged answer. The answer to the ID command in front is
+// ignored. sent reports whether the credentials, which are in the last part, were sent, also if
+// there is an error. From then on the backend has at least AnswerTimeout, even beyond the
+// deadline.
 func (c *loginConn) sendLogin(cmd *loginCommand) (res imap.Response, sent bool, err error) {
 	defer func() { clear(cmd.bytes) }()
 	if !isOnlyUntagged(c.conn.Peek()) {
 		return res, false, errUnsolicited
 	}
-	from, idTag := 0, cmd.idTag
-	for _, end := range cmd.partEnds {
-		res, err := c.sendPart(cmd.bytes[from:end], idTag)
-		switch {
-		case err != nil:
-			return res, false, err
-		case res.Kind == imap.Tagged && res.Name == "OK":
-			return res, false, errUnsolicited
-		case res.Kind == imap.Tagged:
-			return res, false, nil
+	from := 0
+	for _, end := range append(cmd.partEnds, len(cmd.bytes)) {
+		sent = end == len(cmd.bytes)
+		if deadline := time.Now().Add(c.backend.cfg.AnswerTimeout); sent && deadline.After(c.deadline) {
+			c.conn.SetDeadline(deadline)
 		}
-		from, idTag = end, ""
+		if _, err = c.conn.Write(cmd.bytes[from:end]); err != nil {
+			return imap.Response{}, sent, err
+		}
+		if from == 0 && cmd.idTag != "" {
+			if _, err = c.readAnswer(cmd.idTag); err != nil {
+				return imap.Response{}, sent, err
+			}
+		}
+		if res, err = c.readAnswer(c.loginTag); err != nil || res.Kind == imap.Tagged {
+			break
+		}
+		from = end
 	}
-	if deadline := time.Now().Add(c.backend.cfg.AnswerTimeout); deadline.After(c.deadline) {
-		c.conn.SetDeadline(deadline)
-	}
-	res, err = c.sendPart(cmd.bytes[from:], idTag)
-	if err == nil && res.Kind != imap.Tagged {
+	switch {
+	case err != nil:
+	case !sent && res.Name == "OK":
+		err = errUnsolicited
+	case res.Kind == imap.Continuation:
 		cmd.challenged = true
 		res, err = c.finishRefusal(res.Text, cmd.finalResponse)
 	}
-	return res, true, err
-}
-
-// sendPart sends a part of the login and reads the answer, which may request the next part.
-// idTag is the tag of the ID command in front, whose answer is ignored; "" without one.
-func (c *loginConn) sendPart(bytes []byte, idTag string) (imap.Response, error) {
-	if _, err := c.conn.Write(bytes); err != nil {
-		return imap.Response{}, err
-	}
-	if idTag != "" {
-		if _, err := c.readAnswer(idTag); err != nil {
-			return imap.Response{}, err
-		}
-	}
-	return c.readAnswer(c.loginTag)
+	return res, sent, err
 }
 
 // finishRefusal answers a challenge that explains a refusal, and reads the NO that must follow
