@@ -5,15 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sleep"
 	"imapgate/proxy/upstream"
-	"math/rand/v2"
-	"strings"
-	"sync"
-	"time"
 )
 
 // The minimum time of a denial, and the maximum of its random addition. Package limit adds
@@ -106,15 +107,11 @@ func (c *Connector) delay(ctx context.Context, client *Client, a *Attempt, r Ref
 	if failureDelay > minTime {
 		c.deps.Metrics.Limits.ObserveDelay(failureDelay)
 	}
-	jitter := rand.N(c.DenialJitter)
-	uniformAt, answerAt := a.ReceivedAt.Add(a.delay+minTime+jitter), a.ReceivedAt.Add(a.delay+failureDelay+jitter)
-	if late = answerAt.After(laterOf(client.Deadline, uniformAt)); late {
-		answerAt = client.Deadline
-	}
-	start := time.Now()
-	_ = sleep.For(ctx, time.Until(laterOf(uniformAt, answerAt)))
+	start, from := time.Now(), a.ReceivedAt.Add(a.delay+rand.N(c.DenialJitter))
+	limit := max(minTime, client.Deadline.Sub(from))
+	_ = sleep.For(ctx, time.Until(from.Add(max(minTime, min(failureDelay, limit)))))
 	a.delay += time.Since(start)
-	return late
+	return failureDelay > limit
 }
 
 // countFailure counts a failed login by its cause and returns the minimum time of its
@@ -148,14 +145,6 @@ func (a *Attempt) fingerprint() identity.Secret {
 		return identity.NewSecret(a.Presented.RawName + "\x00" + secret.Reveal())
 	}
 	return secret
-}
-
-// laterOf returns the later of two times.
-func laterOf(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // HasExhaustedAttempts reports whether too many logins of the connection have failed:

@@ -42,11 +42,10 @@ type outageSample struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	ring       [256]sampledUser
-	added      int            // members ever added
-	index      map[uint64]int // position of a user in ring
-	groupSizes map[string]int // members of each group in ring
-	outages    map[outageKey]outage
+	ring    [256]sampledUser
+	added   int            // members ever added
+	index   map[uint64]int // position of a user in ring
+	outages map[outageKey]outage
 }
 
 // outageKey identifies the logins that an outage affects: a group and a kind of credential.
@@ -100,7 +99,7 @@ type outage struct {
 func newOutageSample(secret identity.Secret) *outageSample {
 	s := &outageSample{
 		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
-		index: map[uint64]int{}, groupSizes: map[string]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
+		index: map[uint64]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
 	}
 	if secret.IsZero() {
 		_, _ = rand.Read(s.key) // never fails
@@ -121,15 +120,9 @@ func (s *outageSample) addUser(user identity.User, group string) {
 	if !known {
 		i = s.added % len(s.ring)
 		s.added++
-	}
-	if old := s.ring[i]; known || s.added > len(s.ring) {
-		delete(s.index, old.user)
-		if s.groupSizes[old.group]--; s.groupSizes[old.group] == 0 {
-			delete(s.groupSizes, old.group)
-		}
+		delete(s.index, s.ring[i].user) // the oldest, if the ring is full
 	}
 	s.ring[i], s.index[hash] = sampledUser{hash, group}, i
-	s.groupSizes[group]++
 }
 
 // recordAnswer records a backend's answer to a login and how long it took. An answer that
@@ -170,8 +163,12 @@ func (s *outageSample) recordAnswer(key outageKey, size int, err error, took tim
 func (s *outageSample) groupOf(name identity.User) (group string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	sizes := map[string]int{}
+	for _, member := range s.ring[:min(s.added, len(s.ring))] {
+		sizes[member.group]++
+	}
 	best := math.Inf(1)
-	for g, size := range s.groupSizes { // weighted rendezvous hashing
+	for g, size := range sizes { // weighted rendezvous hashing
 		if score := -math.Log(s.hashUnit(g, name)) / float64(size); score < best {
 			group, best = g, score
 		}

@@ -63,7 +63,6 @@ type Refusal struct {
 // is reported wrong.
 func refusalOf(err error) Refusal {
 	var backendRefusal *upstream.RefusedError
-	denial := Refusal{Reply: authFailedReply, result: event.ResultRefused, IsDenial: true}
 	switch {
 	case errors.Is(err, ErrProofUnanswered):
 		return Refusal{result: event.ResultAbandoned, reason: event.ClientAbortedAfterProof}
@@ -82,17 +81,13 @@ func refusalOf(err error) Refusal {
 	case errors.Is(err, ErrTooManyFailures):
 		return Refusal{Reply: unavailableReply, result: event.ResultLimited, reason: event.LimitReached}
 	case errors.Is(err, identity.ErrName):
-		denial.reason = event.BadName
-		return denial
+		return denial(event.BadName)
 	case errors.Is(err, routing.ErrBlocked): // also if auth denies for that reason
-		denial.reason = event.UserBlocked
-		return denial
+		return denial(event.UserBlocked)
 	case errors.Is(err, auth.ErrDenied), errors.Is(err, upstream.ErrDenied):
-		denial.reason = event.BadCredentials
-		return denial
+		return denial(event.BadCredentials)
 	case errors.Is(err, routing.ErrNoUser):
-		denial.reason = event.NoRoute
-		return denial
+		return denial(event.NoRoute)
 	case errors.As(err, &backendRefusal):
 		return Refusal{
 			Untagged: string(upstream.OK{Alerts: backendRefusal.Alerts}.AppendUntagged(nil)), Reply: "NO [" + backendRefusal.Code + "] " + backendRefusal.Text,
@@ -102,48 +97,51 @@ func refusalOf(err error) Refusal {
 	return unavailableRefusal(unavailableReason(err))
 }
 
+func denial(reason event.Reason) Refusal {
+	return Refusal{Reply: authFailedReply, result: event.ResultRefused, reason: reason, IsDenial: true}
+}
+
 func unavailableRefusal(reason event.Reason) Refusal {
 	return Refusal{Reply: unavailableReply, result: event.ResultUnavailable, reason: reason}
 }
 
+// unavailableReason returns the operator's reason for an error that is not the client's fault.
 func unavailableReason(err error) event.Reason {
-	switch {
-	case errors.Is(err, context.Canceled):
-		return event.Shutdown
-	case errors.Is(err, audit.ErrUnavailable):
-		return event.AuditUnavailable
-	case errors.Is(err, auth.ErrBusy):
-		return event.Overload
-	case errors.Is(err, auth.ErrUnavailable):
-		return event.AuthUnavailable
-	case errors.Is(err, routing.ErrPaused):
-		return event.UserPaused
-	case errors.Is(err, routing.ErrMoved):
-		return event.Moved
-	case errors.Is(err, routing.ErrUnavailable):
-		return event.RoutingUnavailable
-	case errors.Is(err, errWrongUser):
-		return event.IdentityViolation
-	case errors.Is(err, errUnverified):
-		return event.NotAuthorized
-	case errors.Is(err, errNoCredential):
-		return event.NoPassword
+	for _, r := range unavailableReasons {
+		if errors.Is(err, r.err) {
+			return r.reason
+		}
 	}
-	switch upstream.ResultOf(err) {
-	case event.ConnectLoop:
-		return event.ForwardingLoop
-	case event.ConnectTLS:
-		return event.BackendTLS
-	case event.ConnectTimeout:
-		return event.BackendTimeout
-	case event.ConnectProtocol:
-		return event.BackendProtocol
-	case event.ConnectBusy:
-		return event.Overload
-	case event.ConnectDenied, event.ConnectRefused, event.ConnectNotAccepted:
-		return event.BackendRefused
-	}
-	return event.BackendDown
+	return cmp.Or(backendReasons[upstream.ResultOf(err)], event.BackendDown)
+}
+
+// unavailableReasons are the reasons of errors outside backends; the first that matches applies.
+var unavailableReasons = []struct {
+	err    error
+	reason event.Reason
+}{
+	{context.Canceled, event.Shutdown},
+	{audit.ErrUnavailable, event.AuditUnavailable},
+	{auth.ErrBusy, event.Overload},
+	{auth.ErrUnavailable, event.AuthUnavailable},
+	{routing.ErrPaused, event.UserPaused},
+	{routing.ErrMoved, event.Moved},
+	{routing.ErrUnavailable, event.RoutingUnavailable},
+	{errWrongUser, event.IdentityViolation},
+	{errUnverified, event.NotAuthorized},
+	{errNoCredential, event.NoPassword},
+}
+
+// backendReasons are the reasons of failed logins at a backend; BackendDown for all others.
+var backendReasons = map[event.ConnectResult]event.Reason{
+	event.ConnectLoop:        event.ForwardingLoop,
+	event.ConnectTLS:         event.BackendTLS,
+	event.ConnectTimeout:     event.BackendTimeout,
+	event.ConnectProtocol:    event.BackendProtocol,
+	event.ConnectBusy:        event.Overload,
+	event.ConnectDenied:      event.BackendRefused,
+	event.ConnectRefused:     event.BackendRefused,
+	event.ConnectNotAccepted: event.BackendRefused,
 }
 
 // auditLogin returns the audit record of the attempt.

@@ -54,21 +54,17 @@ type Backend struct {
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
 	b := &Backend{
-		cfg:    cfg,
-		hooks:  hooks,
-		log:    log.With(zap.String("backend", cfg.Name)),
-		dialer: newDialer(),
+		cfg:   cfg,
+		hooks: hooks,
+		log:   log.With(zap.String("backend", cfg.Name)),
+		// It detects a dead peer.
+		dialer: &net.Dialer{KeepAliveConfig: keepalive.Config(), Control: keepalive.Control},
 		slots:  semaphore.NewWeighted(int64(cfg.MaxUpstreamLogins)),
 	}
 	if n := cfg.MaxUpstreamConnectsPerSecond; n > 0 {
 		b.connRate = rate.NewLimiter(rate.Limit(n), max(1, n/10)) // a burst of a tenth of a second
 	}
 	return b
-}
-
-// newDialer returns a dialer whose connections detect a dead peer.
-func newDialer() *net.Dialer {
-	return &net.Dialer{KeepAliveConfig: keepalive.Config(), Control: keepalive.Control}
 }
 
 // Name returns the backend's name in routes and logs.

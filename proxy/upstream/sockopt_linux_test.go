@@ -1,9 +1,11 @@
 package upstream
 
 import (
+	"imapgate/internal/testbed"
 	"net"
 	"testing"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,7 +17,7 @@ func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // not used
-	nc, err := newDialer().Dial("tcp", l.Addr().String())
+	nc, err := New(testbed.WithDefaults(Config{}), Hooks{}, zap.NewNop()).dialer.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -153,29 +153,19 @@ func findPhrase(text string) phrase {
 // repeat one in any form.
 func DescribeResponse(res imap.Response) string {
 	text := ""
-	switch res.Name {
-	case "OK", "NO", "BAD", "BYE", "PREAUTH":
+	if res.IsStatus {
 		text = res.Name
 	}
-	if res.Code != "" {
-		text += " " + describeCode(res.Code)
+	if _, isKnown := responseCodes[res.Code]; isKnown || slices.Contains(commandCodes, res.Code) {
+		text += " [" + res.Code + "]"
+	} else if res.Code != "" {
+		text += " [unknown code]"
 	}
-	if p := findPhrase(res.Text); p.text != "" {
-		text += " " + p.text
-	}
-	return strings.TrimSpace(text)
+	return strings.TrimSpace(text + " " + findPhrase(res.Text).text)
 }
 
 // commandCodes are the codes of commands after the login.
 var commandCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
-
-// describeCode returns a response code in brackets, or a constant for an unknown one.
-func describeCode(code string) string {
-	if _, ok := responseCodes[code]; ok || slices.Contains(commandCodes, code) {
-		return "[" + code + "]"
-	}
-	return "[unknown code]"
-}
 
 // RefusedError is a backend's NO with a response code for the user (RFC 5530). Code and Text
 // may be forwarded. The text of the error contains only the code.
