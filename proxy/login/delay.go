@@ -53,11 +53,8 @@ func (c *Connector) beginLogin(ctx context.Context, client *Client, a *Attempt) 
 // may query Redis. Nothing is verified before the client's proof. So until then the login
 // waits for no delay and does not count as in progress.
 func (c *Connector) CheckLookup(ctx context.Context, client *Client, a *Attempt, response []byte) error {
-	if !strings.HasPrefix(a.Login.Mechanism, "AUTH=SCRAM-") {
-		return nil
-	}
 	name, ok := scramUser(response)
-	if !ok {
+	if !ok || !strings.HasPrefix(a.Login.Mechanism, "AUTH=SCRAM-") {
 		return nil
 	}
 	user, err := c.deps.Auth.Canonicalize(name)

@@ -97,18 +97,15 @@ type outage struct {
 // newOutageSample returns an empty sample. Gateways that share the secret answer a name
 // alike.
 func newOutageSample(secret identity.Secret) *outageSample {
-	s := &outageSample{
-		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
-		index: map[uint64]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
-	}
+	text := secret.Reveal()
 	if secret.IsZero() {
-		_, _ = rand.Read(s.key) // never fails
-		return s
+		text = rand.Text()
 	}
-	mac := hmac.New(sha256.New, []byte(secret.Reveal()))
+	mac := hmac.New(sha256.New, []byte(text))
 	mac.Write([]byte("groups of unknown users"))
-	s.key = mac.Sum(nil)
-	return s
+	return &outageSample{
+		key: mac.Sum(nil), seed: maphash.MakeSeed(), index: map[uint64]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
+	}
 }
 
 // addUser records the group of a user.

@@ -214,13 +214,12 @@ func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
 		if b.health.recordSuccess(time.Now()) {
 			b.log.Info("backend is up again")
 		}
+		return
 	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol:
 		if ctx.Err() == nil { // otherwise the caller's time ran out
 			b.health.recordFailure(time.Now())
 			return
 		}
-		b.health.recordUnknown(t)
-	default:
-		b.health.recordUnknown(t)
 	}
+	b.health.recordUnknown(t)
 }

@@ -81,8 +81,7 @@ func (c *Conn) Close() error {
 	if c.nc == nil {
 		return nil
 	}
-	nc := c.nc
-	c.nc, c.buffered = nil, nil
+	nc, _ := c.Detach()
 	err := nc.Close()
 	c.sockets.RemoveBackend()
 	return err
@@ -92,12 +91,10 @@ func (c *Conn) Close() error {
 // incomplete. Before the client's first command a backend may send nothing else: a tagged line
 // would be taken for the answer to a later command.
 func isOnlyUntagged(rest []byte) bool {
-	for len(rest) > 0 {
-		line, next, _ := bytes.Cut(rest, []byte("\n"))
-		if !bytes.HasPrefix(line, []byte("* ")) && string(line) != "*" {
+	for line := range bytes.Lines(rest) {
+		if !bytes.HasPrefix(line, []byte("* ")) && string(bytes.TrimSuffix(line, []byte("\n"))) != "*" {
 			return false
 		}
-		rest = next
 	}
 	return true
 }

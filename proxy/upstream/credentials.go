@@ -37,13 +37,7 @@ var (
 // AcceptsCredentials reports whether the backend's login can use what a client has sent.
 // Clients verified by SCRAM or EXTERNAL send neither a password nor a token.
 func (b *Backend) AcceptsCredentials(password, token identity.Secret) bool {
-	switch b.cfg.Login {
-	case MasterLogin:
-		return true
-	case OAuthLogin:
-		return !token.IsZero()
-	}
-	return !password.IsZero() || !token.IsZero()
+	return b.UsesMasterLogin() || !token.IsZero() || b.cfg.Login != OAuthLogin && !password.IsZero()
 }
 
 // credentials are what a login sends.

@@ -83,10 +83,10 @@ func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
 	cfg := &c.backend.cfg
 	if cfg.Forward == ForwardProxy {
 		header, err := proxyHeader(req.Client)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			_, err = c.conn.Write(header)
 		}
-		if _, err := c.conn.Write(header); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -224,7 +224,7 @@ func (c *loginConn) authenticate(creds credentials, client Client) (answer imap.
 	}
 	presented := 0
 	for i, f := range pref.orderForms(forms) {
-		cmd := &loginCommand{bytes: make([]byte, 0, 512), partEnds: make([]int, 0, 2)}
+		cmd := &loginCommand{bytes: make([]byte, 0, 512), partEnds: make([]int, 0, 3)}
 		switch {
 		case i > 0:
 			c.loginTag = string(tagLogin[0]+byte(i)) + rand.Text()[:13]

@@ -1,12 +1,13 @@
 package upstream
 
 import (
-	"imapgate/internal/testbed"
 	"net"
 	"testing"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"imapgate/internal/testbed"
 )
 
 // The kernel detects a vanished backend by keepalive probes while nothing is sent, and by

@@ -23,18 +23,16 @@ const (
 // VerdictOf returns the verdict in an error of Login. It is about the client's credentials
 // only if those were sent, so not with MasterLogin.
 func VerdictOf(err error) Verdict {
-	if err == nil {
-		return VerdictRight
-	}
 	var forwarded *RefusedError
-	if errors.As(err, &forwarded) {
-		return forwarded.verdict
-	}
 	var opaque *opaqueError
-	if errors.As(err, &opaque) {
+	switch {
+	case err == nil:
+		return VerdictRight
+	case errors.As(err, &forwarded):
+		return forwarded.verdict
+	case errors.As(err, &opaque):
 		return opaque.verdict
-	}
-	if errors.Is(err, errNoLoginAnswer) {
+	case errors.Is(err, errNoLoginAnswer):
 		return VerdictUnclear
 	}
 	return VerdictNone
