@@ -75,8 +75,7 @@ func publicError(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, rewordedError{sanitizeText(err.Error()), err})
 }
 
-// rewordedError is an error with another text, in which nothing of the backend's is unsafe to
-// show. It unwraps to the original.
+// rewordedError is an error with a text that is safe to show. It unwraps to the original.
 type rewordedError struct {
 	text string
 	err  error
