@@ -54,22 +54,18 @@ type namedBackend struct {
 func newBackendIndex(backends map[string]*upstream.Backend, ttl time.Duration) *backendIndex {
 	x := &backendIndex{byAddr: make(map[netip.AddrPort]string), ttl: ttl, resolve: net.DefaultResolver.LookupNetIP}
 	for _, name := range slices.Sorted(maps.Keys(backends)) {
-		host, service, err := net.SplitHostPort(backends[name].Address())
-		if err != nil {
-			continue // not an address; dialing reports it
-		}
-		port, err := strconv.ParseUint(service, 10, 16)
-		if err != nil {
+		address := backends[name].Address()
+		if addr, err := netip.ParseAddrPort(address); err == nil {
+			addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+			if _, exists := x.byAddr[addr]; !exists {
+				x.byAddr[addr] = name
+			}
 			continue
 		}
-		addr, err := netip.ParseAddr(host)
-		if err != nil {
+		host, service, err := net.SplitHostPort(address)
+		port, portErr := strconv.ParseUint(service, 10, 16)
+		if err == nil && portErr == nil { // otherwise dialing reports it
 			x.byName = append(x.byName, &namedBackend{backend: name, host: host, port: uint16(port)})
-			continue
-		}
-		key := netip.AddrPortFrom(addr.Unmap(), uint16(port))
-		if _, exists := x.byAddr[key]; !exists {
-			x.byAddr[key] = name
 		}
 	}
 	return x

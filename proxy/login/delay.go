@@ -5,14 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
 	"imapgate/auth"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sleep"
 	"imapgate/proxy/upstream"
-	"math/rand/v2"
-	"strings"
-	"time"
 )
 
 // The minimum time of a denial, and the maximum of its random addition. Package limit adds
@@ -51,11 +53,8 @@ func (c *Connector) beginLogin(ctx context.Context, client *Client, a *Attempt) 
 // may query Redis. Nothing is verified before the client's proof. So until then the login
 // waits for no delay and does not count as in progress.
 func (c *Connector) CheckLookup(ctx context.Context, client *Client, a *Attempt, response []byte) error {
-	if !strings.HasPrefix(a.Login.Mechanism, "AUTH=SCRAM-") {
-		return nil
-	}
 	name, ok := scramUser(response)
-	if !ok {
+	if !ok || !strings.HasPrefix(a.Login.Mechanism, "AUTH=SCRAM-") {
 		return nil
 	}
 	user, err := c.deps.Auth.Canonicalize(name)
@@ -105,15 +104,11 @@ func (c *Connector) delay(ctx context.Context, client *Client, a *Attempt, r Ref
 	if failureDelay > minTime {
 		c.deps.Metrics.Limits.ObserveDelay(failureDelay)
 	}
-	jitter := rand.N(c.DenialJitter)
-	uniformAt, answerAt := a.ReceivedAt.Add(a.delay+minTime+jitter), a.ReceivedAt.Add(a.delay+failureDelay+jitter)
-	if late = answerAt.After(laterOf(client.Deadline, uniformAt)); late {
-		answerAt = client.Deadline
-	}
-	start := time.Now()
-	_ = sleep.For(ctx, time.Until(laterOf(uniformAt, answerAt)))
+	start, from := time.Now(), a.ReceivedAt.Add(a.delay+rand.N(c.DenialJitter))
+	limit := max(minTime, client.Deadline.Sub(from))
+	_ = sleep.For(ctx, time.Until(from.Add(max(minTime, min(failureDelay, limit)))))
 	a.delay += time.Since(start)
-	return late
+	return failureDelay > limit
 }
 
 // countFailure counts a failed login by its cause and returns the minimum time of its
@@ -149,14 +144,6 @@ func (a *Attempt) fingerprint() identity.Secret {
 	return secret
 }
 
-// laterOf returns the later of two times.
-func laterOf(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 // HasExhaustedAttempts reports whether too many logins of the connection have failed:
 // MaxAuthAttempts guesses, or twice as many failures of any cause.
 func (c *Connector) HasExhaustedAttempts(client *Client) bool {
@@ -171,4 +158,46 @@ func scramUser(message []byte) (string, bool) {
 	}
 	name, ok := strings.CutPrefix(fields[2], "n=")
 	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
+}
+
+// denialTimes samples how long backends recently took to deny a password that they verify
+// themselves. A denial without a backend takes one of these times. Otherwise its timing
+// would reveal that the user has no route.
+type denialTimes struct {
+	mu sync.Mutex
+
+	// Guarded by mu.
+	durations [64]time.Duration // ring buffer
+	total     int               // durations ever added
+}
+
+// add records the duration of a denial by a backend.
+func (d *denialTimes) add(duration time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.durations[d.total%len(d.durations)] = duration
+	d.total++
+}
+
+// pick returns a random sample, or 0 if no backend has denied a password yet.
+func (d *denialTimes) pick() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.total == 0 {
+		return 0
+	}
+	return d.durations[rand.N(min(d.total, len(d.durations)))]
+}
+
+// minRefusalTime returns the minimum time of a refusal before jitter is added.
+func (d *denialTimes) minRefusalTime(a *Attempt, r Refusal) time.Duration {
+	switch {
+	case a.minTime > 0:
+		return a.minTime
+	case a.verdict >= upstream.VerdictUnclear:
+		return a.upstreamTime
+	case r.IsDenial:
+		return d.pick()
+	}
+	return 0
 }

@@ -8,6 +8,7 @@
 package login
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,12 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/imap"
 	"imapgate/internal/limit"
 	"imapgate/internal/logaggregator"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/relay/mux"
+	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -133,6 +136,23 @@ type Attempt struct {
 	verdict      upstream.Verdict // the backend's, if the gateway has not verified; Unclear also if an auth server did not answer
 }
 
+// Upstream is a login at a backend: an *upstream.Conn to be spliced, or a Pooled account.
+type Upstream interface {
+	User() identity.User
+	Caps() imap.Caps
+	OK() upstream.OK
+	Close() error
+}
+
+// Pooled is an account of a pool, as Upstream.
+type Pooled struct{ *pool.Account }
+
+// Close closes the account. The error is nil.
+func (p Pooled) Close() error {
+	p.Account.Close()
+	return nil
+}
+
 // Begin returns a new attempt of a client; info describes the client to package auth.
 func (c *Client) Begin(tag string, info *auth.Client) *Attempt {
 	c.attempts++
@@ -159,11 +179,13 @@ func (c *Connector) Connect(ctx context.Context, client *Client, a *Attempt, for
 	if err != nil {
 		return nil, err
 	}
-	up, err := c.logInUpstream(ctx, a, id, forwarded)
-	if err != nil {
-		return nil, err
+	up, err := c.logIn(ctx, a, id, forwarded)
+	if err != nil || c.cfg.RouteByAuth { // an auth server is not asked again
+		return up, err
 	}
-	if err := c.confirmRoute(ctx, a); err != nil {
+	// A login takes time, and no session may start on a route that has changed since. Moving a
+	// mailbox means ending its sessions and relies on no new one starting.
+	if err := c.deps.Routes.Confirm(ctx, id.User(), a.lookupRoute); err != nil {
 		return nil, errors.Join(err, up.Close())
 	}
 	return up, nil
@@ -183,46 +205,119 @@ func (c *Connector) verify(ctx context.Context, a *Attempt) (auth.Identity, erro
 		return auth.Identity{}, err
 	}
 	a.authMethod, a.Login.User, a.TokenExpiry, a.verifiedHere = id.Method(), id.User(), id.Expires(), id.IsVerified()
-	return id, c.resolveMaskedRoute(ctx, a, id)
+	if err = c.resolveRoute(ctx, a, id); !id.IsVerified() {
+		err = c.maskRoute(a, id, err)
+	}
+	return id, err
 }
 
-// logInUpstream logs in at the backend of the route.
-func (c *Connector) logInUpstream(ctx context.Context, a *Attempt, id auth.Identity, forwarded upstream.Client) (Upstream, error) {
+// resolveRoute resolves the route of an identity, and checks that its backend accepts the
+// credentials at hand.
+func (c *Connector) resolveRoute(ctx context.Context, a *Attempt, id auth.Identity) (err error) {
+	deps := &c.deps
+	if c.cfg.RouteByAuth {
+		a.Route, err = c.routeFromAuth(ctx, id)
+	} else {
+		a.Route, err = deps.Routes.Lookup(ctx, id.User())
+	}
+	if err != nil {
+		return err
+	}
+	a.lookupRoute = a.Route
+	backend := deps.Backends[a.Route.Backend]
+	switch {
+	case backend == nil:
+		return fmt.Errorf("%w: no backend %q", routing.ErrUnavailable, a.Route.Backend)
+	case backend.UsesMasterLogin() && !id.IsVerified():
+		return errUnverified
+	case !backend.AcceptsCredentials(id.Password(), id.Token()):
+		return errNoCredential
+	}
+	a.LoginFromRoute = !c.cfg.RouteByAuth && id.LoginName() == ""
+	if id.LoginName() != "" {
+		a.Route.Login = id.LoginName()
+	}
+	return nil
+}
+
+// routeFromAuth returns the route that an auth server sent with its verdict. Only
+// configured backends are possible: no answer can send a password elsewhere.
+func (c *Connector) routeFromAuth(ctx context.Context, id auth.Identity) (routing.Route, error) {
+	name, err := c.backends.find(ctx, id.BackendAddr())
+	if err != nil {
+		return routing.Route{}, err
+	}
+	c.deps.Metrics.CountRouteLookup(event.OriginHTTP)
+	return routing.Route{User: id.User(), Backend: name, Login: id.User().String(), Origin: event.OriginHTTP}, nil
+}
+
+// logIn logs in at the backend of the route.
+func (c *Connector) logIn(ctx context.Context, a *Attempt, id auth.Identity, forwarded upstream.Client) (Upstream, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.deps.Backends[a.Route.Backend].MaxLoginTime())
 	defer cancel()
-	a.Mode = c.selectMode(id.User(), &a.Route)
 	start := time.Now()
 	up, err := c.loginInMode(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.Route.Login, Password: id.Password(), Token: id.Token(), Client: forwarded, WaitTime: &a.queueTime,
 	})
 	a.upstreamResult, a.upstreamTime = upstream.ResultOf(err), time.Since(start)
-	if ctx.Err() == nil && (err != nil || isBackendAnswer(a, up)) {
-		c.outages.recordAnswer(outageKeyOf(a, a.Route.Backend), err, a.upstreamTime)
+	// A pool may also accept a login from memory.
+	isAnswer := err != nil || a.Mode == event.ModeSplice || !up.OK().IsZero()
+	if isAnswer && ctx.Err() == nil {
+		key, size := outageKeyOf(a, a.Route.Backend)
+		c.outages.recordAnswer(key, size, err, a.upstreamTime)
 	}
 	if !id.IsVerified() {
-		c.recordVerdict(a, err)
+		a.verdict = upstream.VerdictOf(err)
+		if a.verdict != upstream.VerdictNone && errors.Is(err, upstream.ErrDenied) {
+			c.denialTimes.add(a.upstreamTime)
+		}
 	}
-	var backendRefusal *upstream.RefusedError
-	if !id.IsVerified() && a.verdict == upstream.VerdictNone && errors.As(err, &backendRefusal) {
+	switch {
+	case !id.IsVerified() && a.verdict == upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)):
 		return nil, fmt.Errorf("%w: %w", errNoVerdict, err)
-	}
-	if errors.Is(err, upstream.ErrDenied) && id.IsVerified() && id.Token().IsZero() {
+	case id.IsVerified() && id.Token().IsZero() && errors.Is(err, upstream.ErrDenied):
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
-	}
-	if up.User() != id.User() || a.Route.User != id.User() {
+	case up.User() != id.User() || a.Route.User != id.User():
 		c.deps.Metrics.IdentityViolations.Inc()
 		return nil, errors.Join(errWrongUser, up.Close()) // must not happen; the last check before the relay
 	}
 	return up, nil
 }
 
-// isBackendAnswer reports whether the backend itself has just accepted the login. A pool
-// may also accept one from memory.
-func isBackendAnswer(a *Attempt, up Upstream) bool {
-	return a.Mode == event.ModeSplice || !up.OK().IsZero()
+// loginInMode chooses the mode of the user's session, and logs the user in for it. A backend
+// that violates the protocol assumptions of the mux modes is spliced.
+func (c *Connector) loginInMode(ctx context.Context, a *Attempt, id auth.Identity, request upstream.Request) (Upstream, error) {
+	a.Mode = cmp.Or(a.Route.Mode, c.cfg.Modes[a.Route.Backend], event.ModeSplice)
+	switch {
+	case c.deps.Hub.ShouldSplice(a.Route.Backend, id.User()):
+		a.Mode = event.ModeSplice
+	case a.Mode == event.ModePark: // it is handled as resume
+		a.Mode = event.ModeResume
+	}
+	location := mux.Location{Backend: a.Route.Backend}
+	if a.LoginFromRoute { // a login name from an auth server is not looked up again
+		location.Login = a.Route.Login
+	}
+	if a.Mode == event.ModeSplice {
+		conn, err := c.deps.Backends[a.Route.Backend].Login(ctx, request)
+		if err != nil {
+			return nil, err // avoids a nil *Conn in an interface
+		}
+		c.deps.Hub.EvictElsewhere(request.User, location)
+		return conn, nil
+	}
+	verification := pool.BackendDecides
+	if id.IsVerified() {
+		verification = pool.VerifiedHere
+	}
+	account, err := c.deps.Hub.Login(ctx, location, request, verification)
+	if err != nil {
+		return nil, err
+	}
+	account.SetTokenEnd(id.Expires())
+	return Pooled{account}, nil
 }
 
 // CountSession acquires a session slot for the user, or closes up if the user has too many.

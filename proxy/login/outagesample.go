@@ -1,7 +1,6 @@
 package login
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -43,11 +42,10 @@ type outageSample struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	ring       [256]sampledUser
-	added      int            // members ever added
-	index      map[uint64]int // position of a user in ring
-	groupSizes map[string]int // members of each group in ring
-	outages    map[outageKey]outage
+	ring    [256]sampledUser
+	added   int            // members ever added
+	index   map[uint64]int // position of a user in ring
+	outages map[outageKey]outage
 }
 
 // outageKey identifies the logins that an outage affects: a group and a kind of credential.
@@ -55,12 +53,6 @@ type outageSample struct {
 type outageKey struct {
 	group      string
 	credential credentialType
-	size       int // bytes of a long token: a backend may read tokens up to some length
-}
-
-// withoutSize returns the key without the token size.
-func (k outageKey) withoutSize() outageKey {
-	return outageKey{group: k.group, credential: k.credential}
 }
 
 // credentialType classifies a client's credential.
@@ -74,18 +66,19 @@ const (
 	longTokenCredential // a backend may not read all of it
 )
 
-// outageKeyOf returns the key for an attempt's credential at a group.
-func outageKeyOf(a *Attempt, group string) outageKey {
+// outageKeyOf returns the key for an attempt's credential at a group, and the size of a long
+// token in bytes: a backend may read tokens up to some length.
+func outageKeyOf(a *Attempt, group string) (key outageKey, size int) {
 	token := a.Login.Token.Reveal()
 	switch {
 	case token == "" && !utf8.ValidString(a.Login.Password.Reveal()):
-		return outageKey{group: group, credential: nonUTF8Password}
+		return outageKey{group, nonUTF8Password}, 0
 	case token == "":
-		return outageKey{group: group, credential: passwordCredential}
+		return outageKey{group, passwordCredential}, 0
 	case len(token) > upstream.LongTokenSize:
-		return outageKey{group: group, credential: longTokenCredential, size: len(token)}
+		return outageKey{group, longTokenCredential}, len(token)
 	}
-	return outageKey{group: group, credential: tokenCredential}
+	return outageKey{group, tokenCredential}, 0
 }
 
 // sampledUser is a user and their backend, or noBackend.
@@ -104,18 +97,15 @@ type outage struct {
 // newOutageSample returns an empty sample. Gateways that share the secret answer a name
 // alike.
 func newOutageSample(secret identity.Secret) *outageSample {
-	s := &outageSample{
-		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
-		index: map[uint64]int{}, groupSizes: map[string]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
-	}
+	text := secret.Reveal()
 	if secret.IsZero() {
-		_, _ = rand.Read(s.key) // never fails
-		return s
+		text = rand.Text()
 	}
-	mac := hmac.New(sha256.New, []byte(secret.Reveal()))
+	mac := hmac.New(sha256.New, []byte(text))
 	mac.Write([]byte("groups of unknown users"))
-	s.key = mac.Sum(nil)
-	return s
+	return &outageSample{
+		key: mac.Sum(nil), seed: maphash.MakeSeed(), index: map[uint64]int{}, outages: map[outageKey]outage{{group: noBackend}: {}},
+	}
 }
 
 // addUser records the group of a user.
@@ -127,44 +117,42 @@ func (s *outageSample) addUser(user identity.User, group string) {
 	if !known {
 		i = s.added % len(s.ring)
 		s.added++
-	}
-	if old := s.ring[i]; known || s.added > len(s.ring) {
-		delete(s.index, old.user)
-		if s.groupSizes[old.group]--; s.groupSizes[old.group] == 0 {
-			delete(s.groupSizes, old.group)
-		}
+		delete(s.index, s.ring[i].user) // the oldest, if the ring is full
 	}
 	s.ring[i], s.index[hash] = sampledUser{hash, group}, i
-	s.groupSizes[group]++
 }
 
 // recordAnswer records a backend's answer to a login and how long it took. An answer that
-// only the right password can cause shows that the backend verifies passwords.
-func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration) {
-	verdict, groupKey := upstream.VerdictOf(err), outageKey{group: key.group}
+// only the right password can cause shows that the backend verifies passwords. That ends the
+// outage, unless it concerns only longer tokens.
+func (s *outageSample) recordAnswer(key outageKey, size int, err error, took time.Duration) {
+	verdict, groupKey, verifies := upstream.VerdictOf(err), outageKey{group: key.group}, false
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	old, isKnown := s.outages[key]
 	switch upstream.ResultOf(err) {
 	case event.ConnectOK, event.ConnectDenied:
 		if verdict == upstream.VerdictNone { // the backend was not asked
 			return
 		}
-		s.endOutage(key)
+		verifies = true
 		delete(s.outages, groupKey)
 	case event.ConnectRefused, event.ConnectNotAccepted:
+		verifies = verdict == upstream.VerdictRight || verdict != upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)) // which is forwarded
 		delete(s.outages, groupKey)
-		if verdict == upstream.VerdictRight || verdict != upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)) { // RefusedError is forwarded
-			s.endOutage(key)
-			return
+		if verifies {
+			break
 		}
-		size := key.size
-		if old, ok := s.outages[key.withoutSize()]; ok {
+		if isKnown {
 			size = min(size, old.size)
 		}
-		s.outages[key.withoutSize()] = outage{took, verdict, size}
+		s.outages[key] = outage{took, verdict, size}
 	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol,
 		event.ConnectDown, event.ConnectBusy:
 		s.outages[groupKey] = outage{duration: took, verdict: verdict}
+	}
+	if verifies && size >= old.size {
+		delete(s.outages, key)
 	}
 }
 
@@ -172,8 +160,12 @@ func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration
 func (s *outageSample) groupOf(name identity.User) (group string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	sizes := map[string]int{}
+	for _, member := range s.ring[:min(s.added, len(s.ring))] {
+		sizes[member.group]++
+	}
 	best := math.Inf(1)
-	for g, size := range s.groupSizes { // weighted rendezvous hashing
+	for g, size := range sizes { // weighted rendezvous hashing
 		if score := -math.Log(s.hashUnit(g, name)) / float64(size); score < best {
 			group, best = g, score
 		}
@@ -182,21 +174,14 @@ func (s *outageSample) groupOf(name identity.User) (group string, ok bool) {
 }
 
 // outageAt returns the current outage for a key, if there is one.
-func (s *outageSample) outageAt(key outageKey) (outage, bool) {
+func (s *outageSample) outageAt(key outageKey, size int) (outage, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, ok := s.outages[key.withoutSize()]
-	if !ok || key.size < o.size {
+	o, ok := s.outages[key]
+	if !ok || size < o.size {
 		o, ok = s.outages[outageKey{group: key.group}]
 	}
 	return o, ok
-}
-
-// endOutage removes the outage of a key unless it concerns only longer tokens. mu is held.
-func (s *outageSample) endOutage(key outageKey) {
-	if key.size >= s.outages[key.withoutSize()].size {
-		delete(s.outages, key.withoutSize())
-	}
 }
 
 // hashUnit returns a number between 0 and 1 derived from a group and a name.
@@ -208,20 +193,15 @@ func (s *outageSample) hashUnit(group string, name identity.User) float64 {
 	return (float64(binary.BigEndian.Uint64(mac.Sum(nil))>>11) + 0.5) / (1 << 53)
 }
 
-// resolveMaskedRoute is resolveRoute, and updates the outage sample with the users found. A
+// maskRoute updates the outage sample with the result of resolveRoute for an unverified user. A
 // user without a backend is answered like the group of their name, if that group has an
 // outage.
-func (c *Connector) resolveMaskedRoute(ctx context.Context, a *Attempt, id auth.Identity) error {
-	err := c.resolveRoute(ctx, a, id)
-	if id.IsVerified() {
-		return err
-	}
-	sample := c.outages
+func (c *Connector) maskRoute(a *Attempt, id auth.Identity, err error) error {
 	switch {
 	case err == nil, errors.Is(err, errNoCredential):
-		sample.addUser(id.User(), a.Route.Backend)
+		c.outages.addUser(id.User(), a.Route.Backend)
 	case errors.Is(err, routing.ErrPaused), errors.Is(err, errUnverified):
-		sample.addUser(id.User(), noBackend)
+		c.outages.addUser(id.User(), noBackend)
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		if o, ok := c.maskingOutage(a, id); ok {
 			a.minTime, a.verdict = o.duration, o.verdict

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +17,21 @@ import (
 	"imapgate/internal/descriptors"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/internal/keepalive"
+	"imapgate/internal/sleep"
+)
+
+const (
+	maxConnectAttempts = 3           // for one login
+	connectRetryDelay  = time.Second // between attempts
+
+	// maxSlotTime is how long a login holds one of the MaxLogins slots. A login does its work in
+	// less. A backend that delays the answer to a wrong password takes longer, and a few such
+	// logins must not block all others.
+	maxSlotTime = time.Second
+	// minReportedWait is the shortest wait that is reported; acquiring a free slot takes
+	// microseconds.
+	minReportedWait = time.Millisecond
 )
 
 // Backend connects to one backend and logs users in there. It is safe for concurrent use.
@@ -28,7 +41,6 @@ type Backend struct {
 	hooks  Hooks
 	log    *zap.Logger
 	dialer *net.Dialer
-	addr   netip.AddrPort // parsed Address; invalid if that has a host name
 
 	slots    *semaphore.Weighted // of MaxLogins logins in progress
 	connRate *rate.Limiter       // of new connections; nil: unlimited
@@ -41,24 +53,18 @@ type Backend struct {
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
-	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a host name
-	return &Backend{
-		cfg:      cfg,
-		hooks:    hooks,
-		log:      log.With(zap.String("backend", cfg.Name)),
-		dialer:   newDialer(),
-		addr:     addr,
-		slots:    semaphore.NewWeighted(int64(cfg.MaxUpstreamLogins)),
-		connRate: newConnRate(cfg.MaxUpstreamConnectsPerSecond),
+	b := &Backend{
+		cfg:   cfg,
+		hooks: hooks,
+		log:   log.With(zap.String("backend", cfg.Name)),
+		// It detects a dead peer.
+		dialer: &net.Dialer{KeepAliveConfig: keepalive.Config(), Control: keepalive.Control},
+		slots:  semaphore.NewWeighted(int64(cfg.MaxUpstreamLogins)),
 	}
-}
-
-// newConnRate returns a limiter with a burst of a tenth of a second.
-func newConnRate(perSecond int) *rate.Limiter {
-	if perSecond == 0 {
-		return nil
+	if n := cfg.MaxUpstreamConnectsPerSecond; n > 0 {
+		b.connRate = rate.NewLimiter(rate.Limit(n), max(1, n/10)) // a burst of a tenth of a second
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), max(1, perSecond/10))
+	return b
 }
 
 // Name returns the backend's name in routes and logs.
@@ -76,6 +82,9 @@ func (b *Backend) MaxLoginTime() time.Duration {
 	return b.cfg.UpstreamLoginTimeout + b.cfg.AnswerTimeout
 }
 
+// Sockets returns the counter of connections to the backend; nil without one.
+func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
+
 // Login connects to the backend and logs the user of req in, within LoginTimeout and ctx.
 // After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
 // before its answer would be a guess without a verdict.
@@ -87,16 +96,16 @@ func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
 	}
-	conn, err := b.tryLogin(ctx, request{req, creds})
+	conn, err := b.tryLogin(ctx, req, creds)
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, publicError(err))
 	}
 	return conn, nil
 }
 
-// tryLogin runs one login if the backend is up, and records its result.
-func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err error) {
-	if b.isLoop(req.Client) {
+// tryLogin runs one login if the backend is up and its limits allow it, and records its result.
+func (b *Backend) tryLogin(ctx context.Context, req Request, creds credentials) (conn *Conn, err error) {
+	if b.hopsLeft(req.Client) <= 0 {
 		b.recordResult(ctx, nil, ErrLoop)
 		return nil, ErrLoop
 	}
@@ -109,176 +118,35 @@ func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err er
 	if err == nil {
 		err = b.awaitSlot(ctx, deadline)
 	}
-	req.addWaitTime(time.Since(began))
+	if wait := time.Since(began); req.WaitTime != nil && wait >= minReportedWait {
+		*req.WaitTime += wait
+	}
 	if err == nil {
-		conn, err = b.login(ctx, req, deadline)
+		conn, err = b.loginInSlot(ctx, deadline, req, creds)
 	}
 	b.recordResult(ctx, t, err)
 	return conn, err
 }
 
-// publicError maps an error to those that callers branch on.
-func publicError(err error) error {
-	var refused *RefusedError
-	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, sanitizedError{err})
-}
-
-// login runs one login in an acquired slot, up to the tagged OK.
-func (b *Backend) login(ctx context.Context, req request, deadline time.Time) (*Conn, error) {
-	release := sync.OnceFunc(b.releaseSlot)
-	defer release()
-	defer time.AfterFunc(maxSlotTime, release).Stop()
-	b.cfg.Sockets.AddBackend()
-	nc, err := b.connect(ctx, deadline)
-	if err != nil {
-		b.cfg.Sockets.RemoveBackend()
-		return nil, err
-	}
-	conn, err := b.loginOn(ctx, nc, deadline, req)
-	if err != nil {
-		b.cfg.Sockets.RemoveBackend() // it is closed
-		return nil, err
-	}
-	return conn, nil
-}
-
-// Sockets returns the counter of connections to the backend; nil without one.
-func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
-
-// request is a Request and the credentials to send for it.
-type request struct {
-	Request
-	creds credentials
-}
-
-// loginOn logs in over nc. On success the Conn owns nc; otherwise nc is closed.
-func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, req request) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != NoTLS {
-		nc = b.cfg.WrapConn(tcp)
-	}
-	lc := newLoginConn(nc)
-	release := lc.bind(ctx, deadline)
-	conn, err := b.runLogin(lc, req)
-	err = lc.certificateError(err)
-	if !release() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		_ = lc.conn.Close() // a connection with a failed login is not reused
-		return nil, err
-	}
-	return conn, nil
-}
-
-// runLogin runs the login on a new connection.
-func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
-	if err := b.prepareLogin(lc, req.Client); err != nil {
-		return nil, err
-	}
-	ok, err := b.authenticate(lc, req.creds, req.Client)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.loginError(ok); err != nil {
-		var forwarded *RefusedError
-		if errors.As(err, &forwarded) {
-			forwarded.Alerts = lc.alerts
-		}
-		return nil, err
-	}
-	alerts := lc.alerts // only those before the OK; later ones stay in buffered
-	untagged, err := lc.refreshCaps(ok)
-	if err != nil {
-		return nil, err
-	}
-	nc, buffered := lc.conn.Detach()
-	if !isOnlyUntagged(buffered) {
-		return nil, errAfterLogin
-	}
-	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitizeText(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
-	if isForwardable(ok.Code) && conn.ok.Text != "" {
-		conn.ok.Code = ok.Code
-	}
-	return conn, nil
-}
-
-// internCaps returns the previous login's list if it is equal, so that sessions share one
-// copy.
-func (b *Backend) internCaps(caps imap.Caps) imap.Caps {
-	if last := b.lastCaps.Load(); last != nil && last.String() == caps.String() {
-		return *last
-	}
-	b.lastCaps.Store(&caps)
-	return caps
-}
-
-// isLoop reports whether the login passed this gateway before, or too many gateways. A session
-// id with SessionPrefix can only come from this gateway.
-func (b *Backend) isLoop(c Client) bool {
-	return b.hops(c) <= 1 || b.cfg.SessionPrefix != "" && strings.HasPrefix(c.PeerSession, b.cfg.SessionPrefix)
-}
-
-// hops returns how many gateways the login may still pass, including this one.
-func (b *Backend) hops(c Client) int {
-	if c.TTL != 0 {
-		return min(c.TTL, b.cfg.ProxyTTL)
-	}
-	return b.cfg.ProxyTTL
-}
-
-// maxSlotTime is how long a login holds one of the MaxLogins slots. A login does its work in
-// less. A backend that delays the answer to a wrong password takes longer, and a few such
-// logins must not block all others.
-const maxSlotTime = time.Second
-
-// minReportedWait is the shortest wait that is reported; acquiring a free slot takes
-// microseconds.
-const minReportedWait = time.Millisecond
-
-// awaitSlot waits for LoginRate and a slot, so that clients do not overload a backend that has
-// just come back. It waits for the rate first, because that wait must not hold a slot.
+// awaitSlot waits for LoginRate and one of the MaxLogins slots, so that clients do not overload
+// a backend that has just come back. It waits for the rate first, because that wait must not
+// hold a slot.
 func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
-	if err := b.awaitConnRate(ctx, deadline); err != nil {
-		return err
-	}
-	return b.acquireSlot(ctx, deadline)
-}
-
-// addWaitTime adds a wait for LoginRate and a slot to WaitTime.
-func (r *Request) addWaitTime(took time.Duration) {
-	if r.WaitTime != nil && took >= minReportedWait {
-		*r.WaitTime += took
-	}
-}
-
-// awaitConnRate waits until LoginRate allows a new connection.
-func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
-	if b.connRate == nil {
-		return nil
-	}
 	waitCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	began := time.Now()
-	if err := b.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
-		b.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
-		return fmt.Errorf("%w: %w", errBusy, err)
+	if b.connRate != nil {
+		began := time.Now()
+		if err := b.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
+			b.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
+			return fmt.Errorf("%w: %w", errBusy, err)
+		}
+		if time.Since(began) >= minReportedWait {
+			b.reportWait(event.LimitUpstreamRate, false)
+		}
 	}
-	if time.Since(began) >= minReportedWait {
-		b.reportWait(event.LimitUpstreamRate, false)
-	}
-	return nil
-}
-
-// acquireSlot waits for one of the MaxLogins slots.
-func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 	if b.slots.TryAcquire(1) {
 		return nil
 	}
-	waitCtx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
 	err := b.slots.Acquire(waitCtx, 1)
 	b.reportWait(event.LimitUpstreamLogins, errors.Is(err, context.DeadlineExceeded))
 	switch {
@@ -297,7 +165,41 @@ func (b *Backend) reportWait(limit event.Limit, timedOut bool) {
 	}
 }
 
-func (b *Backend) releaseSlot() { b.slots.Release(1) }
+// loginInSlot connects and logs in, and releases the slot at its end or after maxSlotTime.
+func (b *Backend) loginInSlot(ctx context.Context, deadline time.Time, req Request, creds credentials) (conn *Conn, err error) {
+	release := sync.OnceFunc(func() { b.slots.Release(1) })
+	defer release()
+	defer time.AfterFunc(maxSlotTime, release).Stop()
+	b.cfg.Sockets.AddBackend()
+	nc, err := b.connect(ctx, deadline)
+	if err == nil {
+		conn, err = b.loginOn(ctx, deadline, nc, req, creds)
+	}
+	if err != nil {
+		b.cfg.Sockets.RemoveBackend() // it is closed
+	}
+	return conn, err
+}
+
+// connect tries to connect until the deadline, up to maxConnectAttempts times. Retries are
+// safe: nothing has been sent. A backend that is down gets one attempt.
+func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
+	if limit := time.Now().Add(b.cfg.UpstreamConnectTimeout); limit.Before(deadline) {
+		deadline = limit
+	}
+	dialer := *b.dialer
+	dialer.Deadline = deadline
+	for attempt := 1; ; attempt++ {
+		nc, err := dialer.DialContext(ctx, "tcp", b.cfg.Address)
+		if err == nil {
+			return nc, nil
+		}
+		left := time.Until(deadline)
+		if attempt == maxConnectAttempts || left <= connectRetryDelay || b.health.isDown() || sleep.For(ctx, connectRetryDelay) != nil {
+			return nil, fmt.Errorf("%w: %w", errConnect, err)
+		}
+	}
+}
 
 // recordResult reports the result of a login to the metrics and to health; t is its trial, or
 // nil. A BAD and a rejected token have no effect on health: clients can provoke both, and must
@@ -312,13 +214,12 @@ func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
 		if b.health.recordSuccess(time.Now()) {
 			b.log.Info("backend is up again")
 		}
+		return
 	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol:
 		if ctx.Err() == nil { // otherwise the caller's time ran out
 			b.health.recordFailure(time.Now())
 			return
 		}
-		b.health.recordUnknown(t)
-	default:
-		b.health.recordUnknown(t)
 	}
+	b.health.recordUnknown(t)
 }

@@ -47,7 +47,9 @@ func (o OK) IsZero() bool { return len(o.Alerts) == 0 && o.Code == "" && o.Text 
 
 // AppendUntagged appends the parts for the user to dst, as untagged responses.
 func (o OK) AppendUntagged(dst []byte) []byte {
-	dst = AppendAlerts(dst, o.Alerts)
+	for _, a := range o.Alerts {
+		dst = fmt.Appendf(dst, "* %s [ALERT] %s\r\n", a.Name, a.Text)
+	}
 	if o.Code != "" {
 		dst = fmt.Appendf(dst, "* OK [%s] %s\r\n", o.Code, o.Text)
 	}
@@ -58,14 +60,6 @@ func (o OK) AppendUntagged(dst []byte) []byte {
 type Alert struct {
 	Name string // OK, NO or BAD
 	Text string // printable ASCII, 1 to maxText bytes
-}
-
-// AppendAlerts appends untagged responses to dst.
-func AppendAlerts(dst []byte, alerts []Alert) []byte {
-	for _, a := range alerts {
-		dst = fmt.Appendf(dst, "* %s [ALERT] %s\r\n", a.Name, a.Text)
-	}
-	return dst
 }
 
 // ID returns the pairs sent to the backend for the client, as Client.ForwardedID does; "" if
@@ -87,8 +81,7 @@ func (c *Conn) Close() error {
 	if c.nc == nil {
 		return nil
 	}
-	nc := c.nc
-	c.nc, c.buffered = nil, nil
+	nc, _ := c.Detach()
 	err := nc.Close()
 	c.sockets.RemoveBackend()
 	return err
@@ -98,12 +91,10 @@ func (c *Conn) Close() error {
 // incomplete. Before the client's first command a backend may send nothing else: a tagged line
 // would be taken for the answer to a later command.
 func isOnlyUntagged(rest []byte) bool {
-	for len(rest) > 0 {
-		line, next, _ := bytes.Cut(rest, []byte("\n"))
-		if !bytes.HasPrefix(line, []byte("* ")) && string(line) != "*" {
+	for line := range bytes.Lines(rest) {
+		if !bytes.HasPrefix(line, []byte("* ")) && string(bytes.TrimSuffix(line, []byte("\n"))) != "*" {
 			return false
 		}
-		rest = next
 	}
 	return true
 }

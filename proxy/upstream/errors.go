@@ -66,11 +66,23 @@ var (
 	errConnect           = errors.New("connect")
 )
 
-// sanitizedError is an error with a truncated and sanitised text. It unwraps to the original.
-type sanitizedError struct{ err error }
+// publicError maps an error to those that callers branch on.
+func publicError(err error) error {
+	var refused *RefusedError
+	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, rewordedError{sanitizeText(err.Error()), err})
+}
 
-func (e sanitizedError) Error() string { return sanitizeText(e.err.Error()) }
-func (e sanitizedError) Unwrap() error { return e.err }
+// rewordedError is an error with a text that is safe to show. It unwraps to the original.
+type rewordedError struct {
+	text string
+	err  error
+}
+
+func (e rewordedError) Error() string { return e.text }
+func (e rewordedError) Unwrap() error { return e.err }
 
 // sanitizeText makes a backend's text safe to show: printable ASCII, without braces (which could
 // be read as a literal), at most maxText bytes.
@@ -133,4 +145,36 @@ func isTLS(err error) bool {
 func isClosed(err error) bool {
 	return errors.Is(err, errBye) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// unsupportedVersion is the prefix of an error of crypto/tls that ends in a number.
+const unsupportedVersion = "tls: server selected unsupported protocol version "
+
+// explainTLSError explains a failed handshake, without text from the certificate: the backend
+// chooses its names, and the error is logged.
+func explainTLSError(err error, name string) error {
+	var (
+		otherName x509.HostnameError
+		authority x509.UnknownAuthorityError
+		invalid   x509.CertificateInvalidError
+		record    tls.RecordHeaderError
+		network   net.Error
+		refused   *tlsconf.CertificateError
+	)
+	switch {
+	case errors.As(err, &refused):
+		return err
+	case errors.As(err, &otherName):
+		return rewordedError{"the certificate is not for " + name, err}
+	case errors.As(err, &authority):
+		return rewordedError{"the certificate was not issued by a trusted authority", err}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return rewordedError{"the certificate has expired or is not yet valid", err}
+	case errors.As(err, &invalid):
+		return rewordedError{"the certificate is not valid for a server", err}
+	case errors.As(err, &network), errors.As(err, &record), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		strings.HasPrefix(err.Error(), unsupportedVersion):
+		return err
+	}
+	return rewordedError{"the backend's part of the handshake is invalid", err}
 }

@@ -158,7 +158,7 @@ func checkServerReads(t *testing.T, s *loginCommand, want []string) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("%q, want %q", got, want)
 	}
-	if !strings.Contains(want[1], "{") && len(continuations) != len(s.partEnds)-1 {
+	if !strings.Contains(want[1], "{") && len(continuations) != len(s.partEnds) {
 		t.Fatalf("asks at %v, waits at %v", continuations, s.partEnds)
 	}
 	for i, at := range continuations {
@@ -248,7 +248,7 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: text}
-	conn, err := b.loginOn(context.Background(), r, time.Now().Add(time.Minute), request{req, creds})
+	conn, err := b.loginOn(context.Background(), time.Now().Add(time.Minute), r, req, creds)
 	if r.bytesRead > maxTotal+maxLine {
 		t.Fatalf("%d bytes were read", r.bytesRead)
 	}
@@ -260,7 +260,7 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	}
 	if err != nil {
 		var refused *RefusedError
-		if errors.As(publicError(err), &refused) && (!isForwardable(refused.Code) || sanitizeText(refused.Text) != refused.Text || !areSanitized(refused.Alerts)) {
+		if errors.As(publicError(err), &refused) && (responseCodes[refused.Code].reply != replyForwarded || sanitizeText(refused.Text) != refused.Text || !areSanitized(refused.Alerts)) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return

@@ -56,7 +56,9 @@ func (h *health) allow(ctx context.Context, deadline time.Time) (*trial, error) 
 		case <-ctx.Done():
 			err = fmt.Errorf("%w: %w", errDown, context.Cause(ctx))
 		}
-		h.stopWaiting()
+		h.mu.Lock()
+		h.waiting--
+		h.mu.Unlock()
 		if err != nil {
 			return nil, err
 		}
@@ -82,12 +84,6 @@ func (h *health) tryAllow(now time.Time) (own, other *trial, err error) {
 	}
 	h.waiting++
 	return nil, h.trial, nil
-}
-
-func (h *health) stopWaiting() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.waiting--
 }
 
 // endTrial ends a trial, whose result is already recorded.

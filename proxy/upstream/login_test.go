@@ -156,7 +156,7 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 				t.Errorf("%s, %s: %v", what, answer, a.err)
 			}
 			a.finish()
-			if text := string(AppendAlerts(nil, got)); text != c.want || a.Err != nil {
+			if text := string(OK{Alerts: got}.AppendUntagged(nil)); text != c.want || a.Err != nil {
 				t.Errorf("%s, %s: %q, %v", what, answer, text, a.Err)
 			}
 		}

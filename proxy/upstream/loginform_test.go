@@ -83,7 +83,7 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
 		p := &testkit.Steps{Lines: steps}
-		b.cfg.Address, b.addr = p.Start(t), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		b.cfg.Address = p.Start(t)
 		req := testRequest(t)
 		req.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), req); err == nil {
@@ -103,7 +103,7 @@ func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 	} {
 		p := &testkit.Steps{Lines: steps}
-		b.cfg.Address, b.addr = p.Start(t), New(testbed.WithDefaults(Config{Settings: Settings{Address: "x"}}), Hooks{}, zap.NewNop()).addr
+		b.cfg.Address = p.Start(t)
 		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
 			_ = conn.Close()
 		}

@@ -4,7 +4,10 @@ import (
 	"net"
 	"testing"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"imapgate/internal/testbed"
 )
 
 // The kernel detects a vanished backend by keepalive probes while nothing is sent, and by
@@ -15,7 +18,7 @@ func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // not used
-	nc, err := newDialer().Dial("tcp", l.Addr().String())
+	nc, err := New(testbed.WithDefaults(Config{}), Hooks{}, zap.NewNop()).dialer.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

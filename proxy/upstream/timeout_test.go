@@ -38,7 +38,7 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 		t.Fatal(err)
 	}
 	began := time.Now()
-	conn, err := b.loginOn(ctx, client, began.Add(testLimits.UpstreamLoginTimeout), request{req, creds})
+	conn, err := b.loginOn(ctx, began.Add(testLimits.UpstreamLoginTimeout), client, req, creds)
 	took := time.Since(began)
 	if conn != nil {
 		_ = conn.Close()
@@ -106,7 +106,7 @@ func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: []byte("* OK [CAPABILITY SASL-IR AUTH=PLAIN] hi\r\n{L} OK [CAPABILITY X] in\r\n")}
-	conn, err := b.loginOn(ctx, r, time.Now().Add(time.Minute), request{req, creds})
+	conn, err := b.loginOn(ctx, time.Now().Add(time.Minute), r, req, creds)
 	if !errors.Is(err, context.Canceled) || conn != nil || !r.loginOK || !r.closed {
 		t.Errorf("%v, closed %v", err, r.closed)
 	}
@@ -252,7 +252,7 @@ func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	if _, err := b.Login(expired, testRequest(t)); !errors.Is(err, errBusy) || !b.health.failingSince.IsZero() {
 		t.Errorf("a wait for a slot counts against the backend: %v", err)
 	}
-	b.releaseSlot()
+	b.slots.Release(1)
 	if err := b.awaitSlot(ctx, time.Now()); err != nil {
 		t.Errorf("a free slot was not acquired: %v", err)
 	}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -22,18 +23,16 @@ const (
 // VerdictOf returns the verdict in an error of Login. It is about the client's credentials
 // only if those were sent, so not with MasterLogin.
 func VerdictOf(err error) Verdict {
-	if err == nil {
-		return VerdictRight
-	}
 	var forwarded *RefusedError
-	if errors.As(err, &forwarded) {
-		return forwarded.verdict
-	}
 	var opaque *opaqueError
-	if errors.As(err, &opaque) {
+	switch {
+	case err == nil:
+		return VerdictRight
+	case errors.As(err, &forwarded):
+		return forwarded.verdict
+	case errors.As(err, &opaque):
 		return opaque.verdict
-	}
-	if errors.Is(err, errNoLoginAnswer) {
+	case errors.Is(err, errNoLoginAnswer):
 		return VerdictUnclear
 	}
 	return VerdictNone
@@ -60,7 +59,7 @@ type clientReply uint8
 
 const (
 	replyUnavailable clientReply = iota // a constant: the code concerns the gateway's operator at most
-	replyForwarded                      // the backend's code and text
+	replyForwarded                      // the backend's code and text: it informs, and no client connects or sends anything elsewhere on it
 	replyDenied                         // a constant: wrong credentials
 )
 
@@ -152,29 +151,19 @@ func findPhrase(text string) phrase {
 // repeat one in any form.
 func DescribeResponse(res imap.Response) string {
 	text := ""
-	switch res.Name {
-	case "OK", "NO", "BAD", "BYE", "PREAUTH":
+	if res.IsStatus {
 		text = res.Name
 	}
-	if res.Code != "" {
-		text += " " + describeCode(res.Code)
+	if _, isKnown := responseCodes[res.Code]; isKnown || slices.Contains(commandCodes, res.Code) {
+		text += " [" + res.Code + "]"
+	} else if res.Code != "" {
+		text += " [unknown code]"
 	}
-	if p := findPhrase(res.Text); p.text != "" {
-		text += " " + p.text
-	}
-	return strings.TrimSpace(text)
+	return strings.TrimSpace(text + " " + findPhrase(res.Text).text)
 }
 
 // commandCodes are the codes of commands after the login.
 var commandCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
-
-// describeCode returns a response code in brackets, or a constant for an unknown one.
-func describeCode(code string) string {
-	if _, ok := responseCodes[code]; ok || slices.Contains(commandCodes, code) {
-		return "[" + code + "]"
-	}
-	return "[unknown code]"
-}
 
 // RefusedError is a backend's NO with a response code for the user (RFC 5530). Code and Text
 // may be forwarded. The text of the error contains only the code.
@@ -199,39 +188,32 @@ func (r *opaqueError) Error() string { return r.class.Error() + ": " + r.descrip
 func (r *opaqueError) Unwrap() error { return r.class }
 
 // loginError returns the error in the answer to a login.
-func (b *Backend) loginError(res imap.Response) error {
-	switch res.Name {
-	case "OK":
+func (c *loginConn) loginError(res imap.Response) error {
+	if res.Name == "OK" {
 		return nil
-	case "BAD":
-		return &opaqueError{errLoginBad, classifyReply(res).verdict, DescribeResponse(res)}
-	case "NO":
-		return b.refusalError(res)
 	}
-	return errNoStatus
-}
-
-// refusalError returns the error in a NO.
-func (b *Backend) refusalError(res imap.Response) error {
-	m := classifyReply(res)
-	master := b.cfg.Login == MasterLogin
+	m, opaque := classifyReply(res), opaqueError{description: DescribeResponse(res)}
+	master := c.backend.cfg.Login == MasterLogin
 	switch {
+	case res.Name == "BAD":
+		opaque.class, opaque.verdict = errLoginBad, m.verdict
+	case res.Name != "NO":
+		return errNoStatus
 	case findPhrase(res.Text).text == noCertificateText:
-		return &opaqueError{errClientCertificate, VerdictNone, DescribeResponse(res)}
+		opaque.class = errClientCertificate
 	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
 		// The client's own password was right. The client must not be made to forget it
 		// because the gateway's is wrong.
-		return &opaqueError{errMasterDenied, VerdictNone, DescribeResponse(res)}
+		opaque.class = errMasterDenied
 	case m.reply == replyDenied:
-		return &opaqueError{ErrDenied, m.verdict, DescribeResponse(res)}
+		opaque.class, opaque.verdict = ErrDenied, m.verdict
 	case m.reply == replyForwarded:
-		text := sanitizeText(res.Text)
-		if text == "" { // the grammar requires a text
-			text = "Login refused."
-		}
-		return &RefusedError{Code: res.Code, Text: text, verdict: m.verdict}
+		text := cmp.Or(sanitizeText(res.Text), "Login refused.") // the grammar requires a text
+		return &RefusedError{Code: res.Code, Text: text, Alerts: c.alerts, verdict: m.verdict}
+	default:
+		opaque.class, opaque.verdict = errOpaqueCode, m.verdict
 	}
-	return &opaqueError{errOpaqueCode, m.verdict, DescribeResponse(res)}
+	return &opaque
 }
 
 // classifyReply returns the meaning of a NO or BAD to a login. The text counts only without a
@@ -256,8 +238,3 @@ func classifyReply(res imap.Response) replyClass {
 	}
 	return replyClass{VerdictWrong, replyDenied}
 }
-
-// isForwardable reports whether a response code may be shown to the client: one that informs
-// the user, and on which no client acts by connecting or sending anything elsewhere, as on
-// REFERRAL.
-func isForwardable(code string) bool { return responseCodes[code].reply == replyForwarded }
