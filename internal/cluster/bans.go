@@ -8,26 +8,20 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"imapgate/internal/event"
+	"imapgate/internal/limit/ban"
+	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sanitize"
 )
 
 // MaxDuration is what any time from Redis is cut down to.
 const MaxDuration = 10 * 365 * 24 * time.Hour
 
+// MaxNote bounds an operator's note, in bytes.
+const MaxNote = 200
+
 // liftBatch is how many bans one script ends.
 const liftBatch = 500
-
-// Ban is the ban of a network in Redis.
-type Ban struct {
-	Net       netip.Prefix
-	Reason    event.BanReason
-	Remaining time.Duration // below 0: since it ended
-	Count     int           // number of bans of this network, this one included
-	Active    bool          // users have logged in from there
-	Note      string        // of an operator
-}
 
 // How a ban is imposed, for the ban script: by a gateway, by an operator, or by an operator's
 // order that another gateway may have given to Redis already.
@@ -39,13 +33,12 @@ const (
 
 // Ban bans a network at all gateways for first, twice as long for each earlier ban, up to
 // longest. It returns the ban that holds.
-func (c *Cluster) Ban(ctx context.Context, b Ban, first, longest time.Duration) (Ban, error) {
-	r, err := c.askOne(ctx, c.banCall(b, automatic, first, longest))
+func (c *Cluster) Ban(ctx context.Context, b ban.Ban, first, longest time.Duration) (ban.Ban, error) {
+	words, err := c.run(ctx, c.banCall(b, automatic, first, longest)).Slice()
 	if err != nil {
 		return b, err
 	}
-	words, err := r.Slice()
-	if err != nil || len(words) != 4 {
+	if len(words) != 4 {
 		return b, errForm
 	}
 	b.Remaining, b.Count = clamp(number(words[1])), int(number(words[2]))
@@ -53,18 +46,17 @@ func (c *Cluster) Ban(ctx context.Context, b Ban, first, longest time.Duration) 
 }
 
 // OrderBan is Ban for an operator, for exactly b.Remaining.
-func (c *Cluster) OrderBan(ctx context.Context, b Ban) error {
+func (c *Cluster) OrderBan(ctx context.Context, b ban.Ban) error {
 	k := c.keys.bans()
-	err := c.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3])
-	if err == nil {
-		err = c.order(ctx, c.banCall(b, ordered, b.Remaining, b.Remaining))
+	if err := c.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3]); err != nil {
+		return err
 	}
-	return err
+	return c.order(ctx, c.banCall(b, ordered, b.Remaining, b.Remaining))
 }
 
 // WriteBans writes bans that Redis has not or has lost. Of several gateways that do so the
 // first is believed. It returns those of which it is not known whether Redis has them.
-func (c *Cluster) WriteBans(ctx context.Context, bans []Ban) (unwritten []netip.Prefix) {
+func (c *Cluster) WriteBans(ctx context.Context, bans []ban.Ban) (unwritten []netip.Prefix) {
 	calls := make([]Call, len(bans))
 	for i, b := range bans {
 		how := automatic
@@ -73,19 +65,16 @@ func (c *Cluster) WriteBans(ctx context.Context, bans []Ban) (unwritten []netip.
 		}
 		calls[i] = c.banCall(b, how, b.Remaining, b.Remaining)
 	}
-	replies, err := c.ask(ctx, calls...)
-	for i, b := range bans {
-		if replies != nil { // otherwise err is that of all
-			err = replies[i].Err()
-		}
-		if err != nil && !isAnswer(err) {
-			unwritten = append(unwritten, b.Net)
+	replies, _ := c.ask(ctx, calls...) // each has its own error
+	for i, r := range replies {
+		if r.Err() != nil && !isAnswer(r.Err()) {
+			unwritten = append(unwritten, bans[i].Net)
 		}
 	}
 	return unwritten
 }
 
-func (c *Cluster) banCall(b Ban, how string, first, longest time.Duration) Call {
+func (c *Cluster) banCall(b ban.Ban, how string, first, longest time.Duration) Call {
 	active := "0"
 	if b.Active {
 		active = "1"
@@ -99,14 +88,11 @@ func (c *Cluster) banCall(b Ban, how string, first, longest time.Duration) Call 
 // returns the networks that were banned.
 func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Prefix, err error) {
 	gone := []any{net.String()} // also without a ban: its failures are forgotten
-	err = c.Bans(ctx, func(b Ban) {
-		if !b.Net.Overlaps(net) {
-			return
-		}
-		if b.Remaining > 0 {
+	err = c.Bans(ctx, func(b ban.Ban) {
+		if b.Net.Overlaps(net) && b.Remaining > 0 {
 			ended = append(ended, b.Net)
 		}
-		if b.Net != net {
+		if b.Net.Overlaps(net) && b.Net != net {
 			gone = append(gone, b.Net.String())
 		}
 	})
@@ -116,26 +102,30 @@ func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Pr
 		}
 	}
 	if err == nil {
-		err = c.order(ctx, Call{"delete", []string{c.keys.failedNet(net)}, nil})
+		err = c.order(ctx, c.forgetNet(net))
 	}
 	return ended, err
+}
+
+// forgetNet returns the call that forgets the failures of a network.
+func (c *Cluster) forgetNet(net netip.Prefix) Call {
+	return Call{"delete", []string{c.keys.failed(penalty.Subject{Net: net})}, nil}
 }
 
 // CheckUnban returns an error if this Redis user may not run all that Unban runs.
 func (c *Cluster) CheckUnban(ctx context.Context, net netip.Prefix) error {
 	k := c.keys.bans()
-	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.keys.failedNet(net))
+	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.forgetNet(net).keys[0])
 }
 
 // Bans calls each with every ban, those that have ended included.
-func (c *Cluster) Bans(ctx context.Context, each func(Ban)) error {
+func (c *Cluster) Bans(ctx context.Context, each func(ban.Ban)) error {
 	for cursor := "0"; ; {
-		r, err := c.askOne(ctx, Call{"bans", c.keys.bans(), []any{cursor}})
+		words, err := c.run(ctx, Call{"bans", c.keys.bans(), []any{cursor}}).Slice()
 		if err != nil {
 			return err
 		}
-		words, err := r.Slice()
-		if err != nil || len(words)%3 != 1 {
+		if len(words)%3 != 1 {
 			return errForm
 		}
 		for w := words[1:]; len(w) > 0; w = w[3:] {
@@ -150,7 +140,7 @@ func (c *Cluster) Bans(ctx context.Context, each func(Ban)) error {
 }
 
 // parseBan reads the record "count active reason note" of a network.
-func parseBan(net string, remaining int64, record string) (b Ban, ok bool) {
+func parseBan(net string, remaining int64, record string) (b ban.Ban, ok bool) {
 	f := strings.SplitN(record, " ", 4)
 	p, err := netip.ParsePrefix(net)
 	if err != nil || len(f) != 4 {
@@ -161,15 +151,17 @@ func parseBan(net string, remaining int64, record string) (b Ban, ok bool) {
 	if remaining > 0 {
 		left = clamp(remaining)
 	}
-	return Ban{p, event.BanReason(f[2]), left, min(max(n, 0), 64), f[1] == "1", f[3]}, err == nil
+	return ban.Ban{
+		Net: p, Reason: event.BanReason(f[2]), Remaining: left, Count: min(max(n, 0), 64), Active: f[1] == "1", Note: sanitize.Line(f[3], MaxNote),
+	}, err == nil
 }
 
 // Change is a change of a ban or a user, by a gateway or an operator.
 type Change struct {
-	Kind string // ban, again, lift, forgive
-	Who  string // the network or the user
-	Ban  Ban    // the network's now; zero if it has none
-	at   Cursor
+	Kind    string  // ban, again, lift, forgive
+	Subject string  // the network or the user
+	Ban     ban.Ban // the network's now; zero if it has none
+	at      Cursor
 }
 
 // Cursor is a position among the changes. The zero Cursor is before the first read.
@@ -192,14 +184,21 @@ const (
 
 // Changes returns the changes after a cursor, and the next cursor.
 func (c *Cluster) Changes(ctx context.Context, at Cursor) (changes []Change, next Cursor, p Progress, err error) {
-	r, err := c.askOne(ctx, Call{"changes", c.keys.bans(), []any{at.id}})
+	const head, each = 2, 6
+	words, err := c.run(ctx, Call{"changes", c.keys.bans(), []any{at.id}}).Slice()
+	if err == nil && (len(words) < head || (len(words)-head)%each != 0) {
+		err = errForm
+	}
 	if err != nil {
 		return nil, at, Complete, err
 	}
-	next, changes, err = parseChanges(r)
+	for w := words[head:]; len(w) > 0; w = w[each:] {
+		change := Change{Kind: text(w[2]), Subject: text(w[3]), at: Cursor{number(w[1]), text(w[0])}}
+		change.Ban, _ = parseBan(change.Subject, number(w[4]), text(w[5]))
+		changes = append(changes, change)
+	}
+	next = Cursor{number(words[0]), text(words[1])}
 	switch {
-	case err != nil:
-		return nil, at, Complete, err
 	case at.id == "":
 		return nil, next, Gap, nil
 	case next == at:
@@ -210,24 +209,6 @@ func (c *Cluster) Changes(ctx context.Context, at Cursor) (changes []Change, nex
 		return nil, next, Gap, nil
 	}
 	return changes, changes[len(changes)-1].at, Complete, nil
-}
-
-func parseChanges(reply *redis.Cmd) (latest Cursor, changes []Change, err error) {
-	words, err := reply.Slice()
-	if err != nil {
-		return latest, nil, err
-	}
-	const head, each = 2, 6
-	if len(words) < head || (len(words)-head)%each != 0 {
-		return latest, nil, errForm
-	}
-	latest = Cursor{number(words[0]), text(words[1])}
-	for w := words[head:]; len(w) > 0; w = w[each:] {
-		change := Change{Kind: text(w[2]), Who: text(w[3]), at: Cursor{number(w[1]), text(w[0])}}
-		change.Ban, _ = parseBan(change.Who, number(w[4]), text(w[5]))
-		changes = append(changes, change)
-	}
-	return latest, changes, nil
 }
 
 // clamp converts ms from Redis, which may be anything.

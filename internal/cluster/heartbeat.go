@@ -2,8 +2,12 @@ package cluster
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
+
+	"imapgate/internal/limit/counter"
+	"imapgate/internal/sleep"
 )
 
 const (
@@ -18,27 +22,29 @@ const (
 // Run sends heartbeats, writes counts and probes a Redis that has failed, until ctx ends.
 func (c *Cluster) Run(ctx context.Context) {
 	var all sync.WaitGroup
-	all.Go(func() { c.sendHeartbeats(ctx) })
+	all.Go(func() { repeat(ctx, c.TTL/heartbeatsPerTTL, c.heartbeat) })
+	all.Go(func() { repeat(ctx, probeInterval, c.heal) })
 	all.Go(func() { c.writeCounts(ctx) })
-	all.Go(func() { c.heal(ctx) })
 	all.Wait()
 }
 
-// sendHeartbeats ends with ctx.
-func (c *Cluster) sendHeartbeats(ctx context.Context) {
-	for ok := ctx.Err() == nil; ok; ok = pause(ctx, c.TTL/heartbeatsPerTTL) {
-		c.heartbeat(ctx)
+// repeat runs f every interval until ctx ends.
+func repeat(ctx context.Context, interval time.Duration, f func(context.Context)) {
+	for ok := ctx.Err() == nil; ok; ok = pause(ctx, interval) {
+		f(ctx)
 	}
+}
+
+// pause waits for d, a fifth more or less, so that gateways do not act together. It reports
+// whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	return sleep.For(ctx, d*4/5+rand.N(d*2/5+1)) == nil
 }
 
 // heartbeat reports that this gateway is alive, and learns which others are. If Redis had
 // forgotten this one, all counts are written.
 func (c *Cluster) heartbeat(ctx context.Context) {
-	r, err := c.askOne(ctx, Call{"heartbeat", []string{c.keys.gateways()}, []any{c.self, c.TTL.Milliseconds()}})
-	if err != nil {
-		return
-	}
-	words, err := r.Slice()
+	words, err := c.run(ctx, Call{"heartbeat", []string{c.keys.gateways()}, []any{c.self, c.TTL.Milliseconds()}}).Slice()
 	if err != nil || len(words) == 0 {
 		return
 	}
@@ -53,29 +59,21 @@ func (c *Cluster) heartbeat(ctx context.Context) {
 	c.counts.wake() // also for what could not be written before
 }
 
-// writeCounts writes dirty counts as soon as there are any, and those that could not be
-// written with the next heartbeat. It ends with ctx.
-func (c *Cluster) writeCounts(ctx context.Context) {
-	for ctx.Err() == nil {
-		select {
-		case <-c.counts.work:
-		case <-ctx.Done():
-			return
-		}
-		if pause(ctx, gather) {
-			c.flush(ctx)
-		}
+// heal probes what has failed, and sends a heartbeat when all of it works again.
+func (c *Cluster) heal(ctx context.Context) {
+	if c.probe(ctx) {
+		c.heartbeat(ctx)
 	}
 }
 
-// heal probes what has failed until it works again, and then sends a heartbeat. It ends with
-// ctx.
-func (c *Cluster) heal(ctx context.Context) {
-	for ok := ctx.Err() == nil; ok; ok = pause(ctx, probeInterval) {
-		if c.probe(ctx) {
-			c.heartbeat(ctx)
-		}
+// Sessions returns a count over all gateways.
+func (c *Cluster) Sessions(ctx context.Context, of counter.Key) (int, error) {
+	alive, err := c.run(ctx, Call{"alive", []string{c.keys.gateways()}, []any{c.TTL.Milliseconds()}}).Slice()
+	if err != nil {
+		return 0, err
 	}
+	args := append([]any{c.TTL.Milliseconds(), (believedLeases * c.TTL).Milliseconds()}, alive...)
+	return c.run(ctx, Call{"sessions", []string{c.keys.sessions(of)}, args}).Int()
 }
 
 // SignOff follows Run when the gateway stops. It waits for the last sessions to leave, for at
@@ -87,7 +85,5 @@ func (c *Cluster) SignOff() {
 	for c.flush(ctx) && !c.Idle() && pause(ctx, signOffPause) {
 		continue
 	}
-	last, cancel := context.WithTimeout(context.Background(), c.Wait)
-	defer cancel()
-	_, _ = c.askOne(last, Call{"signoff", []string{c.keys.gateways()}, []any{c.self}}) // otherwise after a TTL
+	c.run(context.Background(), Call{"signoff", []string{c.keys.gateways()}, []any{c.self}}) // otherwise after a TTL
 }

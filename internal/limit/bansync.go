@@ -8,7 +8,6 @@ import (
 	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/limit/penalty"
-	"imapgate/internal/sanitize"
 	"imapgate/internal/sleep"
 )
 
@@ -18,8 +17,6 @@ const (
 	followInterval = 500 * time.Millisecond
 	// writeBatch is how many bans that Redis does not have are written at once.
 	writeBatch = 500
-	// maxNote bounds an operator's note, in bytes.
-	maxNote = 200
 )
 
 // ban bans a network here and everywhere, and the /48 around it when it has too many banned
@@ -32,9 +29,9 @@ func (l *Limiter) ban(ctx context.Context, net netip.Prefix, reason event.BanRea
 		return
 	}
 	if l.cluster != nil {
-		longer, err := l.cluster.Ban(ctx, cluster.Ban(b), settings.BanDuration, settings.MaxBanDuration)
+		longer, err := l.cluster.Ban(ctx, b, settings.BanDuration, settings.MaxBanDuration)
 		if err == nil {
-			b = Ban(longer)
+			b = longer
 			_ = l.bans.Put(b) // it has its place already
 		} else {
 			l.bans.MarkUnwritten(net)
@@ -51,30 +48,22 @@ func (l *Limiter) isActiveElsewhere(ctx context.Context, net netip.Prefix) bool 
 	if l.cluster == nil {
 		return false
 	}
-	isActive, err := l.cluster.IsActive(ctx, net, l.cfg.Failures.KnownFor)
-	return err == nil && isActive
+	known, _ := l.cluster.Known(ctx, l.cfg.Failures.KnownFor, penalty.Subject{Net: net})
+	return len(known) > 0
 }
 
-// followBans takes over what other gateways and operators ban and lift. It ends with ctx.
+// followBans takes over what other gateways and operators ban and lift, and writes bans that
+// Redis does not have. It ends with ctx.
 func (l *Limiter) followBans(ctx context.Context) {
 	var at cluster.Cursor
 	for ctx.Err() == nil {
 		if next, err := l.followChanges(ctx, at); err == nil {
 			at = next
-			l.writeBans(ctx)
+			if bans := l.bans.TakeUnwritten(writeBatch); len(bans) > 0 {
+				l.bans.MarkUnwritten(l.cluster.WriteBans(ctx, bans)...)
+			}
 		}
 		_ = sleep.For(ctx, jitter(followInterval))
-	}
-}
-
-// writeBans writes bans that Redis does not have.
-func (l *Limiter) writeBans(ctx context.Context) {
-	var bans []cluster.Ban
-	for _, b := range l.bans.TakeUnwritten(writeBatch) {
-		bans = append(bans, cluster.Ban(b))
-	}
-	if len(bans) > 0 {
-		l.bans.MarkUnwritten(l.cluster.WriteBans(ctx, bans)...)
 	}
 }
 
@@ -90,9 +79,9 @@ func (l *Limiter) followChanges(ctx context.Context, at cluster.Cursor) (cluster
 	}
 	if progress != cluster.Complete {
 		inRedis := make(map[netip.Prefix]bool)
-		err = l.cluster.Bans(ctx, func(b cluster.Ban) {
+		err = l.cluster.Bans(ctx, func(b Ban) {
 			inRedis[b.Net] = true
-			l.takeOver(b)
+			_ = l.bans.Put(b) // without room: the operator's own bans fill the table
 		})
 		if err == nil && progress == cluster.Gap {
 			l.bans.KeepOnly(inRedis)
@@ -108,34 +97,22 @@ func (l *Limiter) followChanges(ctx context.Context, at cluster.Cursor) (cluster
 // applyChange takes over one change. One that cannot be read is for another version.
 func (l *Limiter) applyChange(change cluster.Change) {
 	if change.Kind == "forgive" {
-		if u, err := l.cfg.Names.Canonicalize(change.Who); err == nil && u.String() == change.Who {
+		if u, err := l.cfg.Names.Canonicalize(change.Subject); err == nil && u.String() == change.Subject {
 			l.failures.ForgetUser(u)
 		}
 		return
 	}
-	net, err := netip.ParsePrefix(change.Who)
+	net, err := netip.ParsePrefix(change.Subject)
 	if err != nil {
 		return
 	}
-	b := change.Ban
-	switch change.Kind {
-	case "lift":
+	if b := change.Ban; change.Kind == "lift" {
 		l.lift(net)
-	case "again": // the order is on record already
-		l.takeOver(b)
-	case "ban":
-		if b.Reason == event.BanOperator {
-			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: sanitize.Line(b.Note, maxNote)})
+	} else if b.Net.IsValid() { // "again": the order is on record already
+		if change.Kind == "ban" && b.Reason == event.BanOperator {
+			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: b.Note})
 		}
-		l.takeOver(b)
-	}
-}
-
-// takeOver enters a ban of another gateway.
-func (l *Limiter) takeOver(b cluster.Ban) {
-	if b.Net.IsValid() {
-		b.Note = sanitize.Line(b.Note, maxNote)
-		_ = l.bans.Put(Ban(b)) // without room: the operator's own bans fill the table
+		_ = l.bans.Put(b)
 	}
 }
 

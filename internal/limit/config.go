@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"imapgate/internal/cluster"
-	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit/ban"
 	"imapgate/internal/limit/penalty"
@@ -42,25 +41,9 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// Refusal is the error of a connection or login that is over a limit or banned.
-type Refusal struct {
-	Reason     event.Limit
-	Net        netip.Prefix  // the network it is about, if one
-	RetryAfter time.Duration // until another try may succeed; 0: when a session ends
-}
-
-func (r *Refusal) Error() string {
-	text := "limit: " + string(r.Reason)
-	if r.Net.IsValid() {
-		text += " " + r.Net.String()
-	}
-	return text
-}
-
 // Hooks are called for metrics and the audit log. Any may be nil. They are called without a
 // lock and must not block.
 type Hooks struct {
-	OnRefused    func(event.Limit)
 	OnBan        func(Ban)        // a ban imposed here, not those of other gateways
 	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
 	OnSpray      func(Spray)      // password spraying is suspected, or no longer
@@ -68,7 +51,6 @@ type Hooks struct {
 }
 
 func (h *Hooks) setDefaults() {
-	setDefault(&h.OnRefused)
 	setDefault(&h.OnBan)
 	setDefault(&h.OnBanRequest)
 	setDefault(&h.OnSpray)
@@ -81,11 +63,12 @@ func setDefault[T any](hook *func(T)) {
 	}
 }
 
-// Ban is one banned network, and Spray a suspicion of many users being tried with few guesses
-// each.
+// Refusal is the error of a connection or login that is over a limit or banned. Ban is one
+// banned network, and Spray a suspicion of many users being tried with few guesses each.
 type (
-	Ban   = ban.Ban
-	Spray = penalty.Spray
+	Refusal = penalty.Refusal
+	Ban     = ban.Ban
+	Spray   = penalty.Spray
 )
 
 // BanRequest is a change of bans by an operator.

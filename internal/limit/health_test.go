@@ -19,8 +19,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"imapgate/internal/cluster"
 	"imapgate/internal/event"
+	"imapgate/internal/limit/counter"
 	"imapgate/internal/testbed"
 )
 
@@ -163,7 +163,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			s.cure(t, r)
 			want(t, 1, one, two)
 			testbed.Eventually(t, healthTime, "all sessions to be counted together", func() bool {
-				n, err := one.cluster.Sessions(t.Context(), cluster.AllSessions)
+				n, err := one.cluster.Sessions(t.Context(), counter.Key{Scope: counter.AllSessions})
 				return err == nil && n == 4
 			})
 			for i, g := range []*watched{one, two} {

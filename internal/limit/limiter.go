@@ -6,7 +6,7 @@
 //	counter        how many connections and sessions there are here
 //	penalty        what failed logins cost, by one table
 //	ban            the banned networks; bansync.go follows other gateways and operators
-//	quota          what a user's sessions may use; quota.go counts uploads at all gateways
+//	quota.go       the rate of new connections, and what a user's sessions may use
 //	operator.go    the operator's commands
 //
 // With Redis, internal/cluster counts together with other gateways. No login waits for it
@@ -21,7 +21,6 @@ package limit
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -34,22 +33,19 @@ import (
 	"imapgate/internal/limit/ban"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/limit/penalty"
-	"imapgate/internal/limit/quota"
 )
 
 // Limiter has all limits of a gateway.
 type Limiter struct {
 	// Set once.
 	cfg           Config
-	listener      *Settings            // the limits of those without limits of their own
-	listeners     map[string]*Settings // of the others
+	listeners     map[string]*Settings // the limits of those with limits of their own
 	countsUploads bool                 // some listener has a limit
 	hooks         Hooks
 	log           *zap.Logger
 	logged        rate.Sometimes
 	counts        counter.Table
-	rates         *quota.Rates
-	quotas        *quota.Table
+	quotas        *quotas
 	failures      *penalty.Failures
 	known         *penalty.Known
 	spray         *penalty.SprayAlert
@@ -65,8 +61,8 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	hooks.setDefaults()
 	l := &Limiter{
 		cfg: cfg, hooks: hooks, log: log, logged: rate.Sometimes{First: 20, Interval: 10 * time.Second},
-		listener: &cfg.Settings, listeners: make(map[string]*Settings, len(cfg.Listeners)), countsUploads: cfg.UserQuota.AppendBytesPerDay > 0,
-		rates: quota.NewRates(), quotas: quota.New(), failures: penalty.NewFailures(&cfg.Failures), known: penalty.NewKnown(cfg.Failures.KnownFor),
+		listeners: make(map[string]*Settings, len(cfg.Listeners)), countsUploads: cfg.UserQuota.AppendBytesPerDay > 0,
+		quotas: newQuotas(), failures: penalty.NewFailures(&cfg.Failures), known: penalty.NewKnown(cfg.Failures.KnownFor),
 		spray: penalty.NewSprayAlert(hooks.OnSpray), bans: ban.New(),
 	}
 	for name, own := range cfg.Listeners {
@@ -116,14 +112,6 @@ func (l *Limiter) reportRedis(up bool, why error) {
 	})
 }
 
-// limitsOf returns those of a listener.
-func (l *Limiter) limitsOf(listener string) *Settings {
-	if own := l.listeners[listener]; own != nil {
-		return own
-	}
-	return l.listener
-}
-
 // share returns what a limit of all gateways is at this one, of which so much was used when
 // they last counted together: the whole of it while they do, and while Redis is down that and
 // a part of the rest. A limit never becomes 0, which would be none.
@@ -133,12 +121,6 @@ func (l *Limiter) share(limit, used int) int {
 	}
 	used = min(used, limit)
 	return max(1, used+(limit-used)/max(1, l.cluster.Gateways()))
-}
-
-// refuse counts a refusal and returns it as an error.
-func (l *Limiter) refuse(r *Refusal) error {
-	l.hooks.OnRefused(r.Reason)
-	return r
 }
 
 // BanCount returns how many networks are banned, as far as this gateway knows.
@@ -163,51 +145,17 @@ func (l *Limiter) addFamiliarity(r *penalty.Record, u identity.User, a netip.Add
 	r.Spray = l.spray.Suspected() && !l.known.IsActive(penalty.UserNet(a))
 }
 
-// askFamiliarity asks the cluster where a user is known around an address, and which networks
-// are active, and remembers it. It reports whether there was an answer.
-func (l *Limiter) askFamiliarity(ctx context.Context, u identity.User, a netip.Addr) bool {
-	if l.cluster == nil {
-		return false
-	}
-	user, active := penalty.UserNets(a), penalty.ActiveNets(a)
-	f, err := l.cluster.Familiarity(ctx, u, user, active, l.cfg.Failures.KnownFor)
-	if err != nil {
-		return false
-	}
-	l.known.Learn(u, pick(user, f.Known), pick(active, f.Active), f.Anywhere)
-	return true
-}
-
-// pick returns the networks whose flag is set.
-func pick(nets []netip.Prefix, isSet []bool) (picked []netip.Prefix) {
-	for i, net := range nets {
-		if isSet[i] {
-			picked = append(picked, net)
-		}
-	}
-	return picked
-}
-
 // countFailure counts a failure at all gateways, and learns what they know.
-func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Addr, c penalty.Counted) {
-	if s := l.failures.Count(u, a, c); s.Suspected {
+func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Addr, counted penalty.Counted) {
+	if s := l.failures.Count(u, a, counted); s.Suspected {
 		l.hooks.OnSpray(s)
 	}
 	if l.cluster == nil {
 		return
 	}
-	if fleet, err := l.fleetCounts(ctx, c, penalty.Subjects(u, a)...); err == nil {
+	if fleet, err := l.cluster.CountFailure(ctx, counted, l.cfg.Failures.BanWithin, penalty.Subjects(u, a)...); err == nil {
 		l.failures.Learn(u, a, fleet)
 	}
-}
-
-// fleetCounts adds a failure to the counts of all gateways, and returns them.
-func (l *Limiter) fleetCounts(ctx context.Context, c penalty.Counted, subjects ...penalty.Subject) ([][]int, error) {
-	all := make([]cluster.Subject, len(subjects))
-	for i, s := range subjects {
-		all[i] = cluster.Subject{User: s.User, Net: s.Net, Add: c.Includes(i)}
-	}
-	return l.cluster.CountFailures(ctx, l.cfg.Failures.BanWithin, all...)
 }
 
 // noteSuccess notes a successful login, and returns the calls that note it in the cluster. From
@@ -220,22 +168,15 @@ func (l *Limiter) noteSuccess(u identity.User, a netip.Addr) (calls []cluster.Ca
 	}
 	l.failures.Succeeded(u, a)
 	l.spray.Succeeded()
-	user, active := l.known.Note(u, a)
+	stale := l.known.Note(u, a)
 	if l.cluster == nil {
 		return nil
 	}
-	for _, net := range user {
-		calls = append(calls, l.cluster.NoteKnown(u, net, l.cfg.Failures.KnownFor))
-	}
-	for _, net := range active {
-		calls = append(calls, l.cluster.NoteActive(net, l.cfg.Failures.KnownFor))
+	for _, s := range stale {
+		calls = append(calls, l.cluster.NoteLogin(s, l.cfg.Failures.KnownFor))
 	}
 	if isNew {
 		calls = append(calls, l.cluster.ForgetUser(u))
 	}
 	return calls
-}
-
-func contains(nets []netip.Prefix, a netip.Addr) bool {
-	return slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Contains(a) })
 }

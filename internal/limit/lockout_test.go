@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
@@ -378,7 +379,7 @@ func TestANoteIsOneLineThatReadsAsItIs(t *testing.T) {
 		"ticket 4711": "ticket 4711", "a\nb\tc": "a b c", "a\u2028b\u2029c": "a b c",
 		"a\u202eb\u2066c": "a b c", "a\u200bb\u061cc": "a b c", "schön\x80": "schön",
 	} {
-		if got := sanitize.Line(note, maxNote); got != want {
+		if got := sanitize.Line(note, cluster.MaxNote); got != want {
 			t.Errorf("%q became %q, want %q", note, got, want)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -41,6 +42,18 @@ const (
 type Subject struct {
 	User identity.User
 	Net  netip.Prefix
+}
+
+// Windows returns the times within which failures are counted: from a network a minute,
+// banWithin and a day; of a user an hour and a day; of a user in a network an hour.
+func (s Subject) Windows(banWithin time.Duration) []time.Duration {
+	switch {
+	case s.User.IsZero():
+		return []time.Duration{time.Minute, banWithin, day}
+	case s.Net.IsValid():
+		return []time.Duration{hour}
+	}
+	return []time.Duration{hour, day}
 }
 
 // Subjects returns whose failures matter to a login of a user from an address, and count one
@@ -84,9 +97,8 @@ func NewRecord(counts [][]int) (r Record) {
 	return r
 }
 
-// entry is what is remembered of a Subject. The windows of a network are a minute, BanWithin and
-// a day; of a user an hour, a day, and the day as Redis last had it; of a user in a network an
-// hour.
+// entry is what is remembered of a Subject. The third window of a user is the day as Redis last
+// had it.
 type entry struct {
 	windows [3]window
 	tried   uint64 // users tried from a network in this period of BanWithin: a bit each, by their hash
@@ -115,7 +127,6 @@ const (
 type Failures struct {
 	// Set once.
 	banWithin  time.Duration
-	netLengths [3]time.Duration
 	underSiege int // failures of a day from which on a user is under attack
 	began      time.Time
 	seed       maphash.Seed
@@ -134,7 +145,7 @@ type Failures struct {
 // NewFailures returns Failures without any.
 func NewFailures(s *Settings) *Failures {
 	f := &Failures{
-		banWithin: s.BanWithin, netLengths: [3]time.Duration{time.Minute, s.BanWithin, day}, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
+		banWithin: s.BanWithin, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
 		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs),
 		passwords: newTable[passwords](maxPasswords), unnamed: newTable[window](maxUnnamed), pending: make(map[uint64]int),
 	}
@@ -146,18 +157,15 @@ func (f *Failures) now() time.Duration { return time.Since(f.began) }
 
 func (f *Failures) hash(s Subject) uint64 { return maphash.Comparable(f.seed, s) }
 
-// userLengths are the lengths of the windows of users. Constant.
-var userLengths = [3]time.Duration{hour, day, day}
-
-// table returns where a Subject is counted, and the lengths of its windows.
-func (f *Failures) table(s Subject) (*simplelru.LRU[uint64, entry], []time.Duration) {
+// table returns where a Subject is counted.
+func (f *Failures) table(s Subject) *simplelru.LRU[uint64, entry] {
 	switch {
 	case s.User.IsZero():
-		return f.nets, f.netLengths[:]
+		return f.nets
 	case s.Net.IsValid():
-		return f.pairs, userLengths[:1]
+		return f.pairs
 	}
-	return f.users, userLengths[:]
+	return f.users
 }
 
 // digest returns a keyed digest of a password of a user.
@@ -262,23 +270,24 @@ func (f *Failures) Succeeded(u identity.User, a netip.Addr) {
 }
 
 // Count counts a failure. The result is a suspicion if with it a network has tried many users.
-func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (s Spray) {
+func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (spray Spray) {
 	t := f.now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, of := range Subjects(u, a) {
-		if c.Includes(i) {
-			f.update(of, func(e *entry, lengths []time.Duration) {
-				if i < Tiers && f.countTried(e, u, manyUsers*TierScale[i]) {
-					s = Spray{true, of.Net, distinctUsers(e.tried)}
-				}
-				for k := range min(len(lengths), 3-i/Tiers) { // the third of a user is that of Redis
-					e.windows[k] = e.windows[k].add(t, lengths[k])
-				}
-			})
+	for i, s := range Subjects(u, a) {
+		if !c.Includes(i) {
+			continue
 		}
+		f.update(s, func(e *entry) {
+			if i < Tiers && f.countTried(e, u, manyUsers*TierScale[i]) {
+				spray = Spray{true, s.Net, distinctUsers(e.tried)}
+			}
+			for k, length := range s.Windows(f.banWithin) {
+				e.windows[k] = e.windows[k].add(t, length)
+			}
+		})
 	}
-	return s
+	return spray
 }
 
 // countTried adds a user to those tried from a network, before its failure is counted. It
@@ -293,11 +302,10 @@ func (f *Failures) countTried(e *entry, u identity.User, many int) bool {
 }
 
 // update changes the windows of a Subject, with mu held.
-func (f *Failures) update(s Subject, change func(*entry, []time.Duration)) {
-	table, lengths := f.table(s)
-	key := f.hash(s)
+func (f *Failures) update(s Subject, change func(*entry)) {
+	table, key := f.table(s), f.hash(s)
 	e, known := table.Get(key)
-	change(&e, lengths)
+	change(&e)
 	if !known && table == f.users {
 		f.spare(f.now())
 	}
@@ -325,13 +333,14 @@ func (f *Failures) Record(u identity.User, a netip.Addr) Record {
 
 // counts is called with mu held.
 func (f *Failures) counts(subjects []Subject) [][]int {
-	t, all, backing := f.now(), make([][]int, len(subjects)), make([]int, 3*len(subjects))
+	t, all := f.now(), make([][]int, len(subjects))
 	for i, s := range subjects {
-		table, lengths := f.table(s)
-		all[i] = backing[3*i:][:len(lengths)]
-		e, _ := table.Get(f.hash(s))
-		for k, length := range lengths {
-			all[i][k] = e.windows[k].count(t, length)
+		e, _ := f.table(s).Get(f.hash(s))
+		for k, length := range s.Windows(f.banWithin) {
+			all[i] = append(all[i], e.windows[k].count(t, length))
+		}
+		if i == Tiers {
+			all[i] = append(all[i], e.windows[2].count(t, day))
 		}
 	}
 	return all
@@ -348,12 +357,12 @@ func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
 		if len(counts) == 0 || slices.Max(counts) == 0 {
 			continue
 		}
-		if i == Tiers {
-			counts = append(counts, counts[1])
-		}
-		f.update(s, func(e *entry, lengths []time.Duration) {
-			for k, n := range counts {
-				e.windows[k] = e.windows[k].raise(n, t, lengths[k])
+		f.update(s, func(e *entry) {
+			for k, length := range s.Windows(f.banWithin) {
+				e.windows[k] = e.windows[k].raise(counts[k], t, length)
+			}
+			if i == Tiers {
+				e.windows[2] = e.windows[2].raise(counts[1], t, day)
 			}
 		})
 	}
@@ -419,4 +428,41 @@ func (f *Failures) ForgetNet(net netip.Prefix) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.nets.Remove(f.hash(Subject{Net: net}))
+}
+
+// window counts events within a length of time, approximately: those of this period, and of
+// the period before as many as the length still reaches into. It has eight bytes, because
+// there are many.
+type window struct {
+	period      uint32
+	now, before uint16
+}
+
+// at returns the window as it is at a time.
+func (w window) at(t, length time.Duration) window {
+	switch period := uint32(t / length); {
+	case period == w.period:
+		return w
+	case period == w.period+1:
+		return window{period: period, before: w.now}
+	default:
+		return window{period: period}
+	}
+}
+
+func (w window) count(t, length time.Duration) int {
+	w = w.at(t, length)
+	left := length - t%length
+	return int(w.now) + int(float64(w.before)*float64(left)/float64(length))
+}
+
+func (w window) add(t, length time.Duration) window { return w.raise(w.count(t, length)+1, t, length) }
+
+// raise brings the count up to n, if it is lower.
+func (w window) raise(n int, t, length time.Duration) window {
+	w = w.at(t, length)
+	if missing := n - w.count(t, length); missing > 0 {
+		w.now = uint16(min(int(w.now)+missing, math.MaxUint16))
+	}
+	return w
 }

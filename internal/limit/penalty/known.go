@@ -13,11 +13,9 @@ import (
 )
 
 const (
-	// maxKnown bounds the pairs of user and network that are known here, three for each
-	// address at most. Redis knows more.
-	maxKnown = 192 << 10
-	// maxActive bounds the networks with logins, and the users with logins.
-	maxActive = 64 << 10
+	// maxKnown bounds the successful logins that are known here: three pairs of user and
+	// network for each address at most, three networks, and the user. Redis knows more.
+	maxKnown = 320 << 10
 	// noteInterval is how old the note of a login may get before it is noted again.
 	noteInterval = time.Hour
 )
@@ -39,78 +37,62 @@ type Known struct {
 	began time.Time
 	seed  maphash.Seed
 
-	// Guarded by mu: the time of the latest login.
-	mu    sync.Mutex
-	pairs *simplelru.LRU[uint64, time.Duration]
-	nets  *simplelru.LRU[uint64, time.Duration] // of any user
-	users *simplelru.LRU[uint64, time.Duration] // from any network
+	// Guarded by mu: the time of the latest login, by Subject.
+	mu     sync.Mutex
+	logins *simplelru.LRU[uint64, time.Duration]
 }
 
 // NewKnown returns an empty Known that remembers logins for a time.
 func NewKnown(keep time.Duration) *Known {
-	return &Known{
-		keep: keep, began: time.Now(), seed: maphash.MakeSeed(), pairs: newTable[time.Duration](maxKnown),
-		nets: newTable[time.Duration](maxActive), users: newTable[time.Duration](maxActive),
+	return &Known{keep: keep, began: time.Now(), seed: maphash.MakeSeed(), logins: newTable[time.Duration](maxKnown)}
+}
+
+// KnownSubjects returns whose successful logins matter to a login: those of the user in the
+// networks around the address, the narrowest first, of any user in the wider ones, and of the
+// user anywhere.
+func KnownSubjects(u identity.User, a netip.Addr) []Subject {
+	active := []Subject{{Net: UserNet(a)}, {Net: Tier(a, 1)}, {Net: Tier(a, 2)}}
+	if u.IsZero() {
+		return active
 	}
+	user := slices.Compact([]Subject{{u, Tier(a, 0)}, {u, UserNet(a)}, {u, Tier(a, 2)}})
+	return append(append(user, active...), Subject{User: u})
 }
 
-// UserNets returns the networks in which a user is known after a login, the narrowest first.
-func UserNets(a netip.Addr) []netip.Prefix {
-	return slices.Compact([]netip.Prefix{Tier(a, 0), UserNet(a), Tier(a, 2)})
-}
-
-// ActiveNets returns the networks that are active after a login.
-func ActiveNets(a netip.Addr) []netip.Prefix {
-	return []netip.Prefix{UserNet(a), Tier(a, 1), Tier(a, 2)}
-}
-
-// Note remembers a login. It returns the networks that should be noted elsewhere too, because
-// the last time is a while ago.
-func (k *Known) Note(u identity.User, a netip.Addr) (user, active []netip.Prefix) {
-	now := time.Since(k.began)
+// Note remembers a login. It returns what should be noted elsewhere too, because the last time
+// from the address is a while ago.
+func (k *Known) Note(u identity.User, a netip.Addr) (stale []Subject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	isStale := refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, Tier(a, 0)}), now)
-	for _, net := range UserNets(a)[1:] {
-		refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, net}), now)
-	}
-	for _, net := range ActiveNets(a) {
-		if refresh(k.nets, maphash.Comparable(k.seed, net), now) && isStale {
-			active = append(active, net)
+	isStale := false
+	for i, s := range KnownSubjects(u, a) {
+		isNew := k.refresh(s)
+		isStale = isStale || isNew && i == 0
+		if isStale && s.Net.IsValid() && (isNew || !s.User.IsZero()) {
+			stale = append(stale, s)
 		}
 	}
-	refresh(k.users, maphash.Comparable(k.seed, u), now)
-	if !isStale {
-		return nil, nil
-	}
-	return UserNets(a), active
+	return stale
 }
 
 // refresh notes a login, and reports whether the last note was too old. It is called with mu
 // held.
-func refresh(t *simplelru.LRU[uint64, time.Duration], key uint64, now time.Duration) bool {
-	last, known := t.Get(key)
+func (k *Known) refresh(s Subject) bool {
+	now, key := time.Since(k.began), maphash.Comparable(k.seed, s)
+	last, known := k.logins.Get(key)
 	if known && now-last <= noteInterval {
 		return false
 	}
-	t.Add(key, now)
+	k.logins.Add(key, now)
 	return true
 }
 
-// Learn remembers what other gateways know of earlier logins: networks of the user, active
-// networks, and whether the user has logged in anywhere.
-func (k *Known) Learn(u identity.User, user, active []netip.Prefix, anywhere bool) {
-	now := time.Since(k.began)
+// Learn remembers what other gateways know of earlier logins.
+func (k *Known) Learn(known []Subject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, net := range user {
-		refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, net}), now)
-	}
-	for _, net := range active {
-		refresh(k.nets, maphash.Comparable(k.seed, net), now)
-	}
-	if anywhere {
-		refresh(k.users, maphash.Comparable(k.seed, u), now)
+	for _, s := range known {
+		k.refresh(s)
 	}
 }
 
@@ -119,30 +101,24 @@ func (k *Known) Familiarity(u identity.User, a netip.Addr) Familiarity {
 	switch {
 	case u.IsZero():
 		return KnownNowhere
-	case k.isKnown(u, Tier(a, 0)):
+	case k.isRecent(Subject{u, Tier(a, 0)}):
 		return KnownAddress
-	case k.isKnown(u, UserNet(a)):
+	case k.isRecent(Subject{u, UserNet(a)}):
 		return KnownNetwork
-	case k.isKnown(u, Tier(a, 2)):
+	case k.isRecent(Subject{u, Tier(a, 2)}):
 		return KnownRegion
-	case k.recent(k.users, maphash.Comparable(k.seed, u)):
+	case k.isRecent(Subject{User: u}):
 		return KnownElsewhere
 	}
 	return KnownNowhere
 }
 
-func (k *Known) isKnown(u identity.User, net netip.Prefix) bool {
-	return k.recent(k.pairs, maphash.Comparable(k.seed, Subject{u, net}))
-}
-
 // IsActive reports whether any user has logged in from a network.
-func (k *Known) IsActive(net netip.Prefix) bool {
-	return k.recent(k.nets, maphash.Comparable(k.seed, net))
-}
+func (k *Known) IsActive(net netip.Prefix) bool { return k.isRecent(Subject{Net: net}) }
 
-func (k *Known) recent(t *simplelru.LRU[uint64, time.Duration], key uint64) bool {
+func (k *Known) isRecent(s Subject) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	last, ok := t.Get(key)
+	last, ok := k.logins.Get(maphash.Comparable(k.seed, s))
 	return ok && time.Since(k.began)-last < k.keep
 }

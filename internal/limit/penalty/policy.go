@@ -123,11 +123,20 @@ const (
 	sprayDelay = 2
 )
 
-// Refusal says which failures are too many.
+// Refusal is the error of a login that has failed too often, and of what is over another limit
+// or banned.
 type Refusal struct {
 	Reason     event.Limit
-	Net        netip.Prefix  // of the failures; zero for those of the user
-	RetryAfter time.Duration // when a login may be worth another try
+	Net        netip.Prefix  // the network it is about, if one
+	RetryAfter time.Duration // until another try may succeed; 0: when a session ends
+}
+
+func (r *Refusal) Error() string {
+	text := "limit: " + string(r.Reason)
+	if r.Net.IsValid() {
+		text += " " + r.Net.String()
+	}
+	return text
 }
 
 // failures are those of one column.
