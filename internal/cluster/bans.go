@@ -8,26 +8,25 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"imapgate/internal/event"
+	"imapgate/internal/limit/ban"
+	"imapgate/internal/limit/penalty"
+	"imapgate/internal/sanitize"
 )
 
 // MaxDuration is what any time from Redis is cut down to.
 const MaxDuration = 10 * 365 * 24 * time.Hour
 
-// liftBatch is how many bans one script ends.
-const liftBatch = 500
+// MaxNote bounds an operator's note, in bytes.
+const MaxNote = 200
 
-// Ban is the ban of a network in Redis.
-type Ban struct {
-	Net       netip.Prefix
-	Reason    event.BanReason
-	Remaining time.Duration // below 0: since it ended
-	Count     int           // number of bans of this network, this one included
-	Active    bool          // users have logged in from there
-	Note      string        // of an operator
-}
+const (
+	// followInterval is how often a gateway asks for changes, so that a ban holds everywhere
+	// within a second.
+	followInterval = 500 * time.Millisecond
+	// banBatch is how many bans are ended, or written again, at once.
+	banBatch = 500
+)
 
 // How a ban is imposed, for the ban script: by a gateway, by an operator, or by an operator's
 // order that another gateway may have given to Redis already.
@@ -37,15 +36,14 @@ const (
 	again     = "again"
 )
 
-// Ban bans a network at all gateways for first, twice as long for each earlier ban, up to
-// longest. It returns the ban that holds.
-func (c *Cluster) Ban(ctx context.Context, b Ban, first, longest time.Duration) (Ban, error) {
-	r, err := c.askOne(ctx, c.banCall(b, automatic, first, longest))
+// Ban bans a network at all gateways, twice as long for each earlier ban. It returns the ban
+// that holds.
+func (c *Cluster) Ban(ctx context.Context, b ban.Ban) (ban.Ban, error) {
+	words, err := c.run(ctx, c.banCall(b, automatic, c.Failures.BanDuration, c.Failures.MaxBanDuration)).Slice()
 	if err != nil {
 		return b, err
 	}
-	words, err := r.Slice()
-	if err != nil || len(words) != 4 {
+	if len(words) != 4 {
 		return b, errForm
 	}
 	b.Remaining, b.Count = clamp(number(words[1])), int(number(words[2]))
@@ -53,45 +51,41 @@ func (c *Cluster) Ban(ctx context.Context, b Ban, first, longest time.Duration) 
 }
 
 // OrderBan is Ban for an operator, for exactly b.Remaining.
-func (c *Cluster) OrderBan(ctx context.Context, b Ban) error {
+func (c *Cluster) OrderBan(ctx context.Context, b ban.Ban) error {
 	k := c.keys.bans()
-	err := c.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3])
-	if err == nil {
-		err = c.order(ctx, c.banCall(b, ordered, b.Remaining, b.Remaining))
+	if err := c.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3]); err != nil {
+		return err
 	}
-	return err
+	return c.order(ctx, c.banCall(b, ordered, b.Remaining, b.Remaining))
 }
 
-// WriteBans writes bans that Redis has not or has lost. Of several gateways that do so the
-// first is believed. It returns those of which it is not known whether Redis has them.
-func (c *Cluster) WriteBans(ctx context.Context, bans []Ban) (unwritten []netip.Prefix) {
-	calls := make([]Call, len(bans))
-	for i, b := range bans {
+// writeBans writes bans that Redis does not have, or has lost. Of several gateways that do so
+// the first is believed.
+func (c *Cluster) writeBans(ctx context.Context) {
+	bans := c.Table.Unwritten(banBatch)
+	var calls []Call
+	for _, b := range bans {
 		how := automatic
 		if b.Reason == event.BanOperator {
 			how = again
 		}
-		calls[i] = c.banCall(b, how, b.Remaining, b.Remaining)
+		calls = append(calls, c.banCall(b, how, b.Remaining, b.Remaining))
 	}
-	replies, err := c.ask(ctx, calls...)
-	for i, b := range bans {
-		if replies != nil { // otherwise err is that of all
-			err = replies[i].Err()
-		}
-		if err != nil && !isAnswer(err) {
-			unwritten = append(unwritten, b.Net)
-		}
+	if len(calls) == 0 {
+		return
 	}
-	return unwritten
+	if _, err := c.ask(ctx, calls...); err == nil {
+		c.Table.MarkWritten(bans)
+	}
 }
 
-func (c *Cluster) banCall(b Ban, how string, first, longest time.Duration) Call {
+func (c *Cluster) banCall(b ban.Ban, how string, first, longest time.Duration) Call {
 	active := "0"
 	if b.Active {
 		active = "1"
 	}
 	return Call{"ban", c.keys.bans(), []any{
-		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Reason), active, b.Note, how, c.MaxBans,
+		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Reason), active, b.Note, how, ban.Max,
 	}}
 }
 
@@ -99,24 +93,21 @@ func (c *Cluster) banCall(b Ban, how string, first, longest time.Duration) Call 
 // returns the networks that were banned.
 func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Prefix, err error) {
 	gone := []any{net.String()} // also without a ban: its failures are forgotten
-	err = c.Bans(ctx, func(b Ban) {
-		if !b.Net.Overlaps(net) {
-			return
-		}
-		if b.Remaining > 0 {
+	err = c.Bans(ctx, func(b ban.Ban) {
+		if b.Net.Overlaps(net) && b.Remaining > 0 {
 			ended = append(ended, b.Net)
 		}
-		if b.Net != net {
+		if b.Net.Overlaps(net) && b.Net != net {
 			gone = append(gone, b.Net.String())
 		}
 	})
-	for batch := range slices.Chunk(gone, liftBatch) {
+	for batch := range slices.Chunk(gone, banBatch) {
 		if err == nil {
 			err = c.order(ctx, Call{"lift", c.keys.bans(), batch})
 		}
 	}
 	if err == nil {
-		err = c.order(ctx, Call{"delete", []string{c.keys.failedNet(net)}, nil})
+		err = c.order(ctx, c.Forget(penalty.Subject{Net: net}))
 	}
 	return ended, err
 }
@@ -124,18 +115,17 @@ func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Pr
 // CheckUnban returns an error if this Redis user may not run all that Unban runs.
 func (c *Cluster) CheckUnban(ctx context.Context, net netip.Prefix) error {
 	k := c.keys.bans()
-	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.keys.failedNet(net))
+	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.keys.failed(penalty.Subject{Net: net}))
 }
 
 // Bans calls each with every ban, those that have ended included.
-func (c *Cluster) Bans(ctx context.Context, each func(Ban)) error {
+func (c *Cluster) Bans(ctx context.Context, each func(ban.Ban)) error {
 	for cursor := "0"; ; {
-		r, err := c.askOne(ctx, Call{"bans", c.keys.bans(), []any{cursor}})
+		words, err := c.run(ctx, Call{"bans", c.keys.bans(), []any{cursor}}).Slice()
 		if err != nil {
 			return err
 		}
-		words, err := r.Slice()
-		if err != nil || len(words)%3 != 1 {
+		if len(words)%3 != 1 {
 			return errForm
 		}
 		for w := words[1:]; len(w) > 0; w = w[3:] {
@@ -150,89 +140,96 @@ func (c *Cluster) Bans(ctx context.Context, each func(Ban)) error {
 }
 
 // parseBan reads the record "count active reason note" of a network.
-func parseBan(net string, remaining int64, record string) (b Ban, ok bool) {
+func parseBan(net string, remaining int64, record string) (b ban.Ban, ok bool) {
 	f := strings.SplitN(record, " ", 4)
 	p, err := netip.ParsePrefix(net)
 	if err != nil || len(f) != 4 {
 		return b, false
 	}
 	n, err := strconv.Atoi(f[0])
-	left := time.Duration(max(remaining, -MaxDuration.Milliseconds())) * time.Millisecond
-	if remaining > 0 {
-		left = clamp(remaining)
-	}
-	return Ban{p, event.BanReason(f[2]), left, min(max(n, 0), 64), f[1] == "1", f[3]}, err == nil
+	return ban.Ban{
+		Net: p, Reason: event.BanReason(f[2]), Remaining: clamp(remaining), Count: min(max(n, 0), 64), Active: f[1] == "1", Note: sanitize.Line(f[3], MaxNote),
+	}, err == nil
 }
 
 // Change is a change of a ban or a user, by a gateway or an operator.
 type Change struct {
-	Kind string // ban, again, lift, forgive
-	Who  string // the network or the user
-	Ban  Ban    // the network's now; zero if it has none
-	at   Cursor
+	Kind    string  // ban, again, lift, forgive
+	Subject string  // the network or the user
+	Ban     ban.Ban // the network's now; zero if it has none
+	at      cursor
 }
 
-// Cursor is a position among the changes. The zero Cursor is before the first read.
-type Cursor struct {
+// cursor is a position among the changes. The zero cursor is before the first read.
+type cursor struct {
 	n  int64  // the counter of changes
 	id string // in the stream
 }
 
-// Progress is how changes continue from a Cursor.
-type Progress uint8
-
-// Complete means that no change is missing. After Gap all bans have to be read. After Lost
-// Redis no longer has what it had, and has to be given it: it has fewer changes, or as many
-// and others, or none after those it had.
-const (
-	Complete Progress = iota
-	Gap
-	Lost
-)
-
-// Changes returns the changes after a cursor, and the next cursor.
-func (c *Cluster) Changes(ctx context.Context, at Cursor) (changes []Change, next Cursor, p Progress, err error) {
-	r, err := c.askOne(ctx, Call{"changes", c.keys.bans(), []any{at.id}})
-	if err != nil {
-		return nil, at, Complete, err
-	}
-	next, changes, err = parseChanges(r)
-	switch {
-	case err != nil:
-		return nil, at, Complete, err
-	case at.id == "":
-		return nil, next, Gap, nil
-	case next == at:
-		return nil, at, Complete, nil
-	case next.n <= at.n || len(changes) == 0 || changes[0].at.n <= at.n:
-		return nil, next, Lost, nil
-	case changes[0].at.n > at.n+1:
-		return nil, next, Gap, nil
-	}
-	return changes, changes[len(changes)-1].at, Complete, nil
+// followBans applies the changes of other gateways and operators, and writes bans that Redis
+// does not have. It ends with ctx.
+func (c *Cluster) followBans(ctx context.Context) {
+	var at cursor
+	repeat(ctx, followInterval, func(ctx context.Context) {
+		next, err := c.followChanges(ctx, at)
+		if err == nil {
+			at = next
+			c.writeBans(ctx)
+		}
+	})
 }
 
-func parseChanges(reply *redis.Cmd) (latest Cursor, changes []Change, err error) {
-	words, err := reply.Slice()
-	if err != nil {
-		return latest, nil, err
+// followChanges applies the changes after a cursor, and returns the next cursor. If some are
+// missing all bans are read. Redis has lost what it had if it has fewer changes, or as many and
+// others, or none after those it had. Then it gets the bans of this gateway too.
+func (c *Cluster) followChanges(ctx context.Context, at cursor) (next cursor, err error) {
+	changes, next, err := c.changes(ctx, at)
+	if err != nil || next == at {
+		return at, err
 	}
+	isFirst := at.id == ""
+	isLost := !isFirst && (next.n <= at.n || len(changes) == 0 || changes[0].at.n <= at.n)
+	if isLost {
+		c.Table.MarkAllUnwritten()
+	}
+	if isFirst || isLost || changes[0].at.n > at.n+1 {
+		inRedis := make(map[netip.Prefix]bool)
+		err = c.Bans(ctx, func(b ban.Ban) {
+			inRedis[b.Net] = true
+			_ = c.Table.Put(b) // without room: the operator's own bans fill the table
+		})
+		if err == nil && !isLost {
+			c.Table.KeepOnly(inRedis)
+		}
+		return next, err
+	}
+	for _, change := range changes {
+		c.OnChange(change)
+	}
+	return changes[len(changes)-1].at, nil
+}
+
+// changes returns the changes after a cursor, 500 at most, and the latest cursor.
+func (c *Cluster) changes(ctx context.Context, at cursor) (changes []Change, latest cursor, err error) {
 	const head, each = 2, 6
-	if len(words) < head || (len(words)-head)%each != 0 {
-		return latest, nil, errForm
+	words, err := c.run(ctx, Call{"changes", c.keys.bans(), []any{at.id}}).Slice()
+	if err == nil && (len(words) < head || (len(words)-head)%each != 0) {
+		err = errForm
 	}
-	latest = Cursor{number(words[0]), text(words[1])}
+	if err != nil {
+		return nil, at, err
+	}
 	for w := words[head:]; len(w) > 0; w = w[each:] {
-		change := Change{Kind: text(w[2]), Who: text(w[3]), at: Cursor{number(w[1]), text(w[0])}}
-		change.Ban, _ = parseBan(change.Who, number(w[4]), text(w[5]))
+		change := Change{Kind: text(w[2]), Subject: text(w[3]), at: cursor{number(w[1]), text(w[0])}}
+		change.Ban, _ = parseBan(change.Subject, number(w[4]), text(w[5]))
 		changes = append(changes, change)
 	}
-	return latest, changes, nil
+	return changes, cursor{number(words[0]), text(words[1])}, nil
 }
 
 // clamp converts ms from Redis, which may be anything.
 func clamp(ms int64) time.Duration {
-	return time.Duration(min(max(ms, 0), MaxDuration.Milliseconds())) * time.Millisecond
+	return time.Duration(min(max(ms, -MaxDuration.Milliseconds()), MaxDuration.Milliseconds())) * time.Millisecond
 }
 
 func number(x any) int64 { n, _ := x.(int64); return n }

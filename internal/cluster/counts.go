@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/limit/counter"
+	"imapgate/internal/sleep"
 )
 
 // Each count is a hash with a number for each gateway. A session adds one to its gateway's
@@ -34,13 +37,13 @@ const (
 	// gather lets sessions that end together be written in one exchange, and a client that
 	// reconnects at once find its place free.
 	gather = 50 * time.Millisecond
+	// heartbeatsPerTTL is how often a gateway reports that it is alive.
+	heartbeatsPerTTL = 4
+	// signOffTime is how long a gateway that stops waits for the end of its sessions.
+	// signOffPause is how often it looks.
+	signOffTime  = time.Second
+	signOffPause = 10 * time.Millisecond
 )
-
-// Bound is the limit of a count, 0 for none.
-type Bound struct {
-	Count string
-	Limit int
-}
 
 // Rate is a token bucket of logins. PerMinute 0 is no limit.
 type Rate struct {
@@ -48,18 +51,11 @@ type Rate struct {
 	PerMinute, Burst int
 }
 
-// Admission is the answer to Enter.
-type Admission struct {
-	Full       int           // the index of the Bound whose limit is reached; -1: none
-	RetryAfter time.Duration // above 0: Rate has no token for so long
-}
-
 // count is one count of sessions at this gateway.
 type count struct {
 	n       int32     // sessions, those that enter included
 	pending int32     // of those, sessions whose exchange has not ended
-	dirty   bool      // Redis may have another number than n - pending
-	retry   bool      // an answer was lost: write it twice, the lost request may still be executed
+	isLost  bool      // an answer was lost: write it twice, the lost request may still be executed
 	written time.Time // when the whole number was
 }
 
@@ -71,149 +67,160 @@ type counts struct {
 
 	// Guarded by mu.
 	mu    sync.Mutex
-	all   map[string]*count
-	dirty map[string]*count
+	all   map[counter.Key]*count
+	dirty map[counter.Key]bool // those of which Redis may have another number than n - pending
 	queue []*entry
 }
 
 // entry is a session that enters, or dirty counts.
 type entry struct {
 	// Set once.
-	bounds []Bound
-	add    int32  // 1 for a session, 0 for dirty counts
-	rated  bool   // the first of calls takes a token
-	calls  []Call // sent along
-	done   chan struct{}
+	bounds  []counter.Bound
+	add     int32  // 1 for a session, 0 for dirty counts
+	isRated bool   // the first of calls takes a token
+	calls   []Call // sent along
+	done    chan struct{}
 
 	// Guarded by counts.mu.
-	admission Admission
-	abandoned bool // the login no longer waits, and has been admitted
+	full       *counter.Bound
+	retryAfter time.Duration
+	abandoned  bool // the login no longer waits, and has been admitted
 }
 
 func newCounts() counts {
-	return counts{exchanging: make(chan struct{}, 1), work: make(chan struct{}, 1), all: make(map[string]*count), dirty: make(map[string]*count)}
+	return counts{exchanging: make(chan struct{}, 1), work: make(chan struct{}, 1), all: make(map[counter.Key]*count), dirty: make(map[counter.Key]bool)}
 }
 
-// Enter counts a session at all gateways, if no limit is reached, takes a token of r, and
-// sends calls, in one round trip. Without an answer the session is counted here, and Redis
-// gets it later. Unless Full or RetryAfter are set, Leave ends it.
-func (c *Cluster) Enter(ctx context.Context, bounds []Bound, r Rate, calls ...Call) Admission {
+// Enter counts a session at all gateways, takes a token of r, and sends calls, in one round
+// trip. If a limit is reached it returns that Bound, and if r has no token the time until
+// there is one. Otherwise Leave ends the session. Without an answer the session is counted
+// here, and Redis gets it later.
+func (c *Cluster) Enter(ctx context.Context, bounds []counter.Bound, r Rate, calls ...Call) (full *counter.Bound, retryAfter time.Duration) {
 	if r.PerMinute > 0 {
 		interval := strconv.FormatFloat(60/float64(r.PerMinute), 'f', -1, 64)
 		calls = append([]Call{{"rate", []string{c.keys.rate(r.Net)}, []any{max(1, r.Burst), interval}}}, calls...)
 	}
-	e := &entry{bounds: bounds, add: 1, rated: r.PerMinute > 0, calls: calls, done: make(chan struct{}), admission: Admission{Full: -1}}
-	s, isUp := &c.counts, c.allowed(true)
+	e := &entry{bounds: bounds, add: 1, isRated: r.PerMinute > 0, calls: calls, done: make(chan struct{})}
+	s := &c.counts
 	s.mu.Lock()
 	for _, b := range bounds {
-		n := s.get(b.Count)
-		n.n++
-		n.pending++
+		if s.all[b.Key] == nil {
+			s.all[b.Key] = &count{written: time.Now()}
+		}
+		s.all[b.Key].n++
+		s.all[b.Key].pending++
 	}
 	s.queue = append(s.queue, e)
 	s.mu.Unlock()
-	for isUp && !e.isDone() && ctx.Err() == nil {
-		select {
-		case <-e.done:
-		case s.exchanging <- struct{}{}:
-			if !e.isDone() {
-				c.exchange(ctx)
-			}
-			<-s.exchanging
-		case <-ctx.Done():
-		}
+	for isUp := c.allowed(true); isUp && !isClosed(e.done) && ctx.Err() == nil; {
+		c.exchange(ctx, e.done)
 	}
-	c.abandon(e)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return e.admission
+	return c.result(e)
 }
 
-func (e *entry) isDone() bool {
+func isClosed(done <-chan struct{}) bool {
 	select {
-	case <-e.done:
+	case <-done:
 		return true
 	default:
 		return false
 	}
 }
 
-// get returns a count. It is called with mu held.
-func (s *counts) get(name string) *count {
-	n := s.all[name]
-	if n == nil {
-		n = &count{written: time.Now()}
-		s.all[name] = n
+// result returns the answer to a session. One without an answer is admitted, and leaves the
+// queue if it was not sent yet.
+func (c *Cluster) result(e *entry) (full *counter.Bound, retryAfter time.Duration) {
+	s := &c.counts
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.abandoned = !isClosed(e.done)
+	if i := slices.Index(s.queue, e); i >= 0 {
+		s.queue = slices.Delete(s.queue, i, i+1)
+		c.settle(e, nil)
 	}
-	return n
+	return e.full, e.retryAfter
 }
 
-// exchange sends the sessions that wait, and dirty counts, in one round trip. It is called by
-// the goroutine that has put a value into exchanging.
-func (c *Cluster) exchange(ctx context.Context) {
-	s, head := &c.counts, c.countHead()
-	s.mu.Lock()
-	entries := s.queue[:min(len(s.queue), exchangeBatch)]
-	s.queue = slices.Clone(s.queue[len(entries):])
-	var calls []Call
-	for _, e := range entries {
-		calls = append(c.appendCounts(calls, head, e), e.calls...)
+// exchange sends the sessions that wait, and dirty counts, in one round trip, after the
+// exchange in progress. It does nothing if done is closed by that one.
+func (c *Cluster) exchange(ctx context.Context, done <-chan struct{}) {
+	s := &c.counts
+	select {
+	case s.exchanging <- struct{}{}:
+		defer func() { <-s.exchanging }()
+	case <-done:
+		return
+	case <-ctx.Done():
+		return
 	}
-	others := &entry{done: make(chan struct{})} // no one waits for it
-	for name := range s.dirty {
-		if len(others.bounds) < exchangeBatch {
-			others.bounds = append(others.bounds, Bound{name, 0})
-		}
+	if isClosed(done) {
+		return
 	}
-	calls, entries = c.appendCounts(calls, head, others), append(entries, others)
-	s.mu.Unlock()
+	entries, calls := c.takeWork()
 	if len(calls) == 0 {
 		return
 	}
 	all := context.WithoutCancel(ctx)
 	if end, ok := ctx.Deadline(); ok { // that of the session which sends; others may wait longer
 		var cancel func()
-		all, cancel = context.WithDeadlineCause(all, end, ErrBudgetSpent)
+		all, cancel = context.WithDeadline(all, end)
 		defer cancel()
 	}
 	replies, _ := c.ask(all, calls...) // each has its own error
-	if replies == nil {
-		replies = make([]*redis.Cmd, len(calls))
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range entries {
-		n := c.calls(e.bounds) + len(e.calls)
+		n := c.batches(e.bounds) + len(e.calls)
 		c.settle(e, replies[:n])
 		replies = replies[n:]
-		close(e.done)
 	}
 }
 
-// countHead returns the first arguments of the count script.
-func (c *Cluster) countHead() []any {
+// takeWork returns the next sessions that wait, an entry of dirty counts, and the calls of all.
+func (c *Cluster) takeWork() (entries []*entry, calls []Call) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return append([]any{c.self, c.TTL.Milliseconds(), (believedLeases * c.TTL).Milliseconds(), len(c.alive)}, c.alive...)
+	head := append([]any{c.self, c.TTL.Milliseconds(), (believedLeases * c.TTL).Milliseconds(), len(c.alive)}, c.alive...)
+	c.mu.Unlock()
+	s := &c.counts
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := min(len(s.queue), exchangeBatch)
+	entries = slices.Clone(s.queue[:n])
+	s.queue = slices.Delete(s.queue, 0, n)
+	for _, e := range entries {
+		calls = append(c.appendCounts(calls, head, e), e.calls...)
+	}
+	rest := &entry{done: make(chan struct{})} // no session waits for it
+	for key := range s.dirty {
+		if len(rest.bounds) < exchangeBatch {
+			rest.bounds = append(rest.bounds, counter.Bound{Key: key})
+		}
+	}
+	return append(entries, rest), c.appendCounts(calls, head, rest)
 }
 
-// calls returns how many calls there are for counts.
-func (c *Cluster) calls(bounds []Bound) int { return (len(bounds) + c.batchSize - 1) / c.batchSize }
+// batches returns how many calls there are for bounds.
+func (c *Cluster) batches(bounds []counter.Bound) int {
+	return (len(bounds) + c.batchSize - 1) / c.batchSize
+}
 
 // appendCounts appends the calls that set dirty counts, and add to them. It is called with
-// counts.mu held, and marks them clean.
+// counts.mu held, and marks them clean. A count whose answer was lost is renewed with the next
+// heartbeat.
 func (c *Cluster) appendCounts(calls []Call, head []any, e *entry) []Call {
 	s := &c.counts
 	for some := range slices.Chunk(e.bounds, c.batchSize) {
 		call := Call{script: "count", args: slices.Clone(head)}
 		for _, b := range some {
-			value, n := int32(-1), s.all[b.Count]
-			if n.dirty {
-				value = n.n - n.pending
-				n.dirty, n.written = false, time.Now()
-				delete(s.dirty, b.Count)
+			value, n := int32(-1), s.all[b.Key]
+			if s.dirty[b.Key] {
+				value, n.written = n.n-n.pending, time.Now()
+				if n.isLost {
+					n.isLost, n.written = false, time.Time{}
+				}
+				delete(s.dirty, b.Key)
 			}
-			call.keys = append(call.keys, c.keys.sessions(b.Count))
+			call.keys = append(call.keys, c.keys.sessions(b.Key))
 			call.args = append(call.args, value, e.add, b.Limit)
 		}
 		calls = append(calls, call)
@@ -221,41 +228,33 @@ func (c *Cluster) appendCounts(calls []Call, head []any, e *entry) []Call {
 	return calls
 }
 
-// results of the count script, for each count.
+// results of the count script, for each count. There are others: another limit is reached, or
+// the key holds something else.
 const (
-	counted  = iota
-	isFull   // its limit is reached
-	notAdded // another limit is reached
-	notOurs  // the key holds something else
-	noAnswer
+	counted  = 0
+	isFull   = 1 // its limit is reached
+	noAnswer = -1
 )
-
-// results returns what Redis did to so many counts. The first replies are about them.
-func (c *Cluster) results(n int, replies []*redis.Cmd) []int64 {
-	all := slices.Repeat([]int64{noAnswer}, n)
-	for i := 0; i*c.batchSize < n; i++ {
-		if replies[i] != nil {
-			words, _ := replies[i].Int64Slice() // none with an error
-			copy(all[i*c.batchSize:], words[:min(len(words), c.batchSize)])
-		}
-	}
-	return all
-}
 
 // settle ends the exchange of an entry, with mu held. What Redis has added for a session that is
 // refused, or has not for one that was admitted without an answer, is dirty.
 func (c *Cluster) settle(e *entry, replies []*redis.Cmd) {
-	results := c.results(len(e.bounds), replies)
-	if !e.abandoned {
-		e.admission.Full = slices.Index(results, isFull)
-		if n := c.calls(e.bounds); e.rated && replies[n] != nil {
-			wait, _ := replies[n].Int64() // 0 without an answer
-			e.admission.RetryAfter = clamp(wait)
-		}
+	defer close(e.done)
+	s, results, batches := &c.counts, slices.Repeat([]int64{noAnswer}, len(e.bounds)), c.batches(e.bounds)
+	for i, r := range replies[:min(batches, len(replies))] {
+		words, _ := r.Int64Slice() // none with an error
+		copy(results[i*c.batchSize:], words)
 	}
-	refused := e.admission.Full >= 0 || e.admission.RetryAfter > 0
+	if i := slices.Index(results, isFull); i >= 0 && !e.abandoned {
+		e.full = &e.bounds[i]
+	}
+	if e.isRated && !e.abandoned {
+		wait, _ := replies[batches].Int64() // 0 without an answer
+		e.retryAfter = clamp(wait)
+	}
+	refused := e.full != nil || e.retryAfter > 0
 	for i, b := range e.bounds {
-		n := c.counts.all[b.Count]
+		n := s.all[b.Key]
 		if n == nil {
 			continue // there was no room for it among the dirty ones
 		}
@@ -263,56 +262,34 @@ func (c *Cluster) settle(e *entry, replies []*redis.Cmd) {
 		if refused {
 			n.n -= e.add
 		}
-		switch {
-		case results[i] == noAnswer:
-			n.retry = true
-			c.counts.mark(b.Count)
-		case e.add > 0 && (e.abandoned || refused == (results[i] == counted)):
-			c.counts.mark(b.Count)
-		case e.add == 0 && n.retry: // the request without an answer may be executed after this one
-			n.retry, n.written = false, time.Time{}
+		n.isLost = n.isLost || results[i] == noAnswer
+		if results[i] == noAnswer || e.add > 0 && (e.abandoned || refused == (results[i] == counted)) {
+			s.mark(b.Key)
 		}
-		c.counts.sweep(b.Count)
-	}
-}
-
-// abandon admits a session that has no answer. One that was not sent yet leaves the queue.
-func (c *Cluster) abandon(e *entry) {
-	s := &c.counts
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e.isDone() {
-		return
-	}
-	e.abandoned = true
-	if i := slices.Index(s.queue, e); i >= 0 {
-		s.queue = slices.Delete(s.queue, i, i+1)
-		c.settle(e, make([]*redis.Cmd, len(e.bounds)))
-		close(e.done)
+		s.sweep(b.Key)
 	}
 }
 
 // Leave ends a session.
-func (c *Cluster) Leave(names ...string) {
+func (c *Cluster) Leave(bounds []counter.Bound) {
 	s := &c.counts
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, name := range names {
-		n := s.all[name]
+	for _, b := range bounds {
+		n := s.all[b.Key]
 		if n == nil || n.n == 0 {
 			panic("cluster: a session has left twice")
 		}
 		n.n--
-		s.mark(name)
-		s.sweep(name)
+		s.mark(b.Key)
+		s.sweep(b.Key)
 	}
 }
 
 // mark marks a count as dirty, with mu held.
-func (s *counts) mark(name string) {
-	s.all[name].dirty = true
-	if len(s.dirty) < maxDirty || s.all[name].n > 0 {
-		s.dirty[name] = s.all[name]
+func (s *counts) mark(key counter.Key) {
+	if len(s.dirty) < maxDirty || s.all[key].n > 0 {
+		s.dirty[key] = true
 	}
 	s.wake()
 }
@@ -326,9 +303,9 @@ func (s *counts) wake() {
 }
 
 // sweep forgets a count without sessions that Redis has, with mu held.
-func (s *counts) sweep(name string) {
-	if n := s.all[name]; n.n == 0 && n.pending == 0 && s.dirty[name] == nil {
-		delete(s.all, name)
+func (s *counts) sweep(key counter.Key) {
+	if n := s.all[key]; n.n == 0 && n.pending == 0 && !s.dirty[key] {
+		delete(s.all, key)
 	}
 }
 
@@ -337,9 +314,9 @@ func (s *counts) sweep(name string) {
 func (s *counts) renew(age time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, n := range s.all {
+	for key, n := range s.all {
 		if n.n > 0 && time.Since(n.written) >= age/2+rand.N(age/2+1) {
-			s.mark(name)
+			s.mark(key)
 		}
 	}
 }
@@ -351,43 +328,96 @@ func (c *Cluster) Idle() bool {
 	return len(c.counts.all) == 0
 }
 
-// dirtyCount returns how many counts are to be written.
-func (s *counts) dirtyCount() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.dirty)
+// writeCounts writes dirty counts as soon as there are any, and those that could not be
+// written with the next heartbeat. It ends with ctx.
+func (c *Cluster) writeCounts(ctx context.Context) {
+	for ctx.Err() == nil {
+		select {
+		case <-c.counts.work:
+		case <-ctx.Done():
+			return
+		}
+		if pause(ctx, gather) {
+			c.flush(ctx)
+		}
+	}
 }
 
 // flush writes all dirty counts, and reports whether Redis has them.
 func (c *Cluster) flush(ctx context.Context) bool {
 	s := &c.counts
 	for ctx.Err() == nil && c.allowed(true) {
-		if s.dirtyCount() == 0 {
+		s.mu.Lock()
+		left := len(s.dirty)
+		s.mu.Unlock()
+		if left == 0 {
 			return true
 		}
-		select {
-		case s.exchanging <- struct{}{}:
-			c.exchange(ctx)
-			<-s.exchanging
-		case <-ctx.Done():
-		}
+		c.exchange(ctx, nil)
 	}
 	return false
 }
 
-// Sessions returns a count over all gateways.
-func (c *Cluster) Sessions(ctx context.Context, name string) (int, error) {
-	r, err := c.askOne(ctx, Call{"alive", []string{c.keys.gateways()}, []any{c.TTL.Milliseconds()}})
-	if err != nil {
-		return 0, err
+// Run sends heartbeats, writes counts, follows the bans of other gateways and operators, and
+// probes a Redis that has failed, until ctx ends.
+func (c *Cluster) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	all.Go(func() { repeat(ctx, c.TTL/heartbeatsPerTTL, c.heartbeat) })
+	all.Go(func() { repeat(ctx, probeInterval, c.heal) })
+	all.Go(func() { c.writeCounts(ctx) })
+	all.Go(func() { c.followBans(ctx) })
+	all.Wait()
+}
+
+// repeat runs f every interval until ctx ends.
+func repeat(ctx context.Context, interval time.Duration, f func(context.Context)) {
+	for ok := ctx.Err() == nil; ok; ok = pause(ctx, interval) {
+		f(ctx)
 	}
-	alive, err := r.Slice()
+}
+
+// pause waits for d, a fifth more or less, so that gateways do not act together. It reports
+// whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	return sleep.For(ctx, d*4/5+rand.N(d*2/5+1)) == nil
+}
+
+// heartbeat reports that this gateway is alive, and learns which others are. If Redis had
+// forgotten this one, all counts are written.
+func (c *Cluster) heartbeat(ctx context.Context) {
+	words, err := c.run(ctx, Call{"heartbeat", []string{c.keys.gateways()}, []any{c.self, c.TTL.Milliseconds()}}).Slice()
+	if err != nil || len(words) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.alive, c.fleet = words[1:], len(words)
+	c.mu.Unlock()
+	age := renewLeases * c.TTL
+	if words[0] == int64(0) {
+		age = 0
+	}
+	c.counts.renew(age)
+	c.counts.wake() // also for what could not be written before
+}
+
+// Sessions returns a count over all gateways.
+func (c *Cluster) Sessions(ctx context.Context, of counter.Key) (int, error) {
+	alive, err := c.run(ctx, Call{"alive", []string{c.keys.gateways()}, []any{c.TTL.Milliseconds()}}).Slice()
 	if err != nil {
 		return 0, err
 	}
 	args := append([]any{c.TTL.Milliseconds(), (believedLeases * c.TTL).Milliseconds()}, alive...)
-	if r, err = c.askOne(ctx, Call{"sessions", []string{c.keys.sessions(name)}, args}); err != nil {
-		return 0, err
+	return c.run(ctx, Call{"sessions", []string{c.keys.sessions(of)}, args}).Int()
+}
+
+// SignOff follows Run when the gateway stops. It waits for the last sessions to leave, for at
+// most signOffTime, and removes this gateway: otherwise they would count at the others for a
+// TTL, to which all of its clients connect at once.
+func (c *Cluster) SignOff() {
+	ctx, cancel := context.WithTimeout(context.Background(), signOffTime)
+	defer cancel()
+	for c.flush(ctx) && !c.Idle() && pause(ctx, signOffPause) {
+		continue
 	}
-	return r.Int()
+	c.run(context.Background(), Call{"signoff", []string{c.keys.gateways()}, []any{c.self}}) // otherwise after a TTL
 }

@@ -3,43 +3,29 @@ package cluster
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/limit/penalty"
 )
 
-// Subject is whose failures are counted: those from a network, of a user, or of a user in a
-// network.
-type Subject struct {
-	User identity.User
-	Net  netip.Prefix
-	Add  bool // one failure; otherwise they are only read
-}
+// noFailure and oneFailure are what is added to the counts of a Subject.
+const noFailure, oneFailure = 0, 1
 
-const day = 24 * time.Hour
-
-// CountFailures adds failures and returns the counts of all gateways: from a network in a
-// minute, in banWithin and in a day; of a user in an hour and in a day; of a user in a network
-// in an hour. They are nil for a Subject that could not be read.
-func (c *Cluster) CountFailures(ctx context.Context, banWithin time.Duration, subjects ...Subject) ([][]int, error) {
-	script := "readfailures"
-	if slices.ContainsFunc(subjects, func(s Subject) bool { return s.Add }) {
-		script = "failures"
-	}
+// CountFailure adds a failure to those of subjects that c includes, and returns the counts of
+// all gateways, with windows as penalty.Failures has them. They are nil for a Subject that
+// could not be read.
+func (c *Cluster) CountFailure(ctx context.Context, counted penalty.Counted, subjects ...penalty.Subject) ([][]int, error) {
 	calls := make([]Call, len(subjects))
 	for i, s := range subjects {
-		key, lengths := c.keys.failedPair(s.User, s.Net), []any{0, time.Hour.Milliseconds()}
-		switch {
-		case s.User.IsZero():
-			key, lengths = c.keys.failedNet(s.Net), []any{0, time.Minute.Milliseconds(), banWithin.Milliseconds(), day.Milliseconds()}
-		case !s.Net.IsValid():
-			key, lengths = c.keys.failedUser(s.User), []any{0, time.Hour.Milliseconds(), day.Milliseconds()}
+		args := []any{noFailure}
+		if counted.Includes(i) {
+			args[0] = oneFailure
 		}
-		if s.Add {
-			lengths[0] = 1
+		for _, length := range s.Windows(c.Failures.BanWithin) {
+			args = append(args, length.Milliseconds())
 		}
-		calls[i] = Call{script, []string{key}, lengths}
+		calls[i] = Call{"failures", []string{c.keys.failed(s)}, args}
 	}
 	replies, err := c.ask(ctx, calls...)
 	if err != nil {
@@ -47,7 +33,10 @@ func (c *Cluster) CountFailures(ctx context.Context, banWithin time.Duration, su
 	}
 	counts := make([][]int, len(subjects))
 	for i, r := range replies {
-		words, _ := integers(r, len(calls[i].args)-1) // a key that holds something else counts nothing
+		words, _ := r.Int64Slice() // a key that holds something else counts nothing
+		if len(words) != len(calls[i].args)-1 {
+			continue
+		}
 		for _, n := range words {
 			counts[i] = append(counts[i], int(n))
 		}
@@ -55,102 +44,71 @@ func (c *Cluster) CountFailures(ctx context.Context, banWithin time.Duration, su
 	return counts, nil
 }
 
-// ForgetUser returns the call that forgets the failures of a user.
-func (c *Cluster) ForgetUser(u identity.User) Call {
-	return Call{"delete", []string{c.keys.failedUser(u)}, nil}
+// Forget returns the call that forgets failures.
+func (c *Cluster) Forget(s penalty.Subject) Call {
+	return Call{"delete", []string{c.keys.failed(s)}, nil}
 }
 
-// NoteKnown returns the call that notes a successful login of a user from a network, for a time.
-func (c *Cluster) NoteKnown(u identity.User, net netip.Prefix, keep time.Duration) Call {
-	return Call{"note", []string{c.keys.known(u)}, []any{net.String(), keep.Milliseconds()}}
-}
-
-// NoteActive returns the call that notes a successful login of any user from a network.
-func (c *Cluster) NoteActive(net netip.Prefix, keep time.Duration) Call {
-	return Call{"note", []string{c.keys.active(net)}, []any{"", keep.Milliseconds()}}
-}
-
-// Familiarity is what is known of earlier logins. Known and Active say of each network that
-// was asked for whether the user, or any user, has logged in from there.
-type Familiarity struct {
-	Known, Active []bool
-	Anywhere      bool // the user has logged in from any network
-}
-
-// Familiarity asks for logins of a user from some networks, and of any user from others. The
-// zero User has none.
-func (c *Cluster) Familiarity(ctx context.Context, u identity.User, nets, activeNets []netip.Prefix, keep time.Duration) (f Familiarity, err error) {
-	var calls []Call
-	for _, net := range activeNets {
-		calls = append(calls, Call{"known", []string{c.keys.active(net)}, []any{keep.Milliseconds()}})
+// NoteLogin returns the call that notes a successful login from a network, of a user or of any
+// user, for Settings.KnownFor.
+func (c *Cluster) NoteLogin(s penalty.Subject) Call {
+	member := ""
+	if !s.User.IsZero() {
+		member = s.Net.String()
 	}
-	if !u.IsZero() {
-		args := []any{keep.Milliseconds()}
-		for _, net := range nets {
-			args = append(args, net.String())
+	return Call{"note", []string{c.keys.known(s)}, []any{member, c.Failures.KnownFor.Milliseconds()}}
+}
+
+// Known returns those of subjects with a successful login within
+// Settings.KnownFor.
+func (c *Cluster) Known(ctx context.Context, subjects ...penalty.Subject) (known []penalty.Subject, err error) {
+	calls := make([]Call, len(subjects))
+	for i, s := range subjects {
+		calls[i] = Call{"known", []string{c.keys.known(s)}, []any{c.Failures.KnownFor.Milliseconds()}}
+		if !s.User.IsZero() && s.Net.IsValid() {
+			calls[i].args = append(calls[i].args, s.Net.String())
 		}
-		calls = append(calls, Call{"known", []string{c.keys.known(u)}, args})
 	}
 	replies, err := c.ask(ctx, calls...)
 	if err != nil {
-		return f, err
+		return nil, err
 	}
-	f.Known, f.Active = make([]bool, len(nets)), make([]bool, len(activeNets))
-	for i := range activeNets {
-		n, _ := integers(replies[i], 1)
-		f.Active[i] = len(n) == 1 && n[0] == 1
-	}
-	if u.IsZero() {
-		return f, nil
-	}
-	if n, err := integers(replies[len(activeNets)], len(nets)+1); err == nil {
-		for i := range nets {
-			f.Known[i] = n[i] == 1
+	for i, r := range replies {
+		if words, _ := r.Int64Slice(); len(words) > 0 && words[0] == 1 {
+			known = append(known, subjects[i])
 		}
-		f.Anywhere = n[len(nets)] == 1
 	}
-	return f, nil
+	return known, nil
 }
 
-// KnownNet is a network from which a user has logged in, and how long ago.
+// KnownNet is a network from which a user has logged in.
 type KnownNet struct {
-	Net netip.Prefix
-	Ago time.Duration
+	Net  netip.Prefix
+	Ago  time.Duration // since the last login that was noted: at most once an hour
+	Hour int           // failures of the user from it, within an hour
 }
 
-// KnownNets returns the networks from which a user has logged in, the latest first.
-func (c *Cluster) KnownNets(ctx context.Context, u identity.User, keep time.Duration) (nets []KnownNet, err error) {
-	r, err := c.askOne(ctx, Call{"networks", []string{c.keys.known(u)}, []any{keep.Milliseconds()}})
-	if err != nil {
-		return nil, err
-	}
-	words, err := r.Slice()
-	if err != nil {
-		return nil, err
-	}
+// KnownNets returns the networks from which a user has logged in, the latest first, without
+// the failures.
+func (c *Cluster) KnownNets(ctx context.Context, u identity.User) (nets []KnownNet, err error) {
+	words, err := c.run(ctx, Call{"networks", []string{c.keys.known(penalty.Subject{User: u})}, []any{c.Failures.KnownFor.Milliseconds()}}).Slice()
 	for ; len(words) >= 2; words = words[2:] {
 		if net, err := netip.ParsePrefix(text(words[0])); err == nil {
-			nets = append(nets, KnownNet{net, clamp(number(words[1]))})
+			nets = append(nets, KnownNet{Net: net, Ago: clamp(number(words[1]))})
 		}
 	}
-	return nets, nil
+	return nets, err
 }
 
 // ResetUser forgets the failures of a user, at every gateway, for an operator.
 func (c *Cluster) ResetUser(ctx context.Context, u identity.User) error {
-	k := c.keys.bans()
-	err := c.checkRights(ctx, "XADD", k[2], "INCR", k[3], "DEL", c.keys.failedUser(u))
+	k, forget := c.keys.bans(), c.Forget(penalty.Subject{User: u})
+	err := c.checkRights(ctx, "XADD", k[2], "INCR", k[3], "DEL", forget.keys[0])
 	if err == nil {
-		err = c.order(ctx, c.ForgetUser(u))
+		err = c.order(ctx, forget)
 	}
 	if err == nil {
 		err = c.order(ctx, Call{"forgive", k, []any{u.String()}})
 	}
 	return err
-}
-
-// IsActive reports whether any user has logged in from a network.
-func (c *Cluster) IsActive(ctx context.Context, net netip.Prefix, keep time.Duration) (bool, error) {
-	f, err := c.Familiarity(ctx, identity.User{}, nil, []netip.Prefix{net}, keep)
-	return err == nil && f.Active[0], err
 }

@@ -58,7 +58,7 @@ func TestTheSessionsOfAUserShareABudget(t *testing.T) {
 		for _, v := range []*Conn{one, other, bob} {
 			v.Close()
 		}
-		if n := g.quotas.Len(); n != 0 {
+		if n := len(g.quotas.users); n != 0 {
 			t.Errorf("%d budgets are left of nobody", n)
 		}
 	})

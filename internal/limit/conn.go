@@ -53,55 +53,63 @@ type Conn struct {
 // Open admits a new connection, or refuses it with a *Refusal. If the address is not known yet
 // (a PROXY header follows), addr is the zero Addr, and nothing is counted until SetAddr.
 func (l *Limiter) Open(listener string, addr netip.Addr) (*Conn, error) {
-	c := &Conn{limiter: l, limits: l.limitsOf(listener)}
-	if err := c.enter(addr); err != nil {
+	c := &Conn{limiter: l, limits: &l.cfg.Settings, exempt: true}
+	if own := l.listeners[listener]; own != nil {
+		c.limits = own
+	}
+	if err := c.SetAddr(addr); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// SetAddr says, before login, that the client is at another address than was thought. After
-// a *Refusal nothing is counted, and only Close may follow.
+// SetAddr says, before login, that the client is at another address than was thought, and
+// acquires the counts of a connection from there. After a *Refusal nothing is counted, and only
+// Close may follow.
 func (c *Conn) SetAddr(addr netip.Addr) error {
-	if plain(addr) == c.addr {
+	addr = plain(addr)
+	if addr == c.addr {
 		return nil
 	}
 	c.EndLogin()
-	c.releasePreauth()
-	return c.enter(addr)
-}
-
-// plain returns the one spelling of an address.
-func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
-
-// enter acquires the counts of a connection before login.
-func (c *Conn) enter(addr netip.Addr) error {
 	l, s := c.limiter, &c.limits.Connections
-	c.addr = plain(addr)
-	c.exempt = !c.addr.IsValid() || contains(c.limits.ExemptNetworks, c.addr)
+	if c.stage == preauth {
+		l.counts.Release(c.preauthBounds())
+		c.stage = unlimited
+	}
+	c.addr, c.exempt = addr, !addr.IsValid() || contains(c.limits.ExemptNetworks, addr)
 	if c.exempt {
 		return nil
 	}
-	if b, ok := l.bans.Find(c.addr); ok && (b.Reason == event.BanOperator || !b.Active && !l.known.IsActive(penalty.UserNet(c.addr))) {
-		return l.refuse(&Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining})
+	if b, ok := l.bans.Find(addr); ok && (b.Reason == event.BanOperator || !b.Active && !l.history.IsActive(penalty.UserNet(addr))) {
+		return &Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining}
 	}
 	bounds := c.preauthBounds()
 	if full := l.counts.Acquire(bounds); full != nil {
-		return l.refuse(&Refusal{Reason: full.Reason, Net: full.Net})
+		return &Refusal{Reason: full.Reason, Net: full.Net}
 	}
-	if net := identity.AddrPrefix(c.addr); !l.rates.Allow(net, s.NewPerMinute, s.NewBurst) {
+	if net := identity.AddrPrefix(addr); !l.quotas.allow(net, s.NewPerMinute, s.NewBurst) {
 		l.counts.Release(bounds)
-		return l.refuse(&Refusal{Reason: event.LimitConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)})
+		return &Refusal{Reason: event.LimitConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)}
 	}
 	c.stage = preauth
 	return nil
 }
 
-// preauthBounds are the counts of a connection before login. The last stays after it.
+// plain returns the one spelling of an address.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+func contains(nets []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// preauthBounds are the counts of a connection before login. The last stays after it. A network
+// may have a share of all connections before login, and at least as many as one address.
 func (c *Conn) preauthBounds() []counter.Bound {
 	net, s := identity.AddrPrefix(c.addr), &c.limits.Connections
 	bounds := []counter.Bound{{Key: counter.Key{Scope: counter.AddressPreauth, Net: net}, Limit: s.PreauthPerAddress, Reason: event.LimitPreauthAddress}}
-	if share := c.limiter.networkShare(s); share > 0 {
+	if room := c.limiter.cfg.Preauth * s.PreauthNetworkPercent; room > 0 && s.PreauthPerAddress > 0 {
+		share := max(s.PreauthPerAddress, room/100)
 		// A /56 and a /48 are often one customer's, who has all addresses in it.
 		if site := identity.Network(c.addr, 32, 56); site != net {
 			bounds = append(bounds, counter.Bound{Key: counter.Key{Scope: counter.SitePreauth, Net: site}, Limit: max(s.PreauthPerAddress, share/2), Reason: event.LimitPreauthNetwork})
@@ -112,27 +120,11 @@ func (c *Conn) preauthBounds() []counter.Bound {
 	return append(bounds, counter.Bound{Key: counter.Key{Scope: counter.AddressConns, Net: net}, Limit: s.PerAddress, Reason: event.LimitAddress})
 }
 
-// networkShare returns how many connections before login a network may have, at least as many
-// as one address; 0: there is no limit.
-func (l *Limiter) networkShare(s *Connections) int {
-	if l.cfg.Preauth == 0 || s.PreauthNetworkPercent == 0 || s.PreauthPerAddress == 0 {
-		return 0
-	}
-	return max(s.PreauthPerAddress, l.cfg.Preauth*s.PreauthNetworkPercent/100)
-}
-
-func (c *Conn) releasePreauth() {
-	if c.stage == preauth {
-		c.limiter.counts.Release(c.preauthBounds())
-		c.stage = unlimited
-	}
-}
-
 // askRedis bounds the time of a login's questions to Redis: all together take cluster.Wait,
 // also if none is answered. Its second result ends it.
 func (c *Conn) askRedis(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.wait-c.waited, cluster.ErrBudgetSpent)
+	ctx, cancel := context.WithTimeout(ctx, c.limiter.cfg.wait-c.waited)
 	return ctx, func() {
 		cancel()
 		c.waited += time.Since(began)
@@ -149,21 +141,15 @@ func (c *Conn) BeginLogin(ctx context.Context, u identity.User) error {
 	}
 	c.EndLogin()
 	wait, no := c.evaluate(ctx, u)
-	if no == nil && wait > 0 {
+	if no != nil {
+		return no
+	}
+	if wait > 0 {
 		if err := sleep.For(ctx, jitter(wait)); err != nil {
 			return err
 		}
 	}
-	if no == nil { // others may have failed meanwhile
-		var err error
-		if no, err = c.claim(ctx, u); err != nil {
-			return err
-		}
-	}
-	if no != nil {
-		return c.limiter.refuse(no)
-	}
-	return nil
+	return c.claim(ctx, u) // others may have failed meanwhile
 }
 
 // CheckLogin returns a *Refusal if BeginLogin would refuse the login now. It does not wait and
@@ -173,7 +159,7 @@ func (c *Conn) CheckLogin(ctx context.Context, u identity.User) error {
 		return nil
 	}
 	if _, no := c.evaluate(ctx, u); no != nil {
-		return c.limiter.refuse(no)
+		return no
 	}
 	return nil
 }
@@ -181,19 +167,26 @@ func (c *Conn) CheckLogin(ctx context.Context, u identity.User) error {
 // evaluate applies the policy to what is known here and, where it matters, to what other
 // gateways know of the user.
 func (c *Conn) evaluate(ctx context.Context, u identity.User) (wait time.Duration, no *Refusal) {
-	r := c.limiter.record(u, c.addr)
+	r := c.limiter.history.Record(u, c.addr)
 	wait, no = c.apply(r)
 	if (wait > 0 || no != nil || c.isUnderAttack(&r)) && r.Familiarity < penalty.KnownAddress && c.askFamiliarity(ctx, u) {
-		wait, no = c.apply(c.limiter.record(u, c.addr))
+		wait, no = c.apply(c.limiter.history.Record(u, c.addr))
 	}
 	return wait, no
 }
 
-// askFamiliarity is that of the limiter, in the time that the login has.
+// askFamiliarity asks the cluster where the user is known around the address, and which
+// networks are active, and remembers it. It reports whether there was an answer.
 func (c *Conn) askFamiliarity(ctx context.Context, u identity.User) bool {
+	l := c.limiter
+	if l.cluster == nil {
+		return false
+	}
 	ctx, done := c.askRedis(ctx)
 	defer done()
-	return c.limiter.askFamiliarity(ctx, u, c.addr)
+	known, err := l.cluster.Known(ctx, penalty.KnownSubjects(u, c.addr)...)
+	l.history.LearnKnown(known)
+	return err == nil
 }
 
 // isUnderAttack reports whether the user's failures of the day are too many for logins from
@@ -211,41 +204,36 @@ func (c *Conn) dayLimit(r *penalty.Record) int {
 // A ban admits users who are known near the address, unless an operator imposed it.
 func (c *Conn) apply(r penalty.Record) (wait time.Duration, no *Refusal) {
 	if b, ok := c.limiter.bans.Find(c.addr); ok && (r.Familiarity < penalty.KnownNetwork || b.Reason == event.BanOperator) {
-		return 0, &Refusal{event.LimitBanned, b.Net, b.Remaining}
+		return 0, &Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining}
 	}
 	s := c.limits.Failures
 	s.PerUserDay = c.dayLimit(&r)
-	wait, refused := s.Evaluate(c.addr, &r)
-	return wait, (*Refusal)(refused)
+	return s.Evaluate(c.addr, &r)
 }
 
 // claim begins a login that is not refused even if all logins in progress fail. It waits a
 // while for them to succeed.
-func (c *Conn) claim(ctx context.Context, u identity.User) (*Refusal, error) {
+func (c *Conn) claim(ctx context.Context, u identity.User) error {
 	l, began, asked := c.limiter, time.Now(), false
 	for {
-		familiarity := l.known.Familiarity(u, c.addr)
-		claims, now, worst := l.failures.Begin(u, c.addr, familiarity)
-		l.addFamiliarity(&now, u, c.addr)
-		l.addFamiliarity(&worst, u, c.addr)
-		if familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
-			l.failures.End(claims)
+		claims, worst := l.history.Begin(u, c.addr)
+		if worst.Familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
+			l.history.End(claims)
 			asked = true
-			_ = c.askFamiliarity(ctx, u)
+			c.askFamiliarity(ctx, u)
 			continue
 		}
-		_, certain := c.apply(now)
 		_, no := c.apply(worst)
 		if no == nil {
 			c.claims = claims
-			return nil, nil
+			return nil
 		}
-		l.failures.End(claims)
-		if certain != nil || time.Since(began) >= pendingWait {
-			return no, nil
+		l.history.End(claims)
+		if _, certain := c.apply(l.history.Record(u, c.addr)); certain != nil || time.Since(began) >= pendingWait {
+			return no
 		}
 		if err := sleep.For(ctx, jitter(pendingPause)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }
@@ -253,7 +241,7 @@ func (c *Conn) claim(ctx context.Context, u identity.User) (*Refusal, error) {
 // EndLogin ends the login in progress, if there is one, without a result.
 func (c *Conn) EndLogin() {
 	if c.claims != nil {
-		c.limiter.failures.End(c.claims)
+		c.limiter.history.End(c.claims)
 		c.claims = nil
 	}
 }
@@ -269,12 +257,18 @@ func (c *Conn) LoginFailed(ctx context.Context, u identity.User, password identi
 		return 0
 	}
 	defer c.EndLogin()
-	weight, repeats := c.limiter.failures.Weigh(u, c.addr, password)
-	if weight != penalty.Repeated {
-		ctx, done := c.askRedis(ctx)
-		c.countFailure(ctx, u, weight)
-		done()
+	l := c.limiter
+	weight, repeats := l.history.Weigh(u, c.addr, password)
+	if weight == penalty.Repeated {
+		return c.denialTime(repeats)
 	}
+	ctx, done := c.askRedis(ctx)
+	isKnown := l.history.Familiarity(u, c.addr) >= penalty.KnownNetwork
+	l.countFailure(ctx, u, c.addr, penalty.Counted{Nets: weight == penalty.Full, User: !isKnown, Pairs: true})
+	if n, limit := l.history.Record(u, c.addr).Nets[0].Ban, c.limits.Failures.BanAfter; limit > 0 && n >= limit {
+		l.ban(ctx, identity.AddrPrefix(c.addr), event.BanFailures)
+	}
+	done()
 	return c.denialTime(repeats)
 }
 
@@ -284,20 +278,6 @@ func (c *Conn) denialTime(repeats int) time.Duration {
 	c.waited = 0
 	s := &c.limits.Failures
 	return jitter(max(s.Delay, s.Step(repeats-freeRepeats)))
-}
-
-// countFailure counts a failure here and at all gateways, and bans an address that has too
-// many.
-func (c *Conn) countFailure(ctx context.Context, u identity.User, w penalty.Weight) {
-	l := c.limiter
-	isKnown := l.known.Familiarity(u, c.addr) >= penalty.KnownNetwork
-	if w == penalty.Full {
-		l.spray.Failed(u)
-	}
-	l.countFailure(ctx, u, c.addr, penalty.Counted{Nets: w == penalty.Full, User: !isKnown, Pairs: true})
-	if n, limit := l.failures.Record(u, c.addr).Nets[0].Ban, c.limits.Failures.BanAfter; limit > 0 && n >= limit {
-		l.ban(ctx, identity.AddrPrefix(c.addr), event.BanFailures)
-	}
 }
 
 // LoginUnclear counts a login whose password may have been right: a service has received it,
@@ -310,12 +290,12 @@ func (c *Conn) LoginUnclear(ctx context.Context, u identity.User, password ident
 		return 0
 	}
 	l := c.limiter
-	repeats, ok := l.failures.MayBeRight(u, c.addr, password)
+	repeats, ok := l.history.MayBeRight(u, c.addr, password)
 	if !ok {
 		return c.LoginFailed(ctx, u, password)
 	}
 	defer c.EndLogin()
-	if repeats == 0 && l.known.Familiarity(u, c.addr) < penalty.KnownNetwork {
+	if repeats == 0 && l.history.Familiarity(u, c.addr) < penalty.KnownNetwork {
 		ctx, done := c.askRedis(ctx)
 		l.countFailure(ctx, u, c.addr, penalty.Counted{User: true})
 		done()
@@ -341,16 +321,18 @@ func (c *Conn) BeginSession(ctx context.Context, u identity.User) error {
 	}
 	c.EndLogin()
 	l, bounds := c.limiter, c.sessionBounds(u)
-	if full := l.counts.Acquire(l.localBounds(bounds)); full != nil {
-		return l.refuse(&Refusal{Reason: full.Reason, Net: full.Net})
+	if full := l.counts.Acquire(bounds); full != nil {
+		return &Refusal{Reason: full.Reason, Net: full.Net}
 	}
 	var calls []cluster.Call
 	if !c.exempt {
 		calls = l.noteSuccess(u, c.addr)
 	}
-	if no := c.enterCluster(ctx, bounds, calls); no != nil {
-		l.counts.Release(bounds)
-		return l.refuse(no)
+	if l.cluster != nil {
+		if err := c.enterCluster(ctx, bounds, calls); err != nil {
+			l.counts.Release(bounds)
+			return err
+		}
 	}
 	if !c.exempt {
 		before := c.preauthBounds()
@@ -360,12 +342,13 @@ func (c *Conn) BeginSession(ctx context.Context, u identity.User) error {
 	return nil
 }
 
-// sessionBounds are the counts of a session.
+// sessionBounds are the counts of a session. The limit of the total is what this gateway may
+// have of it.
 func (c *Conn) sessionBounds(u identity.User) []counter.Bound {
 	s := &c.limits.Connections
 	bounds := []counter.Bound{
 		{Key: counter.Key{Scope: counter.UserSessions, User: u}, Limit: s.PerUser, Reason: event.LimitUser},
-		{Key: counter.Key{Scope: counter.AllSessions}, Limit: s.Total, Reason: event.LimitTotal},
+		{Key: counter.Key{Scope: counter.AllSessions}, Limit: c.limiter.share(s.Total, 0), Reason: event.LimitTotal},
 	}
 	if c.exempt {
 		return bounds
@@ -377,56 +360,35 @@ func (c *Conn) sessionBounds(u identity.User) []counter.Bound {
 	)
 }
 
-// localBounds returns bounds with what this gateway may have of the total.
-func (l *Limiter) localBounds(bounds []counter.Bound) []counter.Bound {
-	here := slices.Clone(bounds)
-	for i := range here {
-		if here[i].Scope == counter.AllSessions {
-			here[i].Limit = l.share(here[i].Limit, 0)
-		}
-	}
-	return here
-}
-
 // enterCluster counts a session at all gateways, and takes a token of the address's rate.
-func (c *Conn) enterCluster(ctx context.Context, bounds []counter.Bound, calls []cluster.Call) *Refusal {
-	l, s := c.limiter, &c.limits.Connections
-	if l.cluster == nil {
-		return nil
-	}
-	shared := make([]cluster.Bound, len(bounds))
-	for i, b := range bounds {
-		shared[i] = cluster.Bound{Count: clusterCount(b.Key), Limit: b.Limit}
-	}
-	var r cluster.Rate
+func (c *Conn) enterCluster(ctx context.Context, bounds []counter.Bound, calls []cluster.Call) error {
+	s, r := &c.limits.Connections, cluster.Rate{}
 	if !c.exempt {
 		r = cluster.Rate{Net: identity.AddrPrefix(c.addr), PerMinute: s.NewPerMinute, Burst: s.NewBurst}
 	}
 	ctx, done := c.askRedis(ctx)
 	defer done()
-	a := l.cluster.Enter(ctx, shared, r, calls...)
+	full, retryAfter := c.limiter.cluster.Enter(ctx, bounds, r, calls...)
 	switch {
-	case a.Full >= 0:
-		return &Refusal{Reason: bounds[a.Full].Reason, Net: bounds[a.Full].Net}
-	case a.RetryAfter > 0:
-		return &Refusal{Reason: event.LimitConnectionRate, Net: r.Net, RetryAfter: a.RetryAfter}
+	case full != nil:
+		return &Refusal{Reason: full.Reason, Net: full.Net}
+	case retryAfter > 0:
+		return &Refusal{Reason: event.LimitConnectionRate, Net: r.Net, RetryAfter: retryAfter}
 	}
 	return nil
 }
 
-// clusterCount names a count of sessions in the cluster.
-func clusterCount(k counter.Key) string {
-	switch k.Scope {
-	case counter.AllSessions:
-		return cluster.AllSessions
-	case counter.UserSessions:
-		return cluster.UserSessions(k.User)
-	case counter.AddressSessions:
-		return cluster.NetSessions(k.Net)
-	case counter.PairSessions:
-		return cluster.PairSessions(k.User, k.Net)
+// Quota returns what the user of a Conn with a session may use, until Close; nil if there is
+// no limit.
+func (c *Conn) Quota() *Quota {
+	l, s := c.limiter, c.limits.UserQuota
+	if c.stage != loggedIn || s == (Quotas{}) && !l.countsUploads {
+		return nil
 	}
-	panic("limit: a count of this gateway alone has no name")
+	if c.quota == nil {
+		c.quota = l.acquireQuota(c.user, s)
+	}
+	return c.quota
 }
 
 // Close releases everything. It is called once, last.
@@ -437,17 +399,15 @@ func (c *Conn) Close() {
 	case closed:
 		panic("limit: a connection was closed twice")
 	case preauth:
-		c.releasePreauth()
+		l.counts.Release(c.preauthBounds())
 	case loggedIn:
-		c.releaseQuota()
+		if c.quota != nil {
+			l.quotas.release(c.quota)
+		}
 		bounds := c.sessionBounds(c.user)
 		l.counts.Release(bounds)
 		if l.cluster != nil {
-			names := make([]string, len(bounds))
-			for i, b := range bounds {
-				names[i] = clusterCount(b.Key)
-			}
-			l.cluster.Leave(names...)
+			l.cluster.Leave(bounds)
 		}
 		if before := c.preauthBounds(); !c.exempt {
 			l.counts.Release(before[len(before)-1:])

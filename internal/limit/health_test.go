@@ -19,8 +19,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"imapgate/internal/cluster"
 	"imapgate/internal/event"
+	"imapgate/internal/limit/counter"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
@@ -49,7 +49,7 @@ func runWatched(t *testing.T, cfg Config, client redis.UniversalClient) *watched
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { g.followCluster(ctx); done <- nil }() // ends with ctx; waited for below
+	go func() { g.cluster.Run(ctx); done <- nil }() // ends with ctx; waited for below
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -160,7 +160,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			s.cure(t, r)
 			want(t, 1, one, two)
 			testkit.Eventually(t, "all sessions to be counted together", func() bool {
-				n, err := one.cluster.Sessions(t.Context(), cluster.AllSessions)
+				n, err := one.cluster.Sessions(t.Context(), counter.Key{Scope: counter.AllSessions})
 				return err == nil && n == 4
 			})
 			for i, g := range []*watched{one, two} {

@@ -5,8 +5,8 @@
 //	conn.go        one connection: Open, BeginLogin, LoginFailed, BeginSession, Close
 //	counter        how many connections and sessions there are here
 //	penalty        what failed logins cost, by one table
-//	ban            the banned networks; bansync.go follows other gateways and operators
-//	quota          what a user's sessions may use; quota.go counts uploads at all gateways
+//	ban            the banned networks
+//	quota.go       the rate of new connections, and what a user's sessions may use
 //	operator.go    the operator's commands
 //
 // With Redis, internal/cluster counts together with other gateways. No login waits for it
@@ -19,10 +19,10 @@
 package limit
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/netip"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -30,29 +30,86 @@ import (
 	"golang.org/x/time/rate"
 
 	"imapgate/internal/cluster"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit/ban"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/limit/penalty"
-	"imapgate/internal/limit/quota"
 )
+
+// Config configures a Limiter. Limits of 0 are none.
+type Config struct {
+	Prefix    string              // of the keys in Redis, such as "imapgate:"
+	Settings                      // of every listener that Listeners does not name; the durations of bans, and KnownFor, of all
+	Listeners map[string]Settings // by name
+	Preauth   int                 // connections before login that this gateway has room for; 0: unknown
+
+	// HeartbeatTTL is how long the sessions of a gateway that has died count at the others. By
+	// default 45 s, so that they are gone within 60.
+	HeartbeatTTL time.Duration
+
+	wait time.Duration // for Redis; by default cluster.Wait. Tests on busy machines have more
+
+	Names identity.Names // how user names from other gateways are read
+}
+
+func (c *Config) setDefaults() error {
+	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, 45*time.Second), cmp.Or(c.wait, cluster.Wait)
+	if f := &c.Failures; f.BanWithin < 0 || f.BanDuration < 0 || f.MaxBanDuration < f.BanDuration || f.KnownFor < 0 {
+		return errors.New("limit: no duration of bans may be below 0, nor the longest ban be shorter than the first")
+	}
+	return nil
+}
+
+// Hooks are called for metrics and the audit log. Any may be nil. They are called without a
+// lock and must not block.
+type Hooks struct {
+	OnBan        func(Ban)        // a ban imposed here, not those of other gateways
+	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
+	OnSpray      func(Spray)      // password spraying is suspected, or no longer
+	OnRedis      func(up bool)
+}
+
+func (h *Hooks) setDefaults() {
+	setDefault(&h.OnBan)
+	setDefault(&h.OnBanRequest)
+	setDefault(&h.OnSpray)
+	setDefault(&h.OnRedis)
+}
+
+func setDefault[T any](hook *func(T)) {
+	if *hook == nil {
+		*hook = func(T) {}
+	}
+}
+
+// Refusal is the error of a connection or login that is over a limit or banned. Ban is one
+// banned network, and Spray a suspicion of many users being tried with few guesses each.
+type (
+	Refusal = penalty.Refusal
+	Ban     = ban.Ban
+	Spray   = penalty.Spray
+)
+
+// BanRequest is a change of bans by an operator.
+type BanRequest struct {
+	Net      netip.Prefix
+	Duration time.Duration // of the ban; 0: it is ended
+	Note     string
+}
 
 // Limiter has all limits of a gateway.
 type Limiter struct {
 	// Set once.
 	cfg           Config
-	listener      *Settings            // the limits of those without limits of their own
-	listeners     map[string]*Settings // of the others
+	listeners     map[string]*Settings // the limits of those with limits of their own
 	countsUploads bool                 // some listener has a limit
 	hooks         Hooks
 	log           *zap.Logger
 	logged        rate.Sometimes
 	counts        counter.Table
-	rates         *quota.Rates
-	quotas        *quota.Table
-	failures      *penalty.Failures
-	known         *penalty.Known
-	spray         *penalty.SprayAlert
+	quotas        *quotas
+	history       *penalty.History
 	bans          *ban.Table
 	cluster       *cluster.Cluster // nil without Redis
 }
@@ -65,16 +122,15 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	hooks.setDefaults()
 	l := &Limiter{
 		cfg: cfg, hooks: hooks, log: log, logged: rate.Sometimes{First: 20, Interval: 10 * time.Second},
-		listener: &cfg.Settings, listeners: make(map[string]*Settings, len(cfg.Listeners)), countsUploads: cfg.UserQuota.AppendBytesPerDay > 0,
-		rates: quota.NewRates(), quotas: quota.New(), failures: penalty.NewFailures(&cfg.Failures), known: penalty.NewKnown(cfg.Failures.KnownFor),
-		spray: penalty.NewSprayAlert(hooks.OnSpray), bans: ban.New(),
+		listeners: make(map[string]*Settings, len(cfg.Listeners)), countsUploads: cfg.UserQuota.AppendBytesPerDay > 0,
+		quotas: newQuotas(), history: penalty.NewHistory(&cfg.Failures, hooks.OnSpray), bans: ban.New(),
 	}
 	for name, own := range cfg.Listeners {
 		l.listeners[name] = &own
 		l.countsUploads = l.countsUploads || own.UserQuota.AppendBytesPerDay > 0
 	}
 	if client != nil {
-		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.wait, MaxBans: ban.Max, OnChange: l.reportRedis})
+		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.wait, Failures: &l.cfg.Failures, Table: l.bans, OnHealth: l.reportRedis, OnChange: l.applyChange})
 	}
 	return l, nil
 }
@@ -87,17 +143,9 @@ func (l *Limiter) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	l.followCluster(ctx)
+	l.cluster.Run(ctx)
 	l.cluster.SignOff()
 	return nil
-}
-
-// followCluster is Run until ctx ends.
-func (l *Limiter) followCluster(ctx context.Context) {
-	var all sync.WaitGroup
-	all.Go(func() { l.cluster.Run(ctx) })
-	all.Go(func() { l.followBans(ctx) })
-	all.Wait()
 }
 
 // reportRedis reports that limits are shared, or no longer and why. Not every change of a
@@ -116,14 +164,6 @@ func (l *Limiter) reportRedis(up bool, why error) {
 	})
 }
 
-// limitsOf returns those of a listener.
-func (l *Limiter) limitsOf(listener string) *Settings {
-	if own := l.listeners[listener]; own != nil {
-		return own
-	}
-	return l.listener
-}
-
 // share returns what a limit of all gateways is at this one, of which so much was used when
 // they last counted together: the whole of it while they do, and while Redis is down that and
 // a part of the rest. A limit never becomes 0, which would be none.
@@ -135,107 +175,92 @@ func (l *Limiter) share(limit, used int) int {
 	return max(1, used+(limit-used)/max(1, l.cluster.Gateways()))
 }
 
-// refuse counts a refusal and returns it as an error.
-func (l *Limiter) refuse(r *Refusal) error {
-	l.hooks.OnRefused(r.Reason)
-	return r
-}
-
 // BanCount returns how many networks are banned, as far as this gateway knows.
 func (l *Limiter) BanCount() int { return l.bans.Len() }
 
 // CountersInUse returns 0 when there are no connections and sessions.
 func (l *Limiter) CountersInUse() int { return l.counts.Sum() }
 
-// record returns what is known here of logins around one login.
-func (l *Limiter) record(u identity.User, a netip.Addr) penalty.Record {
-	r := l.failures.Record(u, a)
-	l.addFamiliarity(&r, u, a)
-	return r
-}
-
-// addFamiliarity adds to a record what is known of successful logins.
-func (l *Limiter) addFamiliarity(r *penalty.Record, u identity.User, a netip.Addr) {
-	r.Familiarity = l.known.Familiarity(u, a)
-	for i := range r.Active {
-		r.Active[i] = l.known.IsActive(penalty.Tier(a, i))
-	}
-	r.Spray = l.spray.Suspected() && !l.known.IsActive(penalty.UserNet(a))
-}
-
-// askFamiliarity asks the cluster where a user is known around an address, and which networks
-// are active, and remembers it. It reports whether there was an answer.
-func (l *Limiter) askFamiliarity(ctx context.Context, u identity.User, a netip.Addr) bool {
-	if l.cluster == nil {
-		return false
-	}
-	user, active := penalty.UserNets(a), penalty.ActiveNets(a)
-	f, err := l.cluster.Familiarity(ctx, u, user, active, l.cfg.Failures.KnownFor)
-	if err != nil {
-		return false
-	}
-	l.known.Learn(u, pick(user, f.Known), pick(active, f.Active), f.Anywhere)
-	return true
-}
-
-// pick returns the networks whose flag is set.
-func pick(nets []netip.Prefix, isSet []bool) (picked []netip.Prefix) {
-	for i, net := range nets {
-		if isSet[i] {
-			picked = append(picked, net)
-		}
-	}
-	return picked
-}
-
 // countFailure counts a failure at all gateways, and learns what they know.
-func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Addr, c penalty.Counted) {
-	if s := l.failures.Count(u, a, c); s.Suspected {
-		l.hooks.OnSpray(s)
-	}
+func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Addr, counted penalty.Counted) {
+	l.history.Count(u, a, counted)
 	if l.cluster == nil {
 		return
 	}
-	if fleet, err := l.fleetCounts(ctx, c, penalty.Subjects(u, a)...); err == nil {
-		l.failures.Learn(u, a, fleet)
+	if fleet, err := l.cluster.CountFailure(ctx, counted, penalty.Subjects(u, a)...); err == nil {
+		l.history.Learn(u, a, fleet)
 	}
 }
 
-// fleetCounts adds a failure to the counts of all gateways, and returns them.
-func (l *Limiter) fleetCounts(ctx context.Context, c penalty.Counted, subjects ...penalty.Subject) ([][]int, error) {
-	all := make([]cluster.Subject, len(subjects))
-	for i, s := range subjects {
-		all[i] = cluster.Subject{User: s.User, Net: s.Net, Add: c.Includes(i)}
-	}
-	return l.cluster.CountFailures(ctx, l.cfg.Failures.BanWithin, all...)
-}
-
-// noteSuccess notes a successful login, and returns the calls that note it in the cluster. From
-// a network where the user was not known it proves the person, not their phone, and forgets
-// what was tried on the user.
+// noteSuccess notes a successful login, and returns the calls that note it in the cluster.
 func (l *Limiter) noteSuccess(u identity.User, a netip.Addr) (calls []cluster.Call) {
-	isNew := l.known.Familiarity(u, a) < penalty.KnownNetwork
-	if isNew {
-		l.failures.ForgetUser(u)
-	}
-	l.failures.Succeeded(u, a)
-	l.spray.Succeeded()
-	user, active := l.known.Note(u, a)
+	stale, isNew := l.history.Succeeded(u, a)
 	if l.cluster == nil {
 		return nil
 	}
-	for _, net := range user {
-		calls = append(calls, l.cluster.NoteKnown(u, net, l.cfg.Failures.KnownFor))
-	}
-	for _, net := range active {
-		calls = append(calls, l.cluster.NoteActive(net, l.cfg.Failures.KnownFor))
+	for _, s := range stale {
+		calls = append(calls, l.cluster.NoteLogin(s))
 	}
 	if isNew {
-		calls = append(calls, l.cluster.ForgetUser(u))
+		calls = append(calls, l.cluster.Forget(penalty.Subject{User: u}))
 	}
 	return calls
 }
 
-func contains(nets []netip.Prefix, a netip.Addr) bool {
-	return slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Contains(a) })
+// ban bans a network here and everywhere, and the /48 around it when it has too many banned
+// ones.
+func (l *Limiter) ban(ctx context.Context, net netip.Prefix, reason event.BanReason) {
+	settings, around := &l.cfg.Failures, penalty.UserNet(net.Addr())
+	isActive := net.Bits() < around.Bits() || l.history.IsActive(around)
+	if l.cluster != nil && !isActive {
+		known, _ := l.cluster.Known(ctx, penalty.Subject{Net: around})
+		isActive = len(known) > 0
+	}
+	b, isNew := l.bans.Impose(Ban{Net: net, Reason: reason, Active: isActive}, settings.BanDuration, settings.MaxBanDuration)
+	if !isNew {
+		return
+	}
+	if l.cluster != nil {
+		if longer, err := l.cluster.Ban(ctx, b); err == nil {
+			b = longer
+			_ = l.bans.Put(b) // it has its place already
+		}
+	}
+	l.hooks.OnBan(b)
+	if up, ok := l.bans.CrowdedParent(net); ok {
+		l.ban(ctx, up, event.BanNeighbors)
+	}
+}
+
+// applyChange takes over one change. One that cannot be read is for another version.
+func (l *Limiter) applyChange(change cluster.Change) {
+	if change.Kind == "forgive" {
+		if u, err := l.cfg.Names.Canonicalize(change.Subject); err == nil && u.String() == change.Subject {
+			l.history.ForgetUser(u)
+		}
+		return
+	}
+	net, err := netip.ParsePrefix(change.Subject)
+	if err != nil {
+		return
+	}
+	if b := change.Ban; change.Kind == "lift" {
+		l.lift(net)
+	} else if b.Net.IsValid() { // "again": the order is on record already
+		if change.Kind == "ban" && b.Reason == event.BanOperator {
+			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: b.Note})
+		}
+		_ = l.bans.Put(b)
+	}
+}
+
+// lift ends bans and forgets failures here, and reports the bans that had not ended. The
+// gateway that has given the order gets it from Redis again, when there is nothing left.
+func (l *Limiter) lift(net netip.Prefix) []netip.Prefix {
+	lifted := l.bans.Lift(net)
+	l.history.ForgetNet(net)
+	for _, n := range lifted {
+		l.hooks.OnBanRequest(BanRequest{Net: n})
+	}
+	return lifted
 }

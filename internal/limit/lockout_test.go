@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
@@ -185,7 +186,7 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 				if n := int(checked.Load()); n > c.most {
 					t.Errorf("%d of 1000 guesses were checked, %d may be", n, c.most)
 				}
-				if n := g.failures.Pending(); n != 0 {
+				if n := g.history.Pending(); n != 0 {
 					t.Errorf("%d claims are left behind", n)
 				}
 			})
@@ -224,7 +225,7 @@ func TestACheckIsNoLoginUnderWay(t *testing.T) {
 	if err := v.CheckLogin(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	if n := g.failures.Pending(); n != 0 {
+	if n := g.history.Pending(); n != 0 {
 		t.Errorf("%d claims are held", n)
 	}
 	for i := range g.cfg.Failures.PerMinute {
@@ -246,7 +247,7 @@ func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
 		}
 		v.Close()
 	}
-	if n := g.failures.Pending(); n != 0 {
+	if n := g.history.Pending(); n != 0 {
 		t.Fatalf("%d claims are left behind", n)
 	}
 }
@@ -307,7 +308,7 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
 		}
 	}
-	if n := g.failures.Record(identity.User{}, at("192.0.2.1")).Nets[0]; n.Ban != 1 || n.Day != 1 {
+	if n := g.history.Record(identity.User{}, at("192.0.2.1")).Nets[0]; n.Ban != 1 || n.Day != 1 {
 		t.Errorf("50 of the same count as %+v", n)
 	}
 	for i := range 10 {
@@ -335,7 +336,7 @@ func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.
 		v.LoginFailed(t.Context(), alice, identity.Secret{})
 		v.Close()
 	}
-	past := g.failures.Record(alice, at("192.0.2.1"))
+	past := g.history.Record(alice, at("192.0.2.1"))
 	if past.Nets[0].Ban != 3 || past.UserNet != 20 || past.UserAddress != 20 || past.User.Day != 20 {
 		t.Errorf("20 of them count as %+v", past)
 	}
@@ -378,7 +379,7 @@ func TestANoteIsOneLineThatReadsAsItIs(t *testing.T) {
 		"ticket 4711": "ticket 4711", "a\nb\tc": "a b c", "a\u2028b\u2029c": "a b c",
 		"a\u202eb\u2066c": "a b c", "a\u200bb\u061cc": "a b c", "schön\x80": "schön",
 	} {
-		if got := sanitize.Line(note, maxNote); got != want {
+		if got := sanitize.Line(note, cluster.MaxNote); got != want {
 			t.Errorf("%q became %q, want %q", note, got, want)
 		}
 	}

@@ -28,10 +28,8 @@ var ErrBanDuration = fmt.Errorf("a ban lasts more than nothing and at most %v", 
 // AddressStatus is what is known of an address.
 type AddressStatus struct {
 	AddrNet  netip.Prefix    // what counts as one address
-	UserNet  netip.Prefix    // in which users are known
 	Exempt   bool            // by the limits of all listeners
 	Sessions int             // at all gateways
-	Active   bool            // a user has logged in from UserNet
 	Tiers    []NetworkStatus // from the address to the widest network
 	Delay    time.Duration   // of the next login of an unknown user
 	Ban      *Ban            // nil for none
@@ -40,7 +38,7 @@ type AddressStatus struct {
 // NetworkStatus is how often logins from a network have failed.
 type NetworkStatus struct {
 	Net               netip.Prefix
-	Minute, Ban, Day  int // in the last minute, in Failures.BanWithin, in a day
+	Minute, Day       int // in the last minute, in a day
 	PerMinute, PerDay int // the limits
 }
 
@@ -58,11 +56,7 @@ type UserStatus struct {
 }
 
 // KnownNet is a network from which a user has logged in.
-type KnownNet struct {
-	Net  netip.Prefix
-	Ago  time.Duration // since the last login that was noted: at most once an hour
-	Hour int           // failures of the user from it, within an hour
-}
+type KnownNet = cluster.KnownNet
 
 // ParseNet reads a network, or an address, which is banned as what counts as one address.
 func ParseNet(text string) (netip.Prefix, error) {
@@ -86,10 +80,9 @@ func (l *Limiter) Bans(ctx context.Context) ([]Ban, error) {
 		return l.bans.Bans(), nil
 	}
 	var all []Ban
-	err := l.cluster.Bans(ctx, func(b cluster.Ban) {
+	err := l.cluster.Bans(ctx, func(b Ban) {
 		if b.Remaining > 0 {
-			b.Note = sanitize.Line(b.Note, maxNote)
-			all = append(all, Ban(b))
+			all = append(all, b)
 		}
 	})
 	ban.Sort(all)
@@ -105,9 +98,9 @@ func (l *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, no
 	if net.Bits() < identity.Network(net.Addr(), widest4, widest6).Bits() {
 		return fmt.Errorf("ban %v: %w", net, ErrNetworkTooWide)
 	}
-	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: sanitize.Line(note, maxNote)}
+	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: sanitize.Line(note, cluster.MaxNote)}
 	if l.cluster != nil {
-		if err := l.cluster.OrderBan(ctx, cluster.Ban(b)); err != nil {
+		if err := l.cluster.OrderBan(ctx, b); err != nil {
 			return fmt.Errorf("ban %v: %w", net, err)
 		}
 	}
@@ -127,8 +120,7 @@ func (l *Limiter) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, 
 	if l.cluster == nil {
 		return l.lift(net), nil
 	}
-	err := l.cluster.CheckUnban(ctx, net)
-	if err != nil {
+	if err := l.cluster.CheckUnban(ctx, net); err != nil {
 		return nil, fmt.Errorf("unban %v: %w", net, err)
 	}
 	l.lift(net)
@@ -147,7 +139,7 @@ func (l *Limiter) ResetUser(ctx context.Context, u identity.User) error {
 			return fmt.Errorf("forgive %v: %w", u, err)
 		}
 	}
-	l.failures.ForgetUser(u)
+	l.history.ForgetUser(u)
 	return nil
 }
 
@@ -155,38 +147,46 @@ func (l *Limiter) ResetUser(ctx context.Context, u identity.User) error {
 // gateway has.
 func (l *Limiter) InspectAddress(ctx context.Context, addr netip.Addr) (AddressStatus, error) {
 	addr = plain(addr)
-	a := AddressStatus{AddrNet: identity.AddrPrefix(addr), UserNet: penalty.UserNet(addr), Exempt: contains(l.cfg.ExemptNetworks, addr)}
-	r, err := l.failures.Record(identity.User{}, addr), error(nil)
-	if l.cluster == nil {
-		a.Sessions, a.Active = l.counts.Count(counter.Key{Scope: counter.AddressSessions, Net: a.AddrNet}), l.known.IsActive(a.UserNet)
-		if b, ok := l.bans.Find(addr); ok {
-			a.Ban = &b
-		}
-	} else {
-		var counts [][]int
-		if counts, err = l.fleetCounts(ctx, penalty.Counted{}, penalty.Subjects(identity.User{}, addr)...); err == nil {
-			r = penalty.NewRecord(counts)
-			a.Sessions, err = l.cluster.Sessions(ctx, cluster.NetSessions(a.AddrNet))
-		}
-		if err == nil {
-			a.Active = l.isActiveElsewhere(ctx, a.UserNet)
-			a.Ban, err = l.banInRedis(ctx, addr)
-		}
-		if err != nil {
-			return a, fmt.Errorf("show %v: %w", addr, err)
-		}
+	a := AddressStatus{AddrNet: identity.AddrPrefix(addr), Exempt: contains(l.cfg.ExemptNetworks, addr)}
+	r, err := l.sharedRecord(ctx, identity.User{}, addr)
+	if err == nil {
+		a.Sessions, err = l.sessions(ctx, counter.Key{Scope: counter.AddressSessions, Net: a.AddrNet})
+	}
+	if err == nil {
+		a.Ban, err = l.longestBan(ctx, addr)
+	}
+	if err != nil {
+		return a, fmt.Errorf("show %v: %w", addr, err)
 	}
 	s := &l.cfg.Failures
 	for i, n := range r.Nets {
 		scale := penalty.TierScale[i]
-		a.Tiers = append(a.Tiers, NetworkStatus{penalty.Tier(addr, i), n.Minute, n.Ban, n.Day, s.PerMinute * scale, s.PerDay * scale})
+		a.Tiers = append(a.Tiers, NetworkStatus{penalty.Tier(addr, i), n.Minute, n.Day, s.PerMinute * scale, s.PerDay * scale})
 		a.Delay = max(a.Delay, s.Step(n.Ban/scale))
 	}
 	return a, nil
 }
 
-// banInRedis returns the longest ban of an address, or nil.
-func (l *Limiter) banInRedis(ctx context.Context, addr netip.Addr) (*Ban, error) {
+// sharedRecord returns the failures around a login, as Redis has them, or without Redis as this
+// gateway has.
+func (l *Limiter) sharedRecord(ctx context.Context, u identity.User, addr netip.Addr) (penalty.Record, error) {
+	if l.cluster == nil {
+		return l.history.Record(u, addr), nil
+	}
+	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, penalty.Subjects(u, addr)...)
+	return penalty.NewRecord(counts), err
+}
+
+// sessions returns a count of sessions at all gateways.
+func (l *Limiter) sessions(ctx context.Context, of counter.Key) (int, error) {
+	if l.cluster == nil {
+		return l.counts.Count(of), nil
+	}
+	return l.cluster.Sessions(ctx, of)
+}
+
+// longestBan returns the longest ban of an address, or nil.
+func (l *Limiter) longestBan(ctx context.Context, addr netip.Addr) (*Ban, error) {
 	all, err := l.Bans(ctx)
 	for _, b := range slices.Backward(all) { // the last ends last
 		if b.Net.Contains(addr) {
@@ -199,22 +199,14 @@ func (l *Limiter) banInRedis(ctx context.Context, addr netip.Addr) (*Ban, error)
 // InspectUser returns what is known of a user, as Redis has it. Without Redis this gateway does
 // not know the networks: it keeps hashes of them.
 func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus, error) {
-	a, err := UserStatus{User: u, UploadLimit: int64(l.cfg.UserQuota.AppendBytesPerDay), UploadsCounted: l.countsUploads}, error(nil)
-	r := l.record(u, netip.IPv4Unspecified())
-	if l.cluster == nil {
-		a.Sessions = l.counts.Count(counter.Key{Scope: counter.UserSessions, User: u})
-	} else {
-		var counts [][]int
-		if counts, err = l.fleetCounts(ctx, penalty.Counted{}, penalty.Subjects(u, netip.IPv4Unspecified())...); err == nil {
-			r.User = penalty.NewRecord(counts).User
-			a.Sessions, err = l.cluster.Sessions(ctx, cluster.UserSessions(u))
-		}
-		if err == nil {
-			a.Known, err = l.knownNets(ctx, u)
-		}
-		if len(a.Known) > 0 {
-			r.Familiarity = penalty.KnownElsewhere
-		}
+	a := UserStatus{User: u, UploadLimit: int64(l.cfg.UserQuota.AppendBytesPerDay), UploadsCounted: l.countsUploads}
+	nowhere := netip.IPv4Unspecified()
+	r, err := l.sharedRecord(ctx, u, nowhere)
+	if err == nil {
+		a.Sessions, err = l.sessions(ctx, counter.Key{Scope: counter.UserSessions, User: u})
+	}
+	if err == nil && l.cluster != nil {
+		a.Known, err = l.knownNets(ctx, u)
 	}
 	if err == nil && a.UploadsCounted {
 		a.Uploaded, err = l.uploadedToday(ctx, u)
@@ -222,10 +214,13 @@ func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 	if err != nil {
 		return a, fmt.Errorf("show %v: %w", u, err)
 	}
-	s := &l.cfg.Failures
 	a.Hour, a.Day = r.User.Hour, r.User.Day
-	r = penalty.Record{User: r.User, Familiarity: min(r.Familiarity, penalty.KnownElsewhere)}
-	wait, no := s.Evaluate(netip.IPv4Unspecified(), &r)
+	r = penalty.Record{User: r.User}
+	if len(a.Known) > 0 || l.history.Familiarity(u, nowhere) > penalty.KnownNowhere {
+		r.Familiarity = penalty.KnownElsewhere
+	}
+	s := &l.cfg.Failures
+	wait, no := s.Evaluate(nowhere, &r)
 	if a.Delay = wait; no != nil {
 		a.KnownOnly = true
 		if s.PerUserHour > 0 {
@@ -237,29 +232,25 @@ func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 
 // knownNets returns where a user has logged in, with what was tried on the user there.
 func (l *Limiter) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
-	nets, err := l.cluster.KnownNets(ctx, u, l.cfg.Failures.KnownFor)
+	nets, err := l.cluster.KnownNets(ctx, u)
 	if err != nil {
 		return nil, err
 	}
 	var pairs []penalty.Subject
 	for _, n := range nets {
-		if n.Net != penalty.UserNet(n.Net.Addr()) {
-			continue // of the same login: the address, or the region
+		if n.Net == penalty.UserNet(n.Net.Addr()) { // others are of the same login: the address, or the region
+			known = append(known, n)
+			pairs = append(pairs, penalty.Subject{User: u, Net: n.Net})
 		}
-		known = append(known, KnownNet{Net: n.Net, Ago: n.Ago})
-		pairs = append(pairs, penalty.Subject{User: u, Net: n.Net})
 	}
 	if len(pairs) == 0 {
 		return nil, nil
 	}
-	counts, err := l.fleetCounts(ctx, penalty.Counted{}, pairs...)
-	if err != nil {
-		return nil, err
-	}
-	for i := range known {
+	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, pairs...)
+	for i := range counts {
 		if len(counts[i]) == 1 {
 			known[i].Hour = counts[i][0]
 		}
 	}
-	return known, nil
+	return known, err
 }

@@ -1,9 +1,9 @@
 package limit
 
 import (
-	"imapgate/internal/limit/penalty"
-	"imapgate/internal/limit/quota"
 	"net/netip"
+
+	"imapgate/internal/limit/penalty"
 )
 
 // Settings are the limits that a listener may override, but for those that are global.
@@ -26,9 +26,14 @@ type Connections struct {
 	NewBurst              int `yaml:"new_burst" default:"30" min:"1" max:"1000000" reload:"live" doc:"How many of them may come at once." listener:"As in limits.connections, but 0 means that none may come at once."`
 }
 
-// Failures configures the penalties for failed logins, and Quotas bounds what the sessions of
-// one user may use together.
-type (
-	Failures = penalty.Settings
-	Quotas   = quota.Settings
-)
+// Failures configures the penalties for failed logins.
+type Failures = penalty.Settings
+
+// Quotas are what the sessions of one user may use together: commands and bytes per second
+// at each gateway, uploads per UTC day at all of them. 0 is no bound.
+type Quotas struct {
+	CommandsPerSecond int `yaml:"commands_per_second" default:"0" min:"0" max:"1000000" reload:"live" doc:"Commands, on each gateway; twice as many in a burst. In the modes reuse and resume only: splice does not parse commands. 0: no bound, here and below."`
+	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"0" min:"0" max:"1000000000000" reload:"live" doc:"Bytes from the user's clients, on each gateway; twice as many in a burst."`
+	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"0" min:"0" max:"1000000000000" reload:"live" doc:"Bytes to the user's clients, on each gateway; twice as many in a burst."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"0" min:"0" max:"1000000000000000" reload:"live" doc:"Bytes of messages that the user's clients may upload (APPEND, REPLACE) in a day (UTC), on all gateways together. Beyond it they get NO [OVERQUOTA]. In the modes reuse and resume only." listener:"As in limits.user_quota. If any listener has a bound, uploads at listeners without one count too."`
+}

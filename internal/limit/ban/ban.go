@@ -6,6 +6,7 @@ package ban
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -46,11 +47,9 @@ type Ban struct {
 
 // entry is a ban, or one that has ended and makes the next one longer.
 type entry struct {
-	until  time.Duration // since Table.began
-	count  int
-	reason event.BanReason
-	active bool
-	note   string
+	Ban                     // but for Remaining
+	until     time.Duration // since Table.began
+	unwritten bool          // Redis does not have it yet
 }
 
 // Table has the bans. Its times are monotonic: no step of the clock ends a ban.
@@ -59,73 +58,54 @@ type Table struct {
 	began time.Time
 
 	// Guarded by mu.
-	mu        sync.RWMutex
-	nets      map[netip.Prefix]entry
-	widths    map[int]int           // networks of each width; 1000 is added for IPv6
-	inside    map[netip.Prefix]int  // entries of 64 bits in each /48
-	unwritten map[netip.Prefix]bool // bans that Redis does not have yet
+	mu   sync.RWMutex
+	nets map[netip.Prefix]entry
 }
 
 // New returns an empty Table.
-func New() *Table {
-	return &Table{
-		began: time.Now(), nets: make(map[netip.Prefix]entry), widths: make(map[int]int),
-		inside: make(map[netip.Prefix]int), unwritten: make(map[netip.Prefix]bool),
-	}
-}
+func New() *Table { return &Table{began: time.Now(), nets: make(map[netip.Prefix]entry)} }
 
 func (t *Table) now() time.Duration { return time.Since(t.began) }
-
-func width(p netip.Prefix) int {
-	if p.Addr().Is4() {
-		return p.Bits()
-	}
-	return 1000 + p.Bits()
-}
 
 // Find returns the ban of an address, of several the longest.
 func (t *Table) Find(a netip.Addr) (longest Ban, ok bool) {
 	now := t.now()
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for w := range t.widths {
-		if w >= 1000 == a.Is4() {
-			continue
-		}
-		net, _ := a.Prefix(w % 1000)
+	for bits := range a.BitLen() + 1 {
+		net, _ := a.Prefix(bits)
 		if e, ok := t.nets[net]; ok && e.until-now > longest.Remaining {
-			longest = e.ban(net, now)
+			longest = e.at(now)
 		}
 	}
 	return longest, longest.Remaining > 0
 }
 
-func (e entry) ban(net netip.Prefix, now time.Duration) Ban {
-	return Ban{Net: net, Reason: e.reason, Remaining: e.until - now, Count: e.count, Active: e.active, Note: e.note}
+// at returns a ban as it is at a time.
+func (e entry) at(now time.Duration) Ban {
+	e.Remaining = e.until - now
+	return e.Ban
 }
 
 // Impose bans a network for first, twice as long for each earlier ban, up to longest. A ban
-// that has not ended stays as it is.
+// that has not ended stays as it is. Redis does not have the ban until Put or MarkWritten.
 func (t *Table) Impose(b Ban, first, longest time.Duration) (Ban, bool) {
 	now := t.now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old, known := t.nets[b.Net]
 	if known && old.until > now {
-		return old.ban(b.Net, now), false
+		return old.at(now), false
 	}
 	b.Count = 1
 	if known && old.until+remembered > now {
-		b.Count = old.count + 1
+		b.Count = old.Count + 1
 	}
 	b.Remaining = min(first, longest)
 	for i := 1; i < b.Count && b.Remaining < longest; i++ {
 		b.Remaining = min(2*b.Remaining, longest)
 	}
-	if t.set(b, now) != nil {
-		return Ban{}, false
-	}
-	return b, true
+	return b, t.set(entry{Ban: b, until: now + b.Remaining, unwritten: true}) == nil
 }
 
 // Put enters a ban as an operator or another gateway has decided it. One that ended more than
@@ -137,60 +117,33 @@ func (t *Table) Put(b Ban) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.set(b, now)
+	return t.set(entry{Ban: b, until: now + b.Remaining})
 }
 
 // set is called with mu held. A full table is merged, where it can be, before a further
 // network is entered.
-func (t *Table) set(b Ban, now time.Duration) error {
-	if _, ok := t.nets[b.Net]; !ok {
-		if len(t.nets) >= Max {
-			t.compact(now)
-		}
+func (t *Table) set(e entry) error {
+	if _, ok := t.nets[e.Net]; !ok && len(t.nets) >= Max {
+		t.compact(t.now())
 		if len(t.nets) >= Max {
 			return ErrNoRoom
 		}
-		t.widths[width(b.Net)]++
-		if up, ok := parent(b.Net); ok {
-			t.inside[up]++
-		}
 	}
-	t.nets[b.Net] = entry{now + b.Remaining, b.Count, b.Reason, b.Active, b.Note}
-	delete(t.unwritten, b.Net)
+	t.nets[e.Net] = e
 	return nil
 }
 
-// parent returns the /48 of a /64.
-func parent(net netip.Prefix) (up netip.Prefix, ok bool) {
-	if net.Addr().Is4() || net.Bits() != 64 {
-		return up, false
-	}
-	return identity.Network(net.Addr(), 24, 48), true
-}
-
-// remove is called with mu held.
-func (t *Table) remove(net netip.Prefix) {
-	delete(t.nets, net)
-	delete(t.unwritten, net)
-	if t.widths[width(net)]--; t.widths[width(net)] == 0 {
-		delete(t.widths, width(net))
-	}
-	if up, ok := parent(net); ok {
-		if t.inside[up]--; t.inside[up] == 0 {
-			delete(t.inside, up)
-		}
-	}
-}
-
-// CrowdedParent returns the /48 that is to be banned because so many networks in it are.
+// CrowdedParent returns the /48 that is to be banned because so many networks of 64 bits in it
+// are.
 func (t *Table) CrowdedParent(net netip.Prefix) (up netip.Prefix, ok bool) {
-	if up, ok = parent(net); !ok {
+	if net.Bits() != 64 {
 		return up, false
 	}
 	now := t.now()
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if t.inside[up] < ManyNeighbors || t.nets[up].until > now {
+	up = identity.Network(net.Addr(), 24, 48)
+	if t.nets[up].until > now {
 		return up, false
 	}
 	n := 0
@@ -205,11 +158,7 @@ func (t *Table) CrowdedParent(net netip.Prefix) (up netip.Prefix, ok bool) {
 // compact makes room, with mu held: bans that have ended go first, then neighbors are merged,
 // into ever wider networks, until an eighth of the table is free.
 func (t *Table) compact(now time.Duration) {
-	for net, e := range t.nets {
-		if e.until <= now {
-			t.remove(net)
-		}
-	}
+	maps.DeleteFunc(t.nets, func(_ netip.Prefix, e entry) bool { return e.until <= now })
 	for i := range mergeBits4 {
 		if len(t.nets) <= Max*7/8 {
 			return
@@ -222,7 +171,7 @@ func (t *Table) compact(now time.Duration) {
 func (t *Table) merge(bits4, bits6 int) {
 	parts := make(map[netip.Prefix][]netip.Prefix)
 	for net, e := range t.nets {
-		if up := identity.Network(net.Addr(), bits4, bits6); e.reason != event.BanOperator && up.Bits() < net.Bits() {
+		if up := identity.Network(net.Addr(), bits4, bits6); e.Reason != event.BanOperator && up.Bits() < net.Bits() {
 			parts[up] = append(parts[up], net)
 		}
 	}
@@ -231,14 +180,11 @@ func (t *Table) merge(bits4, bits6 int) {
 			continue
 		}
 		merged := t.nets[up]
-		merged.reason, merged.active = event.BanMerged, true // there may be users: refused when it is known who it is
+		merged.Net, merged.Reason, merged.Active = up, event.BanMerged, true // there may be users: refused when it is known who it is
 		for _, net := range nets {
 			e := t.nets[net]
-			merged.until, merged.count = max(merged.until, e.until), max(merged.count, e.count)
-			t.remove(net)
-		}
-		if _, ok := t.nets[up]; !ok {
-			t.widths[width(up)]++
+			merged.until, merged.Count = max(merged.until, e.until), max(merged.Count, e.Count)
+			delete(t.nets, net)
 		}
 		t.nets[up] = merged
 	}
@@ -257,7 +203,7 @@ func (t *Table) Lift(net netip.Prefix) (lifted []netip.Prefix) {
 		if e.until > now {
 			lifted = append(lifted, n)
 		}
-		t.remove(n)
+		delete(t.nets, n)
 	}
 	return lifted
 }
@@ -267,20 +213,9 @@ func (t *Table) Lift(net netip.Prefix) (lifted []netip.Prefix) {
 func (t *Table) KeepOnly(inRedis map[netip.Prefix]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for net, e := range t.nets {
-		if !inRedis[net] && e.reason != event.BanMerged && !t.unwritten[net] {
-			t.remove(net)
-		}
-	}
-}
-
-// MarkUnwritten notes that Redis does not have a ban.
-func (t *Table) MarkUnwritten(nets ...netip.Prefix) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, net := range nets {
-		t.unwritten[net] = true
-	}
+	maps.DeleteFunc(t.nets, func(net netip.Prefix, e entry) bool {
+		return !inRedis[net] && e.Reason != event.BanMerged && !e.unwritten
+	})
 }
 
 // MarkAllUnwritten notes that Redis has lost all bans.
@@ -288,27 +223,34 @@ func (t *Table) MarkAllUnwritten() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for net, e := range t.nets {
-		if e.reason != event.BanMerged {
-			t.unwritten[net] = true
-		}
+		e.unwritten = e.unwritten || e.Reason != event.BanMerged
+		t.nets[net] = e
 	}
 }
 
-// TakeUnwritten returns some of the bans that Redis does not have, and unmarks them.
-func (t *Table) TakeUnwritten(most int) (some []Ban) {
+// Unwritten returns some of the bans that Redis does not have.
+func (t *Table) Unwritten(most int) (some []Ban) {
 	now := t.now()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for net := range t.unwritten {
-		if len(some) == most {
-			break
-		}
-		delete(t.unwritten, net)
-		if e, ok := t.nets[net]; ok && e.until > now {
-			some = append(some, e.ban(net, now))
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, e := range t.nets {
+		if e.unwritten && e.until > now && len(some) < most {
+			some = append(some, e.at(now))
 		}
 	}
 	return some
+}
+
+// MarkWritten notes that Redis has some bans.
+func (t *Table) MarkWritten(bans []Ban) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, b := range bans {
+		if e, ok := t.nets[b.Net]; ok {
+			e.unwritten = false
+			t.nets[b.Net] = e
+		}
+	}
 }
 
 // Len returns the number of bans that have not ended.
@@ -329,9 +271,9 @@ func (t *Table) Bans() (all []Ban) {
 	now := t.now()
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for net, e := range t.nets {
+	for _, e := range t.nets {
 		if e.until > now {
-			all = append(all, e.ban(net, now))
+			all = append(all, e.at(now))
 		}
 	}
 	Sort(all)

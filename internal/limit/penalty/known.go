@@ -1,148 +1,121 @@
 package penalty
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"imapgate/internal/identity"
 )
 
 const (
-	// maxKnown bounds the pairs of user and network that are known here, three for each
-	// address at most. Redis knows more.
-	maxKnown = 192 << 10
-	// maxActive bounds the networks with logins, and the users with logins.
-	maxActive = 64 << 10
+	// maxLogins bounds the successful logins that are known here: three pairs of user and
+	// network for each address at most, three networks, and the user. Redis knows more.
+	maxLogins = 320 << 10
 	// noteInterval is how old the note of a login may get before it is noted again.
 	noteInterval = time.Hour
 )
 
-// newTable returns a bounded table of keyed hashes. The least recently used entry falls out.
-func newTable[V any](size int) *simplelru.LRU[uint64, V] {
-	t, err := simplelru.NewLRU[uint64, V](size, nil)
-	if err != nil {
-		panic(err) // only for a size below 1
+// KnownSubjects returns whose successful logins matter to a login: those of the user in the
+// networks around the address, the narrowest first, of any user in the wider ones, and of the
+// user anywhere.
+func KnownSubjects(u identity.User, a netip.Addr) []Subject {
+	active := []Subject{{Net: UserNet(a)}, {Net: Tier(a, 1)}, {Net: Tier(a, 2)}}
+	if u.IsZero() {
+		return active
 	}
-	return t
+	user := slices.Compact([]Subject{{u, Tier(a, 0)}, {u, UserNet(a)}, {u, Tier(a, 2)}})
+	return append(append(user, active...), Subject{User: u})
 }
 
-// Known remembers from which networks users have logged in. Entries are keyed hashes of 64
-// bits, for which no second user or network can be found.
-type Known struct {
-	// Set once.
-	keep  time.Duration
-	began time.Time
-	seed  maphash.Seed
-
-	// Guarded by mu: the time of the latest login.
-	mu    sync.Mutex
-	pairs *simplelru.LRU[uint64, time.Duration]
-	nets  *simplelru.LRU[uint64, time.Duration] // of any user
-	users *simplelru.LRU[uint64, time.Duration] // from any network
-}
-
-// NewKnown returns an empty Known that remembers logins for a time.
-func NewKnown(keep time.Duration) *Known {
-	return &Known{
-		keep: keep, began: time.Now(), seed: maphash.MakeSeed(), pairs: newTable[time.Duration](maxKnown),
-		nets: newTable[time.Duration](maxActive), users: newTable[time.Duration](maxActive),
+// Succeeded notes a successful login. It returns what should be noted elsewhere too, because the
+// last time from the address is a while ago, and whether the user was not known in the network.
+// Then it proves the person, not their phone, and forgets what was tried on the user. Another
+// password than the one that may have been right can be right now.
+func (h *History) Succeeded(u identity.User, a netip.Addr) (stale []Subject, isNew bool) {
+	h.spray.Succeeded()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if isNew = h.familiarity(u, a) < KnownNetwork; isNew {
+		h.users.Remove(h.hash(Subject{User: u}))
 	}
-}
-
-// UserNets returns the networks in which a user is known after a login, the narrowest first.
-func UserNets(a netip.Addr) []netip.Prefix {
-	return slices.Compact([]netip.Prefix{Tier(a, 0), UserNet(a), Tier(a, 2)})
-}
-
-// ActiveNets returns the networks that are active after a login.
-func ActiveNets(a netip.Addr) []netip.Prefix {
-	return []netip.Prefix{UserNet(a), Tier(a, 1), Tier(a, 2)}
-}
-
-// Note remembers a login. It returns the networks that should be noted elsewhere too, because
-// the last time is a while ago.
-func (k *Known) Note(u identity.User, a netip.Addr) (user, active []netip.Prefix) {
-	now := time.Since(k.began)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	isStale := refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, Tier(a, 0)}), now)
-	for _, net := range UserNets(a)[1:] {
-		refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, net}), now)
+	key := h.hash(Subject{u, UserNet(a)})
+	if p, ok := h.passwords.Peek(key); ok && p.unclear != 0 {
+		p.unclear = 0
+		h.passwords.Add(key, p)
 	}
-	for _, net := range ActiveNets(a) {
-		if refresh(k.nets, maphash.Comparable(k.seed, net), now) && isStale {
-			active = append(active, net)
+	isStale := false
+	for i, s := range KnownSubjects(u, a) {
+		refreshed := h.refresh(s)
+		isStale = isStale || refreshed && i == 0
+		if isStale && s.Net.IsValid() && (refreshed || !s.User.IsZero()) {
+			stale = append(stale, s)
 		}
 	}
-	refresh(k.users, maphash.Comparable(k.seed, u), now)
-	if !isStale {
-		return nil, nil
-	}
-	return UserNets(a), active
+	return stale, isNew
 }
 
 // refresh notes a login, and reports whether the last note was too old. It is called with mu
 // held.
-func refresh(t *simplelru.LRU[uint64, time.Duration], key uint64, now time.Duration) bool {
-	last, known := t.Get(key)
-	if known && now-last <= noteInterval {
+func (h *History) refresh(s Subject) bool {
+	last, known := h.logins.Get(h.hash(s))
+	if known && h.now()-last <= noteInterval {
 		return false
 	}
-	t.Add(key, now)
+	h.logins.Add(h.hash(s), h.now())
 	return true
 }
 
-// Learn remembers what other gateways know of earlier logins: networks of the user, active
-// networks, and whether the user has logged in anywhere.
-func (k *Known) Learn(u identity.User, user, active []netip.Prefix, anywhere bool) {
-	now := time.Since(k.began)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, net := range user {
-		refresh(k.pairs, maphash.Comparable(k.seed, Subject{u, net}), now)
-	}
-	for _, net := range active {
-		refresh(k.nets, maphash.Comparable(k.seed, net), now)
-	}
-	if anywhere {
-		refresh(k.users, maphash.Comparable(k.seed, u), now)
+// LearnKnown remembers whose successful logins other gateways know.
+func (h *History) LearnKnown(known []Subject) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range known {
+		h.refresh(s)
 	}
 }
 
+// addLogins adds to a record what is known of successful logins, with mu held.
+func (h *History) addLogins(r *Record, u identity.User, a netip.Addr, isSprayed bool) {
+	r.Familiarity = h.familiarity(u, a)
+	for i := range r.Active {
+		r.Active[i] = h.isKnown(Subject{Net: Tier(a, i)})
+	}
+	r.Spray = isSprayed && !h.isKnown(Subject{Net: UserNet(a)})
+}
+
 // Familiarity returns that of a user with an address.
-func (k *Known) Familiarity(u identity.User, a netip.Addr) Familiarity {
+func (h *History) Familiarity(u identity.User, a netip.Addr) Familiarity {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.familiarity(u, a)
+}
+
+func (h *History) familiarity(u identity.User, a netip.Addr) Familiarity {
 	switch {
 	case u.IsZero():
 		return KnownNowhere
-	case k.isKnown(u, Tier(a, 0)):
+	case h.isKnown(Subject{u, Tier(a, 0)}):
 		return KnownAddress
-	case k.isKnown(u, UserNet(a)):
+	case h.isKnown(Subject{u, UserNet(a)}):
 		return KnownNetwork
-	case k.isKnown(u, Tier(a, 2)):
+	case h.isKnown(Subject{u, Tier(a, 2)}):
 		return KnownRegion
-	case k.recent(k.users, maphash.Comparable(k.seed, u)):
+	case h.isKnown(Subject{User: u}):
 		return KnownElsewhere
 	}
 	return KnownNowhere
 }
 
-func (k *Known) isKnown(u identity.User, net netip.Prefix) bool {
-	return k.recent(k.pairs, maphash.Comparable(k.seed, Subject{u, net}))
-}
-
 // IsActive reports whether any user has logged in from a network.
-func (k *Known) IsActive(net netip.Prefix) bool {
-	return k.recent(k.nets, maphash.Comparable(k.seed, net))
+func (h *History) IsActive(net netip.Prefix) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.isKnown(Subject{Net: net})
 }
 
-func (k *Known) recent(t *simplelru.LRU[uint64, time.Duration], key uint64) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	last, ok := t.Get(key)
-	return ok && time.Since(k.began)-last < k.keep
+// isKnown is called with mu held.
+func (h *History) isKnown(s Subject) bool {
+	last, ok := h.logins.Get(h.hash(s))
+	return ok && h.now()-last < h.keep
 }
