@@ -79,7 +79,7 @@ type Deps struct {
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
 	Limits   *limit.Limiter
-	Sockets  *descriptors.Counter // also counts those of Backends; nil: no counting
+	Sockets  *descriptors.Counter // also counts those of Backends
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger
@@ -248,21 +248,14 @@ func (s *Server) closeListeners() {
 // half for sessions.
 const minSharedSlots = 16
 
-// isFull reports whether the newest connection, which is already counted, exceeds a limit.
-// Connections before their login may use half of the slots, so that clients who never log
-// in cannot displace sessions.
-func (s *Server) isFull() bool {
-	return s.openConns.Load() > s.maxConns || s.preauthConns.Load() > preauthLimit(s.maxConns) || s.deps.Sockets.IsFull()
-}
-
-// addConnection counts a connection and sets overLimit if it must be refused. A refused
-// connection still uses a reserved descriptor until it is closed. So accept blocks while
-// maxRefusals of them are open.
+// addConnection counts a connection and sets overLimit if it must be refused. Connections
+// before their login may use half of the slots, so that clients who never log in cannot
+// displace sessions. A refused connection still uses a reserved descriptor until it is
+// closed. So accept blocks while maxRefusals of them are open.
 func (s *Server) addConnection(c *connection) {
-	s.openConns.Add(1)
-	s.preauthConns.Add(1)
-	s.deps.Sockets.AddClient()
-	if c.overLimit = s.isFull(); c.overLimit {
+	open, preauth := s.openConns.Add(1), s.preauthConns.Add(1)
+	hasDescriptors := s.deps.Sockets.AddClient()
+	if c.overLimit = !hasDescriptors || open > s.maxConns || preauth > preauthLimit(s.maxConns); c.overLimit {
 		s.refusalSlots <- struct{}{}
 		return
 	}

@@ -41,6 +41,7 @@ type Backend struct {
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
+	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
 	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a host name
 	return &Backend{
 		cfg:      cfg,
@@ -145,7 +146,7 @@ func (b *Backend) login(ctx context.Context, req request, deadline time.Time) (*
 	return conn, nil
 }
 
-// Sockets returns the counter of connections to the backend; nil without one.
+// Sockets returns the counter of connections to the backend.
 func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
 
 // request is a Request and the credentials to send for it.
