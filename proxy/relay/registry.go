@@ -24,6 +24,10 @@ type Registry struct {
 	wakes chan struct{}  // wakes a sleeping clock; holds one element
 	wg    sync.WaitGroup // the clock and its goroutines
 
+	// Owned by runClock.
+	lastSecond uint32 // the last tick that was a second after the one before it
+	burst      burstDetector
+
 	mu       sync.Mutex
 	sessions map[*Session]struct{} // Guarded by mu.
 	active   map[Ticker]*Session   // Guarded by mu. Tickers with a goroutine, and their sessions.
@@ -56,15 +60,6 @@ func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
 	defer r.mu.Unlock()
 	r.sessions[s] = struct{}{}
 	return s
-}
-
-// remove returns false if it was called before.
-func (r *Registry) remove(s *Session) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, found := r.sessions[s]
-	delete(r.sessions, s)
-	return found
 }
 
 // Len returns the number of sessions.

@@ -133,7 +133,11 @@ func (s *Session) Finish(r Result) {
 		s.timer = nil
 	}
 	s.mu.Unlock()
-	if s.registry.remove(s) {
+	s.registry.mu.Lock()
+	_, isLive := s.registry.sessions[s]
+	delete(s.registry.sessions, s)
+	s.registry.mu.Unlock()
+	if isLive {
 		s.onEnd(r)
 	}
 }
