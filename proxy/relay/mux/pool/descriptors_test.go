@@ -18,8 +18,8 @@ func newLimitedPool(t *testing.T, slots int64) (*stub, *testPool, *descriptors.C
 	tp := s.newPool(Config{})
 	s.sockets.SetEvict(tp.EvictOldest)
 	t.Cleanup(func() {
-		tp.EvictUser(newRequest(t, "alice", "").User, event.DiscardMoved)
-		tp.EvictUser(newRequest(t, "bob", "").User, event.DiscardMoved)
+		tp.EvictUser(newRequest(t, "alice", "").User, "", event.DiscardMoved)
+		tp.EvictUser(newRequest(t, "bob", "").User, "", event.DiscardMoved)
 		if n := s.sockets.Open(); n != 0 {
 			t.Errorf("%d sockets are counted as open", n)
 		}
