@@ -28,10 +28,6 @@ func (c *connection) authClient() *auth.Client {
 	return info
 }
 
-func (c *connection) newAttempt(tag string) *login.Attempt {
-	return c.client.Begin(tag, c.authClient())
-}
-
 // parseLogin parses LOGIN (RFC 9051 §6.2.3): two strings.
 func (c *connection) parseLogin(cmd imap.Command) (*login.Attempt, error) {
 	if c.isCleartext() {
@@ -40,7 +36,7 @@ func (c *connection) parseLogin(cmd imap.Command) (*login.Attempt, error) {
 	if len(cmd.Args) != 2 || !cmd.Args[0].IsString() || !cmd.Args[1].IsString() {
 		return nil, c.rejectCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
 	}
-	a := c.newAttempt(cmd.Tag)
+	a := c.client.Begin(cmd.Tag, c.authClient())
 	a.Login.Mechanism, a.Login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
 	a.Login.User, a.Presented, a.Err = c.server.deps.Auth.ReadPasswordLogin(cmd.Args[0].Text, a.Login.Password)
 	if !c.server.deps.Auth.AllowsPasswords(a.Login.Client) {
@@ -64,7 +60,7 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*login
 	if n := len(cmd.Args); n < 1 || n > 2 || cmd.Args[0].Kind != imap.Atom || cmd.Args[n-1].Kind != imap.Atom {
 		return nil, c.rejectCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
 	}
-	a := c.newAttempt(cmd.Tag)
+	a := c.client.Begin(cmd.Tag, c.authClient())
 	client := a.Login.Client
 	exchange, ok := c.server.deps.Auth.Start(cmd.Args[0].Text, client)
 	if !ok {

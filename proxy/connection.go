@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"imapgate/auth"
@@ -53,7 +54,7 @@ func (l *listener) newConnection(tcp *net.TCPConn) *connection {
 	c := &connection{server: l.server, listener: l, acceptedAt: time.Now(), socket: parking.NewBufferedConn(tcp)}
 	c.client = login.Client{
 		Listener: l.Name, Deadline: c.acceptedAt.Add(l.server.cfg.PreauthTimeout),
-		Record: audit.Client{Session: l.server.newSessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())},
+		Record: audit.Client{Session: l.server.cfg.Instance + "-" + strconv.FormatUint(l.server.lastSessionID.Add(1), 36), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())},
 	}
 	c.conn = imap.NewConn(c.socket, imap.Commands, imap.MaxLongLine)
 	c.conn.TryReadFunc = parking.ReadAvailable
@@ -89,7 +90,7 @@ func (c *connection) serve(ctx context.Context) error {
 	if err := c.acceptClient(); err != nil { // PROXY header, TLS
 		return fmt.Errorf("accept client: %w", err)
 	}
-	if err := c.sendGreeting(); err != nil {
+	if err := c.sendLine("* OK [CAPABILITY " + c.capabilities() + "] IMAP ready."); err != nil {
 		return fmt.Errorf("greet: %w", err)
 	}
 	for {
@@ -116,7 +117,10 @@ func (c *connection) serve(ctx context.Context) error {
 func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstream, error) {
 	logins := c.server.logins
 	defer logins.RecordPanic(&c.client, a)
-	up, err := logins.Connect(ctx, &c.client, a, c.clientInfo())
+	up, err := logins.Connect(ctx, &c.client, a, upstream.Client{
+		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
+		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +129,6 @@ func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstr
 		return nil, errors.Join(err, up.Close())
 	}
 	return up, nil
-}
-
-// clientInfo returns the client details for the backend.
-func (c *connection) clientInfo() upstream.Client {
-	return upstream.Client{
-		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
-		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
-	}
 }
 
 // admit acquires a session slot and writes the audit record, without which no login
@@ -155,15 +151,16 @@ func (c *connection) admit(ctx context.Context, a *login.Attempt, up login.Upstr
 // session.end handles the end of the session.
 func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	c.releasePreauthSlot()
-	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
-	sess.live = c.server.sessions.Add(relay.Info{
-		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
-		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: c.server.tokenDeadline(a),
-	}, sess.end)
-	c.server.deps.Metrics.BeginSession(a.Mode)
-	caps := c.server.offeredCaps(a, up.Caps())
-	err := c.welcome(a, up, caps)
-	c.server.deps.Metrics.CountLogin(loginResult(err), a.Login.Mechanism, time.Since(a.ReceivedAt))
+	sess := c.openSession(a, up)
+	caps := up.Caps().Without(imap.IsGatewayCapability)
+	if a.Mode != event.ModeSplice {
+		caps = c.server.hub.OfferedCaps(a.Route.Backend, up.Caps())
+	}
+	result, err := event.ResultAccepted, c.welcome(a, up, caps)
+	if err != nil {
+		result = event.ResultAbandoned
+	}
+	c.server.deps.Metrics.CountLogin(result, a.Login.Mechanism, time.Since(a.ReceivedAt))
 	if err != nil {
 		_ = c.conn.Close()
 		_ = up.Close()
@@ -175,11 +172,12 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 		client = c.socket.TCPConn
 		fromClient = append(fromClient, c.socket.TakeBuffered()...)
 	}
+	quota := sess.quota()
 	switch up := up.(type) {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
 		clientSide, backendSide := splice.Side{Conn: client, Buffered: fromBackend}, splice.Side{Conn: backend, Buffered: fromClient}
-		if quota := sess.quota(); quota != nil {
+		if quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
 		c.server.spliceSet.Start(sess.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
@@ -187,7 +185,7 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 		muxClient := mux.Client{
 			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
 		}
-		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
+		if quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
 		c.server.hub.Start(sess.live, muxClient, up.Account)
@@ -195,13 +193,39 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	return nil
 }
 
-// tokenDeadline returns when the session must end because of the token that opened it. Zero
-// means never.
-func (s *Server) tokenDeadline(a *login.Attempt) time.Time {
-	if s.cfg.SessionGrace == 0 || a.TokenExpiry.IsZero() {
-		return time.Time{}
+// openSession registers the client's session. The token that opened it bounds its time if
+// Config.SessionGrace is set.
+func (c *connection) openSession(a *login.Attempt, up login.Upstream) *session {
+	var expiresAt time.Time // zero: never
+	if c.server.cfg.SessionGrace > 0 && !a.TokenExpiry.IsZero() {
+		expiresAt = a.TokenExpiry.Add(c.server.cfg.SessionGrace)
 	}
-	return a.TokenExpiry.Add(s.cfg.SessionGrace)
+	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
+	sess.live = c.server.sessions.Add(relay.Info{
+		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
+		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
+	}, sess.end)
+	c.server.deps.Metrics.BeginSession(a.Mode)
+	return sess
+}
+
+// welcome sends the tagged OK of the login, last of all, with the capabilities of the
+// backend in this mode. They are in a response code, and untagged too for a client that has
+// sent CAPABILITY and may ignore response codes.
+func (c *connection) welcome(a *login.Attempt, up login.Upstream, offered imap.Caps) error {
+	caps := offered.String()
+	c.outBuf = c.outBuf[:0]
+	if c.preauth.repeatCaps && caps != "" {
+		c.outBuf = append(append(append(c.outBuf, "* CAPABILITY "...), caps...), "\r\n"...)
+	}
+	c.outBuf = up.OK().AppendUntagged(c.outBuf)
+	c.outBuf = append(append(c.outBuf, a.Tag...), " OK "...)
+	if caps != "" {
+		c.outBuf = append(append(append(c.outBuf, "[CAPABILITY "...), caps...), "] "...)
+	}
+	c.outBuf = append(c.outBuf, "Logged in.\r\n"...)
+	_, err := c.conn.Write(c.outBuf)
+	return err
 }
 
 // releasePreauthSlot frees the connection's pre-login slot. It is idempotent.

@@ -41,19 +41,12 @@ func (c *connection) capabilities() string {
 // isCleartext reports whether TLS must start before credentials are accepted.
 func (c *connection) isCleartext() bool { return c.listener.TLS != NoTLS && c.tls == nil }
 
-func (c *connection) sendGreeting() error {
-	return c.sendLine("* OK [CAPABILITY " + c.capabilities() + "] IMAP ready.")
-}
-
 // sendLine writes one line, or several joined by CRLF.
 func (c *connection) sendLine(line string) error {
 	c.outBuf = append(append(c.outBuf[:0], line...), '\r', '\n')
 	_, err := c.conn.Write(c.outBuf)
 	return err
 }
-
-// respond sends a tagged response.
-func (c *connection) respond(tag, answer string) error { return c.sendLine(tag + " " + answer) }
 
 // readLogin answers commands until one is a login attempt.
 func (c *connection) readLogin(ctx context.Context) (*login.Attempt, error) {
@@ -136,7 +129,7 @@ var foreignProtocols = map[string]bool{
 
 // rejectCommand answers and counts an invalid or misplaced command.
 func (c *connection) rejectCommand(tag, answer string) error {
-	if err := c.respond(tag, answer); err != nil {
+	if err := c.sendLine(tag + " " + answer); err != nil {
 		return err
 	}
 	if c.badCommands++; c.badCommands >= c.server.cfg.MaxBadCommands {
@@ -165,7 +158,7 @@ func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*logi
 		if err := c.answerID(cmd); err != nil {
 			return nil, err
 		}
-		return nil, c.updateLimitAddr()
+		return nil, c.updateLimits()
 	}
 	if len(cmd.Args) > 0 {
 		return nil, c.rejectCommand(cmd.Tag, "BAD Unexpected argument, or unknown command.")
@@ -175,7 +168,7 @@ func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*logi
 		c.preauth.repeatCaps = true
 		return nil, c.sendLine("* CAPABILITY " + c.capabilities() + "\r\n" + cmd.Tag + " OK Capabilities listed.")
 	case "NOOP":
-		return nil, c.respond(cmd.Tag, "OK Nothing done.")
+		return nil, c.sendLine(cmd.Tag + " OK Nothing done.")
 	case "LOGOUT":
 		return nil, c.answerLogout(cmd.Tag)
 	case "STARTTLS":
@@ -200,12 +193,12 @@ func (c *connection) startTLS(tag string) error {
 	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {
 		return &closeError{event.StartTLSInjection, "", imap.ErrInjected}
 	}
-	if err := c.respond(tag, "OK Begin TLS negotiation now."); err != nil {
+	if err := c.sendLine(tag + " OK Begin TLS negotiation now."); err != nil {
 		return err
 	}
 	c.preauth, c.client.Record.Addr = preauthState{}, c.proxiedAddr
 	c.client.Record.Program, c.client.Record.Version = "", ""
-	if err := c.updateLimitAddr(); err != nil {
+	if err := c.updateLimits(); err != nil {
 		return err
 	}
 	return c.upgradeTLS()

@@ -4,27 +4,38 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
-	"imapgate/proxy/relay"
 )
 
 // byeTimeout bounds the write of a BYE to a client that may not read.
 const byeTimeout = time.Second
 
-func loginResult(err error) event.Result {
-	if err != nil {
-		return event.ResultAbandoned
-	}
-	return event.ResultAccepted
+// closeError ends a connection before its login, with a reason and the text of the BYE, ""
+// for none.
+type closeError struct {
+	reason event.Reason
+	bye    string
+	err    error
 }
+
+func (e *closeError) Error() string {
+	if e.err != nil {
+		return string(e.reason) + ": " + e.err.Error()
+	}
+	return string(e.reason)
+}
+
+func (e *closeError) Unwrap() error { return e.err }
 
 // close ends a connection that did not log in: BYE, socket, records.
 func (c *connection) close(ctx context.Context, err error) {
@@ -60,7 +71,7 @@ func (c *connection) recordEnd(e *closeError) {
 	took, addr := time.Since(c.acceptedAt), c.client.Addr().Addr()
 	if probe := c.probeType(e); probe != "" {
 		c.listener.probeCounters[probe].Inc()
-		if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Addr()) || containsPeer(c.listener.TrustedNetworks, c.client.Addr()) {
+		if containsPeer(c.listener.balancers, c.client.Addr()) || containsPeer(c.listener.TrustedNetworks, c.client.Addr()) {
 			c.server.deps.Audit.ProbeEnded(&c.client.Record, probe, e.reason, took)
 			return
 		}
@@ -111,14 +122,6 @@ func (c *connection) probeType(e *closeError) event.Probe {
 	return event.ProbeConnect
 }
 
-// errorField is the last field of a session's log line; it is present without an error too.
-func errorField(err error) zap.Field {
-	if err == nil {
-		return zap.String("err", "")
-	}
-	return zap.String("err", err.Error())
-}
-
 // loginTimeoutText is the BYE of a connection whose deadline before the login has passed.
 const loginTimeoutText = "Login took too long."
 
@@ -150,26 +153,9 @@ func (c *connection) recoverPanic() {
 	c.close(context.Background(), &closeError{reason: event.InternalError})
 }
 
-// session holds the data of a relayed client for the records of its end.
-type session struct {
-	server *Server
-	limits *limit.Conn
-	client audit.Client
-	live   *relay.Session
-}
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
-// end records the end of a session and releases its slots. It is called once.
-func (s *session) end(r relay.Result) {
-	srv, live := s.server, s.live
-	record := audit.Session{
-		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
-		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative
-	}
-	s.limits.Close()
-	srv.removeConnection()
-	_ = srv.deps.Audit.SessionEnded(&s.client, &record, r.Reason)
-	srv.deps.Metrics.EndSession(live.Mode, r.Reason)
-	srv.deps.Log.Info("session", zap.String("session", live.ID), zap.Stringer("user", live.User),
-		zap.String("backend", live.Backend), zap.String("mode", string(live.Mode)), zap.String("reason", string(r.Reason)),
-		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", record.Duration), errorField(r.Err))
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -11,7 +11,7 @@ import (
 // acknowledgements otherwise.
 func TestKeepaliveIsSetOnClientSockets(t *testing.T) {
 	l := &listener{ListenerSettings: ListenerSettings{Address: "127.0.0.1:0"}}
-	must(t, l.listen())
+	must(t, (&Server{listeners: []*listener{l}}).Listen())
 	defer l.tcp.Close()
 	client, err := net.Dial("tcp", l.tcp.Addr().String())
 	must(t, err)
