@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"strconv"
 	"time"
+
+	"go.uber.org/zap"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -82,6 +85,18 @@ func (c *connection) run(ctx context.Context) {
 	if err := c.serve(ctx); err != nil {
 		c.close(ctx, err)
 	}
+}
+
+// recoverPanic ends the client whose goroutine panicked, and only that one. The stack
+// contains no secrets: identity.Secret does not print them.
+func (c *connection) recoverPanic() {
+	value := recover()
+	if value == nil {
+		return
+	}
+	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
+		zap.ByteString("stack", debug.Stack()))
+	c.close(context.Background(), &closeError{reason: event.InternalError})
 }
 
 // serve takes a client from its greeting to its relay. Each step advances the connection or

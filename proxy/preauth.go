@@ -210,13 +210,12 @@ func (c *connection) rejectCleartext(cmd imap.Command) error {
 	if cmd.Name != "LOGIN" && cmd.Name != "AUTHENTICATE" {
 		return c.rejectCommand(cmd.Tag, "BAD No literals before TLS.")
 	}
-	a := &login.Attempt{ReceivedAt: time.Now(), Login: auth.Login{Mechanism: auth.CommandLogin}}
+	a := &login.Attempt{Tag: cmd.Tag, ReceivedAt: time.Now(), Login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
 		a.Login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
 			a.Login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
-	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.Cleartext)
-	return c.rejectCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
+	return c.rejectAttempt(a, event.Cleartext, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
 }

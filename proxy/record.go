@@ -3,10 +3,8 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -139,18 +137,6 @@ func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
 		return &closeError{reason: event.ClientClosed}
 	}
 	return &closeError{reason: event.ClientError, err: err}
-}
-
-// recoverPanic ends the client whose goroutine panicked, and only that one. The stack
-// contains no secrets: identity.Secret does not print them.
-func (c *connection) recoverPanic() {
-	value := recover()
-	if value == nil {
-		return
-	}
-	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
-		zap.ByteString("stack", debug.Stack()))
-	c.close(context.Background(), &closeError{reason: event.InternalError})
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
