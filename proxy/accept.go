@@ -18,6 +18,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
 	"imapgate/tlsconf"
 )
 
@@ -30,14 +31,14 @@ const proxyTimeout = 3 * time.Second
 // starts implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
-		return &closeError{event.TooManyConnections, "[UNAVAILABLE] Too many connections.", nil}
+		return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections."}
 	}
 	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
-		return &closeError{event.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
+		return &relay.CloseError{Reason: event.Overload, Bye: "[UNAVAILABLE] Too many connections.", Err: errOverloaded}
 	}
 	if containsPeer(c.listener.balancers, c.client.Record.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {
-			return &closeError{event.BadProxyHeader, "", err}
+			return &relay.CloseError{Reason: event.BadProxyHeader, Err: err}
 		}
 	}
 	if err := c.updateLimits(); err != nil {
@@ -71,8 +72,8 @@ func (c *connection) limitAddr() netip.Addr {
 	return c.client.Record.Peer.Addr()
 }
 
-// updateLimits counts the connection for the client's address as now known. The closeError
-// it returns is that of a client that is over a limit or banned.
+// updateLimits counts the connection for the client's address as now known. The error
+// is the *relay.CloseError of a client that is over a limit or banned.
 func (c *connection) updateLimits() (err error) {
 	if c.client.Limits == nil {
 		c.client.Limits, err = c.server.deps.Limits.Open(c.listener.Name, c.limitAddr())
@@ -83,7 +84,7 @@ func (c *connection) updateLimits() (err error) {
 		return nil
 	}
 	c.server.logins.RecordLimit(&c.client, err, identity.User{})
-	return &closeError{event.TooManyConnections, "[UNAVAILABLE] Too many connections.", err}
+	return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections.", Err: err}
 }
 
 // acceptProxyHeader reads the client's address from the load balancer's PROXY header. LOCAL
@@ -134,7 +135,7 @@ func (c *connection) upgradeTLS() error {
 	result, reason := handshakeOutcome(c.tls, err)
 	c.server.deps.Metrics.CountHandshake(result)
 	if err != nil {
-		return &closeError{reason, "", err}
+		return &relay.CloseError{Reason: reason, Err: err}
 	}
 	state := c.tls.ConnectionState()
 	c.client.Record.TLSVersion, c.client.Record.Cipher = state.Version, state.CipherSuite

@@ -96,7 +96,7 @@ func (c *connection) recoverPanic() {
 	}
 	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
 		zap.ByteString("stack", debug.Stack()))
-	c.close(context.Background(), &closeError{reason: event.InternalError})
+	c.close(context.Background(), &relay.CloseError{Reason: event.InternalError})
 }
 
 // serve takes a client from its greeting to its relay. Each step advances the connection or
@@ -273,7 +273,7 @@ func (c *connection) refuse(ctx context.Context, a *login.Attempt, cause error) 
 	case ctx.Err() != nil:
 		return ctx.Err() // BYE only; a NO would come too early
 	case r.Late, errors.Is(cause, login.ErrTooManyFailures) && isPast:
-		return &closeError{event.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
+		return &relay.CloseError{Reason: event.PreauthTimeout, Bye: loginTimeoutText} // also counted as a timeout
 	case r.Reply == "":
 		return cause // no client to answer
 	}
@@ -288,11 +288,11 @@ func (c *connection) refuse(ctx context.Context, a *login.Attempt, cause error) 
 	}
 	switch {
 	case c.server.logins.HasExhaustedAttempts(&c.client):
-		return &closeError{event.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
+		return &relay.CloseError{Reason: event.LoginAttempts, Bye: "[UNAVAILABLE] Too many failed logins."}
 	case errors.Is(cause, login.ErrNotRecorded):
-		return &closeError{event.AuditUnavailable, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
+		return &relay.CloseError{Reason: event.AuditUnavailable, Bye: "[UNAVAILABLE] Try again later."} // the session slot cannot be acquired twice
 	case isPast:
-		return &closeError{event.PreauthTimeout, loginTimeoutText, nil}
+		return &relay.CloseError{Reason: event.PreauthTimeout, Bye: loginTimeoutText}
 	}
 	c.conn.SetDeadline(c.client.Deadline)
 	return nil

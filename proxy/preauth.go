@@ -9,6 +9,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/login"
+	"imapgate/proxy/relay"
 )
 
 // preauthState holds the client's input before its login. STARTTLS clears it.
@@ -87,11 +88,11 @@ func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
 	case foreignProtocols[cmd.Tag]:
-		return &closeError{event.WrongProtocol, "", nil}
+		return &relay.CloseError{Reason: event.WrongProtocol}
 	case errors.Is(err, imap.ErrDesynced):
-		return &closeError{event.LiteralTooBig, "Literal refused.", nil}
+		return &relay.CloseError{Reason: event.LiteralTooBig, Bye: "Literal refused."}
 	case errors.Is(err, imap.ErrLineTooLong):
-		return &closeError{event.LineTooLong, "Line too long.", nil}
+		return &relay.CloseError{Reason: event.LineTooLong, Bye: "Line too long."}
 	case errors.Is(err, imap.ErrLineSkipped):
 		return c.answerLongLine(cmd)
 	case errors.Is(err, imap.ErrLineEnding):
@@ -133,7 +134,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 		return err
 	}
 	if c.badCommands++; c.badCommands >= c.server.cfg.MaxBadCommands {
-		return &closeError{event.BadCommands, "Too many bad commands.", nil}
+		return &relay.CloseError{Reason: event.BadCommands, Bye: "Too many bad commands."}
 	}
 	return nil
 }
@@ -141,7 +142,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 // answerCommand answers one command, or returns a login attempt.
 func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*login.Attempt, error) {
 	if foreignProtocols[cmd.Tag] {
-		return nil, &closeError{event.WrongProtocol, "", nil}
+		return nil, &relay.CloseError{Reason: event.WrongProtocol}
 	}
 	switch cmd.Name {
 	case "CAPABILITY", "STARTTLS", "LOGOUT":
@@ -181,7 +182,7 @@ func (c *connection) answerLogout(tag string) error {
 	if err := c.sendLine("* BYE Logging out.\r\n" + tag + " OK Logged out."); err != nil {
 		return err
 	}
-	return &closeError{event.ClientLogout, "", nil}
+	return &relay.CloseError{Reason: event.ClientLogout}
 }
 
 // startTLS starts TLS and clears what the client sent before it. Bytes after the command
@@ -191,7 +192,7 @@ func (c *connection) startTLS(tag string) error {
 		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
 	}
 	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {
-		return &closeError{event.StartTLSInjection, "", imap.ErrInjected}
+		return &relay.CloseError{Reason: event.StartTLSInjection, Err: imap.ErrInjected}
 	}
 	if err := c.sendLine(tag + " OK Begin TLS negotiation now."); err != nil {
 		return err

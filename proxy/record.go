@@ -13,27 +13,11 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
 )
 
 // byeTimeout bounds the write of a BYE to a client that may not read.
 const byeTimeout = time.Second
-
-// closeError ends a connection before its login, with a reason and the text of the BYE, ""
-// for none.
-type closeError struct {
-	reason event.Reason
-	bye    string
-	err    error
-}
-
-func (e *closeError) Error() string {
-	if e.err != nil {
-		return string(e.reason) + ": " + e.err.Error()
-	}
-	return string(e.reason)
-}
-
-func (e *closeError) Unwrap() error { return e.err }
 
 // close ends a connection that did not log in: BYE, socket, records.
 func (c *connection) close(ctx context.Context, err error) {
@@ -52,63 +36,63 @@ func (c *connection) close(ctx context.Context, err error) {
 }
 
 // closeWithBye sends the BYE, if any, and closes the connection within byeTimeout.
-func (c *connection) closeWithBye(e *closeError) {
+func (c *connection) closeWithBye(e *relay.CloseError) {
 	timer := time.AfterFunc(byeTimeout, func() { _ = c.socket.Close() }) // crypto/tls would wait five seconds to send close_notify
 	defer timer.Stop()
-	if e.bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // without TLS the client cannot read a BYE
-		c.conn.WriteFinal(byeTimeout, "* BYE "+e.bye+"\r\n")
+	if e.Bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // without TLS the client cannot read a BYE
+		c.conn.WriteFinal(byeTimeout, "* BYE "+e.Bye+"\r\n")
 	}
-	if e.bye != "" && e.reason != event.TooManyConnections && e.reason != event.Overload || e.reason == event.ClientLogout {
+	if e.Bye != "" && e.Reason != event.TooManyConnections && e.Reason != event.Overload || e.Reason == event.ClientLogout {
 		parking.Linger(c.conn.NetConn())
 	}
 	_ = c.conn.Close()
 }
 
 // recordEnd records the end of a connection that did not log in.
-func (c *connection) recordEnd(e *closeError) {
+func (c *connection) recordEnd(e *relay.CloseError) {
 	took, addr := time.Since(c.acceptedAt), c.client.Addr().Addr()
 	if probe := c.probeType(e); probe != "" {
 		c.listener.probeCounters[probe].Inc()
 		if containsPeer(c.listener.balancers, c.client.Addr()) || containsPeer(c.listener.TrustedNetworks, c.client.Addr()) {
-			c.server.deps.Audit.ProbeEnded(&c.client.Record, probe, e.reason, took)
+			c.server.deps.Audit.ProbeEnded(&c.client.Record, probe, e.Reason, took)
 			return
 		}
 	}
 	detail := ""
 	level, fields := zap.InfoLevel, []zap.Field{
 		zap.String("session", c.client.Record.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
-		zap.String("reason", string(e.reason)), zap.Duration("dur", took),
+		zap.String("reason", string(e.Reason)), zap.Duration("dur", took),
 	}
-	if e.err != nil {
-		detail = e.err.Error()
-		fields = append(fields, zap.Error(e.err))
+	if e.Err != nil {
+		detail = e.Err.Error()
+		fields = append(fields, zap.Error(e.Err))
 	}
-	_ = c.server.deps.Audit.ConnectionRefused(&c.client.Record, e.reason, detail, took) // a lost record is counted
+	_ = c.server.deps.Audit.ConnectionRefused(&c.client.Record, e.Reason, detail, took) // a lost record is counted
 	if c.isAlreadyLogged(e) {
 		level = zap.DebugLevel
 	}
-	c.server.endedLog.Write(level, "connection refused", addr, e.reason, fields)
+	c.server.endedLog.Write(level, "connection refused", addr, e.Reason, fields)
 }
 
 // isAlreadyLogged reports whether other log lines already explain why a connection ended
 // without a login: a limit, or refused logins.
-func (c *connection) isAlreadyLogged(e *closeError) bool {
+func (c *connection) isAlreadyLogged(e *relay.CloseError) bool {
 	var limitErr *limit.Refusal
-	switch e.reason {
+	switch e.Reason {
 	case event.ClientClosed, event.ClientLogout, event.LoginAttempts:
 		return c.client.Attempts() > 0
 	}
-	return errors.As(e.err, &limitErr)
+	return errors.As(e.Err, &limitErr)
 }
 
 // probeType returns the probe type of a connection that ended in good order without a login
 // attempt, such as a balancer's health check. It is "" for all others.
-func (c *connection) probeType(e *closeError) event.Probe {
-	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == event.HandshakeFailed && c.serverCert == nil
+func (c *connection) probeType(e *relay.CloseError) event.Probe {
+	sentNothing := errors.Is(e.Err, errNoProxyHeader) || e.Reason == event.HandshakeFailed && c.serverCert == nil
 	switch {
 	case c.sentOtherCommand || c.client.Attempts() > 0 || c.badCommands > 0 || c.conn.Buffered() > 0:
 		return ""
-	case e.reason != event.ClientClosed && e.reason != event.ClientLogout && !(sentNothing && isClosed(e.err)):
+	case e.Reason != event.ClientClosed && e.Reason != event.ClientLogout && !(sentNothing && isClosed(e.Err)):
 		return ""
 	case c.proxyLocal:
 		return event.ProbeLocal
@@ -124,19 +108,19 @@ func (c *connection) probeType(e *closeError) event.Probe {
 const loginTimeoutText = "Login took too long."
 
 // closeErrorOf returns why a connection ended.
-func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
-	var e *closeError
+func (c *connection) closeErrorOf(ctx context.Context, err error) *relay.CloseError {
+	var e *relay.CloseError
 	switch {
 	case ctx.Err() != nil:
-		return &closeError{reason: event.Shutdown, bye: "[UNAVAILABLE] Server is going down."}
+		return &relay.CloseError{Reason: event.Shutdown, Bye: "[UNAVAILABLE] Server is going down."}
 	case errors.As(err, &e):
 		return e
 	case isTimeout(err):
-		return &closeError{reason: event.PreauthTimeout, bye: loginTimeoutText}
+		return &relay.CloseError{Reason: event.PreauthTimeout, Bye: loginTimeoutText}
 	case isClosed(err):
-		return &closeError{reason: event.ClientClosed}
+		return &relay.CloseError{Reason: event.ClientClosed}
 	}
-	return &closeError{reason: event.ClientError, err: err}
+	return &relay.CloseError{Reason: event.ClientError, Err: err}
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

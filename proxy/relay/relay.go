@@ -43,6 +43,23 @@ type Result struct {
 	Commands uint64 // Session.Commands; set by Finish
 }
 
+// CloseError ends a connection, before its login or relayed by mux, with a reason for the
+// records and the text of a BYE for the client.
+type CloseError struct {
+	Reason event.Reason
+	Bye    string // "" for none
+	Err    error  // the cause, if it is an error
+}
+
+func (e *CloseError) Error() string {
+	if e.Err != nil {
+		return string(e.Reason) + ": " + e.Err.Error()
+	}
+	return string(e.Reason)
+}
+
+func (e *CloseError) Unwrap() error { return e.Err }
+
 // Info identifies a session. It does not change, also when the session is pinned.
 type Info struct {
 	ID        string

@@ -6,6 +6,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 )
 
 // A backend may send responses that no grammar permits: an empty line after a literal, a
@@ -35,7 +36,7 @@ var (
 // asUnparsable finds an unparsableError in err. The end of a session and a loss take
 // precedence.
 func asUnparsable(err error) (*unparsableError, bool) {
-	if e := (*closeError)(nil); errors.As(err, &e) || isLost(err) {
+	if e := (*relay.CloseError)(nil); errors.As(err, &e) || isLost(err) {
 		return nil, false
 	}
 	unparsable := (*unparsableError)(nil)
