@@ -171,17 +171,14 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	if a.Mode != event.ModeSplice {
 		caps = c.server.hub.OfferedCaps(a.Route.Backend, up.Caps())
 	}
-	result, err := event.ResultAccepted, c.welcome(a, up, caps)
-	if err != nil {
-		result = event.ResultAbandoned
-	}
-	c.server.deps.Metrics.CountLogin(result, a.Login.Mechanism, time.Since(a.ReceivedAt))
-	if err != nil {
+	if err := c.welcome(a, up, caps); err != nil {
+		c.server.deps.Metrics.CountLogin(event.ResultAbandoned, a.Login.Mechanism, time.Since(a.ReceivedAt))
 		_ = c.conn.Close()
 		_ = up.Close()
 		sess.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
 		return nil
 	}
+	c.server.deps.Metrics.CountLogin(event.ResultAccepted, a.Login.Mechanism, time.Since(a.ReceivedAt))
 	client, fromClient := c.conn.Detach()
 	if c.tls == nil {
 		client = c.socket.TCPConn

@@ -53,6 +53,9 @@ func (c *connection) sendLine(line string) error {
 func (c *connection) readLogin(ctx context.Context) (*login.Attempt, error) {
 	for {
 		cmd, err := c.conn.ReadCommand(imap.PreauthLimits, c.requestLiteral)
+		if foreignProtocols[cmd.Tag] {
+			return nil, &relay.CloseError{Reason: event.WrongProtocol}
+		}
 		if err == nil {
 			var a *login.Attempt
 			a, err = c.answerCommand(ctx, cmd)
@@ -87,8 +90,6 @@ func (c *connection) requestLiteral() error {
 func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
-	case foreignProtocols[cmd.Tag]:
-		return &relay.CloseError{Reason: event.WrongProtocol}
 	case errors.Is(err, imap.ErrDesynced):
 		return &relay.CloseError{Reason: event.LiteralTooBig, Bye: "Literal refused."}
 	case errors.Is(err, imap.ErrLineTooLong):
@@ -141,9 +142,6 @@ func (c *connection) rejectCommand(tag, answer string) error {
 
 // answerCommand answers one command, or returns a login attempt.
 func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*login.Attempt, error) {
-	if foreignProtocols[cmd.Tag] {
-		return nil, &relay.CloseError{Reason: event.WrongProtocol}
-	}
 	switch cmd.Name {
 	case "CAPABILITY", "STARTTLS", "LOGOUT":
 		c.sentProbeCommand = true

@@ -131,23 +131,18 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if err := s.openRelays(); err != nil {
 		return nil, err
 	}
+	modes := make(map[string]event.Mode, len(cfg.Modes))
+	for name, b := range cfg.Modes {
+		modes[name] = b.Mode
+	}
 	s.logins = login.New(login.Config{
-		VerifyTimeout: cfg.PreauthTimeout, MaxAuthAttempts: cfg.MaxAuthAttempts, Modes: modeNames(cfg.Modes), FleetSecret: cfg.FleetSecret,
+		VerifyTimeout: cfg.PreauthTimeout, MaxAuthAttempts: cfg.MaxAuthAttempts, Modes: modes, FleetSecret: cfg.FleetSecret,
 		RouteByAuth: cfg.RouteByAuth, ResolveTTL: cfg.ResolveTTL,
 	}, login.Deps{
 		Auth: deps.Auth, Routes: deps.Routes, Backends: deps.Backends, Hub: s.hub, Audit: deps.Audit, Metrics: deps.Metrics, Log: deps.Log,
 	})
 	deps.Sockets.SetEvict(s.hub.CloseIdleConn)
 	return s, nil
-}
-
-// modeNames returns the mode of each backend.
-func modeNames(backends map[string]BackendSettings) map[string]event.Mode {
-	names := make(map[string]event.Mode, len(backends))
-	for name, b := range backends {
-		names[name] = b.Mode
-	}
-	return names
 }
 
 // openRelays creates what carries sessions after their login.
@@ -332,7 +327,7 @@ func (l *listener) accept(ctx context.Context) {
 			retry.wait(ctx, func() { s.deps.Log.Error("accept", zap.String("listener", l.Name), zap.Error(err)) })
 			continue
 		}
-		retry = backoff{lastLogged: retry.lastLogged}
+		retry.delay = 0
 		l.acceptCounter.Inc()
 		c := l.newConnection(tcp)
 		s.addConnection(c)

@@ -13,9 +13,6 @@ import (
 // two.
 const Tick = 50 * time.Millisecond
 
-// Ticks returns a duration in ticks, rounded up.
-func Ticks(d time.Duration) uint32 { return uint32((d + Tick - 1) / Tick) }
-
 // Elapsed returns a lower bound of the time between two ticks. It is negative if since is
 // not before now.
 func Elapsed(now, since uint32) time.Duration { return time.Duration(int32(now-since)-1) * Tick }
@@ -120,7 +117,7 @@ func (r *Registry) trySleep() bool {
 // also reports the bytes of their sessions and looks for the end of a burst.
 func (r *Registry) tick() {
 	now := r.Clock.Update()
-	isSecond := now-r.lastSecond >= Ticks(time.Second)
+	isSecond := now-r.lastSecond >= uint32(time.Second/Tick)
 	r.mu.Lock()
 	active, parked := maps.Clone(r.active), r.parked
 	if isSecond {

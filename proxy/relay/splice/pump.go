@@ -313,15 +313,10 @@ func (p *pump) OnTick(now uint32) {
 		p.relay.abort(reason, nil)
 		return
 	}
-	if (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter && parking.CanPark {
-		p.requestPark()
-	}
-}
-
-// requestPark makes the pump's next wait for the source fail, so that it parks. A pump that
-// has just become busy again parks once without need.
-func (p *pump) requestPark() {
-	if p.state.CompareAndSwap(stateRunning, stateParkRequested) {
+	canPark := parking.CanPark && (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter
+	if canPark && p.state.CompareAndSwap(stateRunning, stateParkRequested) {
+		// The next wait for the source fails. A pump that has just become busy again parks
+		// once without need.
 		_ = parking.TCP(p.src).SetReadDeadline(time.Unix(1, 0))
 	}
 }
