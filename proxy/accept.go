@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,8 +15,10 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/event"
+	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
+	"imapgate/proxy/relay"
 	"imapgate/tlsconf"
 )
 
@@ -28,17 +31,17 @@ const proxyTimeout = 3 * time.Second
 // starts implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
-		return &closeError{event.TooManyConnections, "[UNAVAILABLE] Too many connections.", nil}
+		return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections."}
 	}
 	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
-		return &closeError{event.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
+		return &relay.CloseError{Reason: event.Overload, Bye: "[UNAVAILABLE] Too many connections.", Err: errOverloaded}
 	}
-	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Record.Peer) {
+	if containsPeer(c.listener.balancers, c.client.Record.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {
-			return &closeError{event.BadProxyHeader, "", err}
+			return &relay.CloseError{Reason: event.BadProxyHeader, Err: err}
 		}
 	}
-	if err := c.openLimits(); err != nil {
+	if err := c.updateLimits(); err != nil {
 		return err
 	}
 	c.conn.SetDeadline(c.client.Deadline)
@@ -50,12 +53,38 @@ func (c *connection) acceptClient() error {
 
 // containsPeer reports whether one of the networks contains the peer's address.
 func containsPeer(networks []netip.Prefix, peer netip.AddrPort) bool {
-	for _, n := range networks {
-		if n.Contains(peer.Addr()) {
-			return true
-		}
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(peer.Addr()) })
+}
+
+// limitAddr returns the address that limits apply to, or the zero Addr while it is unknown.
+// The address of a trusted peer is not counted, because it stands for many clients, unless
+// the peer is the client itself.
+func (c *connection) limitAddr() netip.Addr {
+	if c.client.Record.Addr.IsValid() {
+		return c.client.Record.Addr.Addr()
 	}
-	return false
+	if c.preauth.peerIsClient {
+		return c.client.Record.Peer.Addr()
+	}
+	if containsPeer(c.listener.balancers, c.client.Record.Peer) || containsPeer(c.listener.TrustedNetworks, c.client.Record.Peer) {
+		return netip.Addr{}
+	}
+	return c.client.Record.Peer.Addr()
+}
+
+// updateLimits counts the connection for the client's address as now known. The error
+// is the *relay.CloseError of a client that is over a limit or banned.
+func (c *connection) updateLimits() (err error) {
+	if c.client.Limits == nil {
+		c.client.Limits, err = c.server.deps.Limits.Open(c.listener.Name, c.limitAddr())
+	} else {
+		err = c.client.Limits.SetAddr(c.limitAddr())
+	}
+	if err == nil {
+		return nil
+	}
+	c.server.logins.RecordLimit(&c.client, err, identity.User{})
+	return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections.", Err: err}
 }
 
 // acceptProxyHeader reads the client's address from the load balancer's PROXY header. LOCAL
@@ -103,9 +132,10 @@ func (c *connection) upgradeTLS() error {
 		defer slot.release()
 		err = c.tls.HandshakeContext(tlsconf.WithHelloHook(tlsconf.WithServedCertificate(&c.serverCert), slot.acquire))
 	}
-	c.server.deps.Metrics.CountHandshake(handshakeResult(c.tls, err))
+	result, reason := handshakeOutcome(c.tls, err)
+	c.server.deps.Metrics.CountHandshake(result)
 	if err != nil {
-		return &closeError{handshakeReason(err), "", err}
+		return &relay.CloseError{Reason: reason, Err: err}
 	}
 	state := c.tls.ConnectionState()
 	c.client.Record.TLSVersion, c.client.Record.Cipher = state.Version, state.CipherSuite
@@ -114,36 +144,26 @@ func (c *connection) upgradeTLS() error {
 	return nil
 }
 
-func handshakeReason(err error) event.Reason {
-	switch {
-	case errors.Is(err, imap.ErrInjected):
-		return event.StartTLSInjection
-	case errors.Is(err, errOverloaded):
-		return event.Overload
-	case isTimeout(err):
-		return event.HandshakeTimeout
-	case isALPNMismatch(err):
-		return event.WrongALPN
-	}
-	return event.HandshakeFailed
-}
-
-func handshakeResult(c *tls.Conn, err error) event.Result {
+// handshakeOutcome returns the result of a handshake for the metrics. If it failed with err,
+// reason is why the connection ends.
+func handshakeOutcome(c *tls.Conn, err error) (result event.Result, reason event.Reason) {
 	switch {
 	case err == nil && c.ConnectionState().DidResume:
-		return event.ResultResumed
+		return event.ResultResumed, ""
 	case err == nil:
-		return event.ResultOK
+		return event.ResultOK, ""
+	case errors.Is(err, imap.ErrInjected):
+		return event.ResultFailed, event.StartTLSInjection
 	case errors.Is(err, errOverloaded):
-		return event.ResultOverload
+		return event.ResultOverload, event.Overload
 	case isTimeout(err):
-		return event.ResultTimeout
+		return event.ResultTimeout, event.HandshakeTimeout
 	case isALPNMismatch(err):
-		return event.ResultALPN
+		return event.ResultALPN, event.WrongALPN
 	case isClosed(err):
-		return event.ResultCanceled
+		return event.ResultCanceled, event.HandshakeFailed
 	}
-	return event.ResultFailed
+	return event.ResultFailed, event.HandshakeFailed
 }
 
 // isALPNMismatch recognizes, by its text, crypto/tls's error for a client that asks for

@@ -28,10 +28,6 @@ func (c *connection) authClient() *auth.Client {
 	return info
 }
 
-func (c *connection) newAttempt(tag string) *login.Attempt {
-	return c.client.Begin(tag, c.authClient())
-}
-
 // parseLogin parses LOGIN (RFC 9051 §6.2.3): two strings.
 func (c *connection) parseLogin(cmd imap.Command) (*login.Attempt, error) {
 	if c.isCleartext() {
@@ -40,19 +36,13 @@ func (c *connection) parseLogin(cmd imap.Command) (*login.Attempt, error) {
 	if len(cmd.Args) != 2 || !cmd.Args[0].IsString() || !cmd.Args[1].IsString() {
 		return nil, c.rejectCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
 	}
-	a := c.newAttempt(cmd.Tag)
+	a := c.client.Begin(cmd.Tag, c.authClient())
 	a.Login.Mechanism, a.Login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
 	a.Login.User, a.Presented, a.Err = c.server.deps.Auth.ReadPasswordLogin(cmd.Args[0].Text, a.Login.Password)
 	if !c.server.deps.Auth.AllowsPasswords(a.Login.Client) {
-		return nil, c.rejectMechanism(a, "NO LOGIN is disabled.")
+		return nil, c.rejectAttempt(a, event.BadMechanism, "NO LOGIN is disabled.")
 	}
 	return a, nil
-}
-
-// rejectMechanism refuses a mechanism that the capability list does not offer.
-func (c *connection) rejectMechanism(a *login.Attempt, answer string) error {
-	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.BadMechanism)
-	return c.rejectCommand(a.Tag, answer)
 }
 
 // authenticate handles AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial response
@@ -64,19 +54,19 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*login
 	if n := len(cmd.Args); n < 1 || n > 2 || cmd.Args[0].Kind != imap.Atom || cmd.Args[n-1].Kind != imap.Atom {
 		return nil, c.rejectCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
 	}
-	a := c.newAttempt(cmd.Tag)
+	a := c.client.Begin(cmd.Tag, c.authClient())
 	client := a.Login.Client
 	exchange, ok := c.server.deps.Auth.Start(cmd.Args[0].Text, client)
 	if !ok {
 		a.Login.Mechanism = mechanismName(cmd.Args[0].Text)
-		return nil, c.rejectMechanism(a, "NO Unsupported mechanism.")
+		return nil, c.rejectAttempt(a, event.BadMechanism, "NO Unsupported mechanism.")
 	}
 	a.Login.Mechanism = exchange.Mechanism()
 	var response []byte // nil: no initial response
 	if len(cmd.Args) == 2 {
 		var err error
 		if response, err = decodeResponse(cmd.Args[1].Text); err != nil {
-			return nil, c.rejectExchange(a, "BAD Invalid base64.")
+			return nil, c.rejectAttempt(a, event.BadExchange, "BAD Invalid base64.")
 		}
 	}
 	for {
@@ -98,10 +88,10 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*login
 			return nil, c.answerMalformed(cmd, err)
 		}
 		if line == "*" {
-			return nil, c.rejectExchange(a, "BAD Cancelled.")
+			return nil, c.rejectAttempt(a, event.BadExchange, "BAD Cancelled.")
 		}
 		if response, err = decodeResponse(line); err != nil || line == "=" {
-			return nil, c.rejectExchange(a, "BAD Invalid base64.")
+			return nil, c.rejectAttempt(a, event.BadExchange, "BAD Invalid base64.")
 		}
 	}
 }
@@ -185,8 +175,9 @@ func exchangeFailure(ctx context.Context, err error) (event.Result, event.Reason
 	return event.ResultAbandoned, event.ClientAborted
 }
 
-func (c *connection) rejectExchange(a *login.Attempt, answer string) error {
-	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.BadExchange)
+// rejectAttempt records and answers an attempt that was not a login in good order.
+func (c *connection) rejectAttempt(a *login.Attempt, reason event.Reason, answer string) error {
+	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, reason)
 	return c.rejectCommand(a.Tag, answer)
 }
 

@@ -8,7 +8,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime/debug"
+	"strconv"
 	"time"
+
+	"go.uber.org/zap"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -53,7 +57,7 @@ func (l *listener) newConnection(tcp *net.TCPConn) *connection {
 	c := &connection{server: l.server, listener: l, acceptedAt: time.Now(), socket: parking.NewBufferedConn(tcp)}
 	c.client = login.Client{
 		Listener: l.Name, Deadline: c.acceptedAt.Add(l.server.cfg.PreauthTimeout),
-		Record: audit.Client{Session: l.server.newSessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())},
+		Record: audit.Client{Session: l.server.cfg.Instance + "-" + strconv.FormatUint(l.server.lastSessionID.Add(1), 36), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())},
 	}
 	c.conn = imap.NewConn(c.socket, imap.Commands, imap.MaxLongLine)
 	c.conn.TryReadFunc = parking.ReadAvailable
@@ -83,13 +87,25 @@ func (c *connection) run(ctx context.Context) {
 	}
 }
 
+// recoverPanic ends the client whose goroutine panicked, and only that one. The stack
+// contains no secrets: identity.Secret does not print them.
+func (c *connection) recoverPanic() {
+	value := recover()
+	if value == nil {
+		return
+	}
+	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
+		zap.ByteString("stack", debug.Stack()))
+	c.close(context.Background(), &relay.CloseError{Reason: event.InternalError})
+}
+
 // serve takes a client from its greeting to its relay. Each step advances the connection or
 // ends it.
 func (c *connection) serve(ctx context.Context) error {
 	if err := c.acceptClient(); err != nil { // PROXY header, TLS
 		return fmt.Errorf("accept client: %w", err)
 	}
-	if err := c.sendGreeting(); err != nil {
+	if err := c.sendLine("* OK [CAPABILITY " + c.capabilities() + "] IMAP ready."); err != nil {
 		return fmt.Errorf("greet: %w", err)
 	}
 	for {
@@ -116,7 +132,10 @@ func (c *connection) serve(ctx context.Context) error {
 func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstream, error) {
 	logins := c.server.logins
 	defer logins.RecordPanic(&c.client, a)
-	up, err := logins.Connect(ctx, &c.client, a, c.clientInfo())
+	up, err := logins.Connect(ctx, &c.client, a, upstream.Client{
+		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
+		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +144,6 @@ func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstr
 		return nil, errors.Join(err, up.Close())
 	}
 	return up, nil
-}
-
-// clientInfo returns the client details for the backend.
-func (c *connection) clientInfo() upstream.Client {
-	return upstream.Client{
-		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
-		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
-	}
 }
 
 // admit acquires a session slot and writes the audit record, without which no login
@@ -155,31 +166,30 @@ func (c *connection) admit(ctx context.Context, a *login.Attempt, up login.Upstr
 // session.end handles the end of the session.
 func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	c.releasePreauthSlot()
-	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
-	sess.live = c.server.sessions.Add(relay.Info{
-		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
-		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: c.server.tokenDeadline(a),
-	}, sess.end)
-	c.server.deps.Metrics.BeginSession(a.Mode)
-	caps := c.server.offeredCaps(a, up.Caps())
-	err := c.welcome(a, up, caps)
-	c.server.deps.Metrics.CountLogin(loginResult(err), a.Login.Mechanism, time.Since(a.ReceivedAt))
-	if err != nil {
+	sess := c.openSession(a, up)
+	caps := up.Caps().Without(imap.IsGatewayCapability)
+	if a.Mode != event.ModeSplice {
+		caps = c.server.hub.OfferedCaps(a.Route.Backend, up.Caps())
+	}
+	if err := c.welcome(a, up, caps); err != nil {
+		c.server.deps.Metrics.CountLogin(event.ResultAbandoned, a.Login.Mechanism, time.Since(a.ReceivedAt))
 		_ = c.conn.Close()
 		_ = up.Close()
 		sess.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
 		return nil
 	}
+	c.server.deps.Metrics.CountLogin(event.ResultAccepted, a.Login.Mechanism, time.Since(a.ReceivedAt))
 	client, fromClient := c.conn.Detach()
 	if c.tls == nil {
 		client = c.socket.TCPConn
 		fromClient = append(fromClient, c.socket.TakeBuffered()...)
 	}
+	quota := sess.quota()
 	switch up := up.(type) {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
 		clientSide, backendSide := splice.Side{Conn: client, Buffered: fromBackend}, splice.Side{Conn: backend, Buffered: fromClient}
-		if quota := sess.quota(); quota != nil {
+		if quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
 		c.server.spliceSet.Start(sess.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
@@ -187,7 +197,7 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 		muxClient := mux.Client{
 			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
 		}
-		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
+		if quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
 		c.server.hub.Start(sess.live, muxClient, up.Account)
@@ -195,13 +205,39 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	return nil
 }
 
-// tokenDeadline returns when the session must end because of the token that opened it. Zero
-// means never.
-func (s *Server) tokenDeadline(a *login.Attempt) time.Time {
-	if s.cfg.SessionGrace == 0 || a.TokenExpiry.IsZero() {
-		return time.Time{}
+// openSession registers the client's session. The token that opened it bounds its time if
+// Config.SessionGrace is set.
+func (c *connection) openSession(a *login.Attempt, up login.Upstream) *session {
+	var expiresAt time.Time // zero: never
+	if c.server.cfg.SessionGrace > 0 && !a.TokenExpiry.IsZero() {
+		expiresAt = a.TokenExpiry.Add(c.server.cfg.SessionGrace)
 	}
-	return a.TokenExpiry.Add(s.cfg.SessionGrace)
+	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
+	sess.live = c.server.sessions.Add(relay.Info{
+		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
+		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
+	}, sess.end)
+	c.server.deps.Metrics.BeginSession(a.Mode)
+	return sess
+}
+
+// welcome sends the tagged OK of the login, last of all, with the capabilities of the
+// backend in this mode. They are in a response code, and untagged too for a client that has
+// sent CAPABILITY and may ignore response codes.
+func (c *connection) welcome(a *login.Attempt, up login.Upstream, offered imap.Caps) error {
+	caps := offered.String()
+	c.outBuf = c.outBuf[:0]
+	if c.preauth.repeatCaps && caps != "" {
+		c.outBuf = append(append(append(c.outBuf, "* CAPABILITY "...), caps...), "\r\n"...)
+	}
+	c.outBuf = up.OK().AppendUntagged(c.outBuf)
+	c.outBuf = append(append(c.outBuf, a.Tag...), " OK "...)
+	if caps != "" {
+		c.outBuf = append(append(append(c.outBuf, "[CAPABILITY "...), caps...), "] "...)
+	}
+	c.outBuf = append(c.outBuf, "Logged in.\r\n"...)
+	_, err := c.conn.Write(c.outBuf)
+	return err
 }
 
 // releasePreauthSlot frees the connection's pre-login slot. It is idempotent.
@@ -234,7 +270,7 @@ func (c *connection) refuse(ctx context.Context, a *login.Attempt, cause error) 
 	case ctx.Err() != nil:
 		return ctx.Err() // BYE only; a NO would come too early
 	case r.Late, errors.Is(cause, login.ErrTooManyFailures) && isPast:
-		return &closeError{event.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
+		return &relay.CloseError{Reason: event.PreauthTimeout, Bye: loginTimeoutText} // also counted as a timeout
 	case r.Reply == "":
 		return cause // no client to answer
 	}
@@ -249,11 +285,11 @@ func (c *connection) refuse(ctx context.Context, a *login.Attempt, cause error) 
 	}
 	switch {
 	case c.server.logins.HasExhaustedAttempts(&c.client):
-		return &closeError{event.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
+		return &relay.CloseError{Reason: event.LoginAttempts, Bye: "[UNAVAILABLE] Too many failed logins."}
 	case errors.Is(cause, login.ErrNotRecorded):
-		return &closeError{event.AuditUnavailable, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
+		return &relay.CloseError{Reason: event.AuditUnavailable, Bye: "[UNAVAILABLE] Try again later."} // the session slot cannot be acquired twice
 	case isPast:
-		return &closeError{event.PreauthTimeout, loginTimeoutText, nil}
+		return &relay.CloseError{Reason: event.PreauthTimeout, Bye: loginTimeoutText}
 	}
 	c.conn.SetDeadline(c.client.Deadline)
 	return nil

@@ -65,79 +65,55 @@ func newHandshakeLimiter(limit int) *handshakeLimiter {
 func (l *handshakeLimiter) isOverloaded() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.checkOverload(time.Now())
+	_, err := l.allowedWait(time.Now())
+	return err != nil
 }
 
-// checkOverload is isOverloaded with mu held. It records a refusal.
-func (l *handshakeLimiter) checkOverload(now time.Time) bool {
-	if l.queued < maxQueuedHandshakes && time.Duration(l.queued)*l.interval <= l.maxWaitAt(now) {
-		return false
-	}
-	l.lastRefusal = now
-	return true
-}
-
-// maxWaitAt returns how long a handshake may wait that arrives now. mu is held.
-func (l *handshakeLimiter) maxWaitAt(now time.Time) time.Duration {
+// allowedWait returns how long a handshake may wait that arrives now. If it would probably
+// wait longer, the error is errOverloaded, and a refusal is recorded. mu is held.
+func (l *handshakeLimiter) allowedWait(now time.Time) (time.Duration, error) {
+	wait := maxHandshakeWait
 	if now.Sub(l.lastIdle) < burstWait && now.Sub(l.lastRefusal) >= overloadMemory {
-		return burstWait
+		wait = burstWait
 	}
-	return maxHandshakeWait
+	if l.queued >= maxQueuedHandshakes || time.Duration(l.queued)*l.interval > wait {
+		l.lastRefusal = now
+		return 0, errOverloaded
+	}
+	return wait, nil
 }
 
 // acquire acquires a slot within the allowed wait, or returns errOverloaded.
 func (l *handshakeLimiter) acquire() error {
-	if l.slots.TryAcquire(1) {
-		l.startAtOnce(time.Now())
+	atOnce := l.slots.TryAcquire(1)
+	l.mu.Lock()
+	now := time.Now()
+	if atOnce {
+		l.lastIdle, l.lastStart = now, now
+		l.mu.Unlock()
 		return nil
 	}
-	wait, err := l.enqueue(time.Now())
+	wait, err := l.allowedWait(now)
 	if err != nil {
+		l.mu.Unlock()
 		return err
 	}
+	l.queued++
+	l.mu.Unlock()
+
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	if l.slots.Acquire(ctx, 1) != nil {
-		l.giveUpWait(time.Now())
+	err = l.slots.Acquire(ctx, 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queued--
+	if now = time.Now(); err != nil {
+		l.lastRefusal = now
 		return errOverloaded
 	}
-	l.startQueued(time.Now())
-	return nil
-}
-
-// startAtOnce records a handshake that started without a wait.
-func (l *handshakeLimiter) startAtOnce(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.lastIdle, l.lastStart = now, now
-}
-
-// enqueue records a waiting handshake and returns how long it may wait.
-func (l *handshakeLimiter) enqueue(now time.Time) (time.Duration, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.checkOverload(now) {
-		return 0, errOverloaded
-	}
-	l.queued++
-	return l.maxWaitAt(now), nil
-}
-
-// startQueued records the start of a handshake that has waited.
-func (l *handshakeLimiter) startQueued(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.queued--
 	l.interval += (now.Sub(l.lastStart) - l.interval) / intervalSamples
 	l.lastStart = now
-}
-
-// giveUpWait records a handshake whose wait timed out.
-func (l *handshakeLimiter) giveUpWait(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.queued--
-	l.lastRefusal = now
+	return nil
 }
 
 // handshakeSlot is the slot of one handshake. It covers computing only, from the complete

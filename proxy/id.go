@@ -58,7 +58,7 @@ func (c *connection) setClientID(pairs [][2]string) {
 // source address decides, because any client may connect through the balancer. A header
 // without an address grants no trust.
 func (c *connection) isTrustedProxy() bool {
-	if containsPeer(c.listener.ProxyProtocol.networks(), c.client.Record.Peer) {
+	if containsPeer(c.listener.balancers, c.client.Record.Peer) {
 		return c.proxiedAddr.IsValid() && containsPeer(c.listener.TrustedNetworks, c.proxiedAddr)
 	}
 	return containsPeer(c.listener.TrustedNetworks, c.client.Record.Peer)

@@ -9,6 +9,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/login"
+	"imapgate/proxy/relay"
 )
 
 // preauthState holds the client's input before its login. STARTTLS clears it.
@@ -41,10 +42,6 @@ func (c *connection) capabilities() string {
 // isCleartext reports whether TLS must start before credentials are accepted.
 func (c *connection) isCleartext() bool { return c.listener.TLS != NoTLS && c.tls == nil }
 
-func (c *connection) sendGreeting() error {
-	return c.sendLine("* OK [CAPABILITY " + c.capabilities() + "] IMAP ready.")
-}
-
 // sendLine writes one line, or several joined by CRLF.
 func (c *connection) sendLine(line string) error {
 	c.outBuf = append(append(c.outBuf[:0], line...), '\r', '\n')
@@ -52,13 +49,13 @@ func (c *connection) sendLine(line string) error {
 	return err
 }
 
-// respond sends a tagged response.
-func (c *connection) respond(tag, answer string) error { return c.sendLine(tag + " " + answer) }
-
 // readLogin answers commands until one is a login attempt.
 func (c *connection) readLogin(ctx context.Context) (*login.Attempt, error) {
 	for {
 		cmd, err := c.conn.ReadCommand(imap.PreauthLimits, c.requestLiteral)
+		if foreignProtocols[cmd.Tag] {
+			return nil, &relay.CloseError{Reason: event.WrongProtocol}
+		}
 		if err == nil {
 			var a *login.Attempt
 			a, err = c.answerCommand(ctx, cmd)
@@ -93,12 +90,10 @@ func (c *connection) requestLiteral() error {
 func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
-	case foreignProtocols[cmd.Tag]:
-		return &closeError{event.WrongProtocol, "", nil}
 	case errors.Is(err, imap.ErrDesynced):
-		return &closeError{event.LiteralTooBig, "Literal refused.", nil}
+		return &relay.CloseError{Reason: event.LiteralTooBig, Bye: "Literal refused."}
 	case errors.Is(err, imap.ErrLineTooLong):
-		return &closeError{event.LineTooLong, "Line too long.", nil}
+		return &relay.CloseError{Reason: event.LineTooLong, Bye: "Line too long."}
 	case errors.Is(err, imap.ErrLineSkipped):
 		return c.answerLongLine(cmd)
 	case errors.Is(err, imap.ErrLineEnding):
@@ -136,20 +131,17 @@ var foreignProtocols = map[string]bool{
 
 // rejectCommand answers and counts an invalid or misplaced command.
 func (c *connection) rejectCommand(tag, answer string) error {
-	if err := c.respond(tag, answer); err != nil {
+	if err := c.sendLine(tag + " " + answer); err != nil {
 		return err
 	}
 	if c.badCommands++; c.badCommands >= c.server.cfg.MaxBadCommands {
-		return &closeError{event.BadCommands, "Too many bad commands.", nil}
+		return &relay.CloseError{Reason: event.BadCommands, Bye: "Too many bad commands."}
 	}
 	return nil
 }
 
 // answerCommand answers one command, or returns a login attempt.
 func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*login.Attempt, error) {
-	if foreignProtocols[cmd.Tag] {
-		return nil, &closeError{event.WrongProtocol, "", nil}
-	}
 	switch cmd.Name {
 	case "CAPABILITY", "STARTTLS", "LOGOUT":
 		c.sentProbeCommand = true
@@ -165,7 +157,7 @@ func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*logi
 		if err := c.answerID(cmd); err != nil {
 			return nil, err
 		}
-		return nil, c.updateLimitAddr()
+		return nil, c.updateLimits()
 	}
 	if len(cmd.Args) > 0 {
 		return nil, c.rejectCommand(cmd.Tag, "BAD Unexpected argument, or unknown command.")
@@ -175,7 +167,7 @@ func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*logi
 		c.preauth.repeatCaps = true
 		return nil, c.sendLine("* CAPABILITY " + c.capabilities() + "\r\n" + cmd.Tag + " OK Capabilities listed.")
 	case "NOOP":
-		return nil, c.respond(cmd.Tag, "OK Nothing done.")
+		return nil, c.sendLine(cmd.Tag + " OK Nothing done.")
 	case "LOGOUT":
 		return nil, c.answerLogout(cmd.Tag)
 	case "STARTTLS":
@@ -188,7 +180,7 @@ func (c *connection) answerLogout(tag string) error {
 	if err := c.sendLine("* BYE Logging out.\r\n" + tag + " OK Logged out."); err != nil {
 		return err
 	}
-	return &closeError{event.ClientLogout, "", nil}
+	return &relay.CloseError{Reason: event.ClientLogout}
 }
 
 // startTLS starts TLS and clears what the client sent before it. Bytes after the command
@@ -198,14 +190,14 @@ func (c *connection) startTLS(tag string) error {
 		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
 	}
 	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {
-		return &closeError{event.StartTLSInjection, "", imap.ErrInjected}
+		return &relay.CloseError{Reason: event.StartTLSInjection, Err: imap.ErrInjected}
 	}
-	if err := c.respond(tag, "OK Begin TLS negotiation now."); err != nil {
+	if err := c.sendLine(tag + " OK Begin TLS negotiation now."); err != nil {
 		return err
 	}
 	c.preauth, c.client.Record.Addr = preauthState{}, c.proxiedAddr
 	c.client.Record.Program, c.client.Record.Version = "", ""
-	if err := c.updateLimitAddr(); err != nil {
+	if err := c.updateLimits(); err != nil {
 		return err
 	}
 	return c.upgradeTLS()
@@ -217,13 +209,12 @@ func (c *connection) rejectCleartext(cmd imap.Command) error {
 	if cmd.Name != "LOGIN" && cmd.Name != "AUTHENTICATE" {
 		return c.rejectCommand(cmd.Tag, "BAD No literals before TLS.")
 	}
-	a := &login.Attempt{ReceivedAt: time.Now(), Login: auth.Login{Mechanism: auth.CommandLogin}}
+	a := &login.Attempt{Tag: cmd.Tag, ReceivedAt: time.Now(), Login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
 		a.Login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
 			a.Login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
-	c.server.logins.RecordInvalid(&c.client, a, event.ResultRefused, event.Cleartext)
-	return c.rejectCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
+	return c.rejectAttempt(a, event.Cleartext, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
 }

@@ -14,7 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,15 +79,10 @@ type Deps struct {
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
 	Limits   *limit.Limiter
-	Sockets  *descriptors.Counter // also counts those of Backends; nil: no counting
+	Sockets  *descriptors.Counter // also counts those of Backends
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger
-}
-
-func (r *Deps) countBytes(up, down int64) {
-	r.Metrics.BytesToBackend.Add(float64(up))
-	r.Metrics.BytesToClient.Add(float64(down))
 }
 
 // Server accepts clients, logs them in and hands them to a relay.
@@ -125,15 +120,23 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		if l.TLS != NoTLS && deps.TLS == nil {
 			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
 		}
-		s.listeners = append(s.listeners, &listener{
+		opened := &listener{
 			ListenerSettings: l, server: s, acceptCounter: deps.Metrics.Connections(l.Name), probeCounters: deps.Metrics.Probes(l.Name),
-		})
+		}
+		if l.ProxyProtocol != nil {
+			opened.balancers = l.ProxyProtocol.Trusted
+		}
+		s.listeners = append(s.listeners, opened)
 	}
 	if err := s.openRelays(); err != nil {
 		return nil, err
 	}
+	modes := make(map[string]event.Mode, len(cfg.Modes))
+	for name, b := range cfg.Modes {
+		modes[name] = b.Mode
+	}
 	s.logins = login.New(login.Config{
-		VerifyTimeout: cfg.PreauthTimeout, MaxAuthAttempts: cfg.MaxAuthAttempts, Modes: modeNames(cfg.Modes), FleetSecret: cfg.FleetSecret,
+		VerifyTimeout: cfg.PreauthTimeout, MaxAuthAttempts: cfg.MaxAuthAttempts, Modes: modes, FleetSecret: cfg.FleetSecret,
 		RouteByAuth: cfg.RouteByAuth, ResolveTTL: cfg.ResolveTTL,
 	}, login.Deps{
 		Auth: deps.Auth, Routes: deps.Routes, Backends: deps.Backends, Hub: s.hub, Audit: deps.Audit, Metrics: deps.Metrics, Log: deps.Log,
@@ -142,18 +145,12 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	return s, nil
 }
 
-// modeNames returns the mode of each backend.
-func modeNames(backends map[string]BackendSettings) map[string]event.Mode {
-	names := make(map[string]event.Mode, len(backends))
-	for name, b := range backends {
-		names[name] = b.Mode
-	}
-	return names
-}
-
 // openRelays creates what carries sessions after their login.
 func (s *Server) openRelays() (err error) {
-	s.sessions = relay.NewRegistry(relay.Config{IdleTimeout: s.cfg.IdleTimeout, OnBytes: s.deps.countBytes})
+	s.sessions = relay.NewRegistry(relay.Config{IdleTimeout: s.cfg.IdleTimeout, OnBytes: func(up, down int64) {
+		s.deps.Metrics.BytesToBackend.Add(float64(up))
+		s.deps.Metrics.BytesToClient.Add(float64(down))
+	}})
 	s.spliceSet, err = splice.NewSet(splice.Config{
 		ParkAfter: parkAfter, HalfClosedTimeout: halfClosedTimeout, WriteTimeout: s.cfg.WriteTimeout,
 	}, s.sessions)
@@ -170,6 +167,21 @@ func (s *Server) openRelays() (err error) {
 	return nil
 }
 
+// newHub creates the hub of the mux sessions.
+func (s *Server) newHub() (*mux.Hub, error) {
+	backends := make(map[string]mux.Backend, len(s.deps.Backends))
+	for name, b := range s.deps.Backends {
+		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
+	}
+	locate := func(ctx context.Context, user identity.User) (mux.Location, error) {
+		route, err := s.deps.Routes.Lookup(ctx, user)
+		return mux.Location{Backend: route.Backend, Login: route.Login}, err
+	}
+	return mux.NewHub(mux.Config{
+		ParkAfter: parkAfter, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLineLength, Locate: locate,
+	}, mux.Deps{Sessions: s.sessions, Splices: s.spliceSet, Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
+}
+
 // ListenError reports a listener that could not be opened.
 type ListenError struct {
 	Listener string // name of the listener
@@ -180,9 +192,9 @@ func (e *ListenError) Error() string { return e.Err.Error() }
 func (e *ListenError) Unwrap() error { return e.Err }
 
 // Listen opens all listeners, or none of them. The error is a *ListenError.
-func (s *Server) Listen() error {
+func (s *Server) Listen() (err error) {
 	for _, l := range s.listeners {
-		if err := l.listen(); err != nil {
+		if l.tcp, err = listen.TCP(l.Address); err != nil {
 			s.closeListeners()
 			return &ListenError{l.Name, fmt.Errorf("listen on %s: %w", l.Address, err)}
 		}
@@ -248,21 +260,14 @@ func (s *Server) closeListeners() {
 // half for sessions.
 const minSharedSlots = 16
 
-// isFull reports whether the newest connection, which is already counted, exceeds a limit.
-// Connections before their login may use half of the slots, so that clients who never log
-// in cannot displace sessions.
-func (s *Server) isFull() bool {
-	return s.openConns.Load() > s.maxConns || s.preauthConns.Load() > preauthLimit(s.maxConns) || s.deps.Sockets.IsFull()
-}
-
-// addConnection counts a connection and sets overLimit if it must be refused. A refused
-// connection still uses a reserved descriptor until it is closed. So accept blocks while
-// maxRefusals of them are open.
+// addConnection counts a connection and sets overLimit if it must be refused. Connections
+// before their login may use half of the slots, so that clients who never log in cannot
+// displace sessions. A refused connection still uses a reserved descriptor until it is
+// closed. So accept blocks while maxRefusals of them are open.
 func (s *Server) addConnection(c *connection) {
-	s.openConns.Add(1)
-	s.preauthConns.Add(1)
-	s.deps.Sockets.AddClient()
-	if c.overLimit = s.isFull(); c.overLimit {
+	open, preauth := s.openConns.Add(1), s.preauthConns.Add(1)
+	hasDescriptors := s.deps.Sockets.AddClient()
+	if c.overLimit = !hasDescriptors || open > s.maxConns || preauth > preauthLimit(s.maxConns); c.overLimit {
 		s.refusalSlots <- struct{}{}
 		return
 	}
@@ -295,25 +300,16 @@ func preauthLimit(total int64) int64 { return max(total/2, min(total, minSharedS
 // be without a login at a time.
 func PreauthLimit(maxConnections int) int { return int(preauthLimit(connectionLimit(maxConnections))) }
 
-func (s *Server) newSessionID() string {
-	return s.cfg.Instance + "-" + strconv.FormatUint(s.lastSessionID.Add(1), 36)
-}
-
 // listener accepts clients on one address.
 type listener struct {
 	ListenerSettings
 
 	// Set once.
 	server        *Server
-	tcp           *net.TCPListener // set by listen
+	balancers     []netip.Prefix   // of ProxyProtocol: peers whose PROXY header is trusted
+	tcp           *net.TCPListener // set by Listen
 	acceptCounter prometheus.Counter
 	probeCounters map[event.Probe]prometheus.Counter // by probe type
-}
-
-func (l *listener) listen() error {
-	var err error
-	l.tcp, err = listen.TCP(l.Address)
-	return err
 }
 
 // accept accepts connections until the listener is closed. When descriptors run out it
@@ -331,7 +327,7 @@ func (l *listener) accept(ctx context.Context) {
 			retry.wait(ctx, func() { s.deps.Log.Error("accept", zap.String("listener", l.Name), zap.Error(err)) })
 			continue
 		}
-		retry = backoff{lastLogged: retry.lastLogged}
+		retry.delay = 0
 		l.acceptCounter.Inc()
 		c := l.newConnection(tcp)
 		s.addConnection(c)

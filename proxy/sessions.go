@@ -2,15 +2,101 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux"
 )
+
+// session holds the data of a relayed client for the records of its end.
+type session struct {
+	server *Server
+	limits *limit.Conn
+	client audit.Client
+	live   *relay.Session
+}
+
+// end records the end of a session and releases its slots. It is called once.
+func (s *session) end(r relay.Result) {
+	srv, live := s.server, s.live
+	record := audit.Session{
+		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
+		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative
+	}
+	errText := ""
+	if r.Err != nil {
+		errText = r.Err.Error()
+	}
+	s.limits.Close()
+	srv.removeConnection()
+	_ = srv.deps.Audit.SessionEnded(&s.client, &record, r.Reason)
+	srv.deps.Metrics.EndSession(live.Mode, r.Reason)
+	srv.deps.Log.Info("session", zap.String("session", live.ID), zap.Stringer("user", live.User),
+		zap.String("backend", live.Backend), zap.String("mode", string(live.Mode)), zap.String("reason", string(r.Reason)),
+		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", record.Duration), zap.String("err", errText))
+}
+
+// quota is a user's quota for one session. It records throttled and refused use in the
+// metrics and the audit log.
+type quota struct {
+	*limit.Quota
+	session *session
+}
+
+// quota returns nil for a user without a quota.
+func (s *session) quota() *quota {
+	b := s.limits.Quota()
+	if b == nil {
+		return nil
+	}
+	return &quota{b, s}
+}
+
+// Command and the methods below add records to those of limit.Quota.
+func (q *quota) Command() time.Duration {
+	return q.recordThrottle(event.LimitCommands, q.Quota.Command())
+}
+
+func (q *quota) Read(n int) time.Duration {
+	return q.recordThrottle(event.LimitBytesIn, q.Quota.Read(n))
+}
+
+func (q *quota) Written(n int) time.Duration {
+	return q.recordThrottle(event.LimitBytesOut, q.Quota.Written(n))
+}
+
+func (q *quota) Upload(ctx context.Context, n int64) bool {
+	ok := q.Quota.Upload(ctx, n)
+	if !ok {
+		q.session.server.deps.Metrics.Limits.CountRefusal(event.LimitAppend)
+		q.recordHit(event.LimitAppend, event.ResultRefused)
+	}
+	return ok
+}
+
+// recordThrottle records a wait, if there is one, and returns it.
+func (q *quota) recordThrottle(limitName event.Limit, wait time.Duration) time.Duration {
+	if wait > 0 {
+		q.session.server.deps.Metrics.Limits.CountThrottle(limitName)
+		q.recordHit(limitName, event.ResultSlowed)
+	}
+	return wait
+}
+
+func (q *quota) recordHit(limitName event.Limit, measure event.Result) {
+	s := q.session
+	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.User.String(), Result: measure})
+}
 
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there
 // and a mode. A session keeps the values it was admitted with, also after it is pinned.

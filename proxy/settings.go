@@ -22,14 +22,6 @@ type ProxyProtocol struct {
 	Trusted []netip.Prefix `yaml:"trusted" example:"[10.0.0.0/8]" reload:"new" doc:"Networks of the load balancers in front. Required, not empty."`
 }
 
-// networks returns the trusted networks; of nil, none.
-func (p *ProxyProtocol) networks() []netip.Prefix {
-	if p == nil {
-		return nil
-	}
-	return p.Trusted
-}
-
 // BackendSettings are how a backend's sessions are relayed.
 type BackendSettings struct {
 	Mode event.Mode   `yaml:"mode" default:"splice" set:"Mode" later:"park" reload:"new" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are parsed, and after LOGOUT the backend connection is kept for the next login of the same account. The many short sessions of webmail then cost the backend very little. resume: as reuse, and a session survives a restart of its backend; its client sees at most a pause. For this the client's password is kept in memory during the session, unless the backend has login: master. Whatever a mode cannot follow is relayed as with splice."`

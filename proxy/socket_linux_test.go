@@ -12,7 +12,7 @@ import (
 // acknowledgements otherwise.
 func TestKeepaliveIsSetOnClientSockets(t *testing.T) {
 	l := &listener{ListenerSettings: ListenerSettings{Address: "127.0.0.1:0"}}
-	testkit.NoError(t, l.listen())
+	testkit.NoError(t, (&Server{listeners: []*listener{l}}).Listen())
 	defer l.tcp.Close()
 	client, err := net.Dial("tcp", l.tcp.Addr().String())
 	testkit.NoError(t, err)

@@ -66,7 +66,7 @@ var allowedImports = map[string]string{
 	"internal/faultproxy":     "internal/testbed",
 	"internal/filewatch":      "",
 	"internal/parking":        "",
-	"proxy/relay":             "internal/parking",
+	"proxy/relay":             "",
 	"proxy/relay/splice":      "proxy/relay internal/parking",
 	"proxy/upstream":          "auth internal/breaker internal/imap internal/keepalive internal/descriptors tlsconf",
 	"proxy/relay/mux":         "proxy/relay proxy/relay/splice proxy/relay/mux/command proxy/relay/mux/lease proxy/relay/mux/mailbox proxy/relay/mux/pool proxy/relay/mux/wire proxy/upstream routing internal/imap internal/audit internal/metrics internal/parking",

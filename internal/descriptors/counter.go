@@ -3,7 +3,7 @@
 // descriptors.
 //
 // The package does not know what a socket is for, beyond client, backend or extra. All code
-// that opens sockets shares one Counter; a nil Counter counts nothing and never refuses.
+// that opens sockets shares one Counter.
 package descriptors
 
 import "sync"
@@ -12,8 +12,8 @@ const (
 	// Reserved descriptors are left for what is not counted: files, Redis, auth servers,
 	// the admin address, the audit log and connections about to be refused.
 	Reserved = 64
-	// unlimited stands for no limit.
-	unlimited = 1 << 30
+	// Unlimited stands for no limit.
+	Unlimited = 1 << 30
 )
 
 // MaxClients returns how many clients fit into a descriptor limit: each client needs a
@@ -30,75 +30,61 @@ type Counter struct {
 	evictIdle func() bool // set by SetEvict
 
 	mu sync.Mutex
-	// Guarded by mu.
+	// Guarded by mu. The claims are 2*clients + extras; clients + backends are open.
 	clients  int64
 	backends int64 // sockets to backends, including extras and idle ones
 	extras   int64 // of backends, the gateway's own that are in use
 }
 
 // New returns a Counter for a process with a descriptor limit.
-func New(limit int64) *Counter { return &Counter{limit: max(limit-Reserved, 2)} }
+func New(limit int64) *Counter {
+	return &Counter{limit: max(limit-Reserved, 2), evictIdle: func() bool { return false }}
+}
 
 // SetEvict sets the function that frees descriptors. evict closes an idle connection to a
 // backend, and returns false if no connection is idle. SetEvict is called before anything
 // is counted.
-func (c *Counter) SetEvict(evict func() bool) {
-	if c != nil {
-		c.evictIdle = evict
-	}
-}
+func (c *Counter) SetEvict(evict func() bool) { c.evictIdle = evict }
 
-// AddClient counts the connection of a client, which is already open. If it is not refused,
-// EvictIdle must make room for it.
-func (c *Counter) AddClient() {
-	if c != nil {
-		c.addTo(&c.clients, 1)
-	}
+// AddClient counts the connection of a client, which is already open. It returns false if
+// clients and extras then claim more than the limit, and the client must be refused. If it
+// is not refused, EvictIdle must make room for it.
+func (c *Counter) AddClient() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.clients++
+	return 2*c.clients+c.extras <= c.limit
 }
 
 // RemoveClient uncounts a client's connection that is closed.
 func (c *Counter) RemoveClient() {
-	if c != nil {
-		c.addTo(&c.clients, -1)
-	}
-}
-
-// IsFull reports whether clients and extras claim more than the limit. If so, the client
-// counted last must be refused.
-func (c *Counter) IsFull() bool {
-	if c == nil {
-		return false
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.claims() > c.limit
+	c.clients--
 }
 
 // AddBackend counts a connection to a backend before it is opened, and makes room for it.
 // The connection already has a claim: a client's or an extra's.
 func (c *Counter) AddBackend() {
-	if c != nil {
-		c.addTo(&c.backends, 1)
-		c.EvictIdle()
-	}
+	c.mu.Lock()
+	c.backends++
+	c.mu.Unlock()
+	c.EvictIdle()
 }
 
 // RemoveBackend uncounts a connection to a backend that is closed, or was not opened.
 func (c *Counter) RemoveBackend() {
-	if c != nil {
-		c.addTo(&c.backends, -1)
-	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.backends--
 }
 
 // AddExtra claims a descriptor for a backend connection of the gateway's own. It returns
 // false if clients need the descriptor.
 func (c *Counter) AddExtra() bool {
-	if c == nil {
-		return true
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.claims() >= c.limit {
+	if 2*c.clients+c.extras >= c.limit {
 		return false
 	}
 	c.extras++
@@ -107,41 +93,19 @@ func (c *Counter) AddExtra() bool {
 
 // RemoveExtra releases the claim of AddExtra.
 func (c *Counter) RemoveExtra() {
-	if c != nil {
-		c.addTo(&c.extras, -1)
-	}
-}
-
-// claims returns the descriptors that may be needed at the same time. mu is held.
-func (c *Counter) claims() int64 { return 2*c.clients + c.extras }
-
-func (c *Counter) addTo(counter *int64, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	*counter += n
+	c.extras--
 }
 
 // EvictIdle closes idle backend connections until the open sockets fit the limit.
 func (c *Counter) EvictIdle() {
-	if c == nil || c.evictIdle == nil {
-		return
+	for c.Open() > c.limit && c.evictIdle() { // evictIdle calls RemoveBackend
 	}
-	for c.isOverLimit() && c.evictIdle() { // evictIdle calls RemoveBackend
-	}
-}
-
-// isOverLimit reports whether more sockets are open than the limit allows.
-func (c *Counter) isOverLimit() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.clients+c.backends > c.limit
 }
 
 // Open returns the number of counted sockets.
 func (c *Counter) Open() int64 {
-	if c == nil {
-		return 0
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.clients + c.backends

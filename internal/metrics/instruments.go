@@ -30,26 +30,38 @@ func (r registrar) counterVec(name, help string, labels ...string) *prometheus.C
 	return v
 }
 
-// countersByLabel creates one counter for each value of a closed set and for Other,
-// so that every series exists from the start, with the value 0.
-func (r registrar) countersByLabel(name, help, label string, values []string) map[string]prometheus.Counter {
-	vec := r.counterVec(name, help, label)
-	set := map[string]prometheus.Counter{event.Other: vec.WithLabelValues(event.Other)}
+// byLabel creates one instrument for each value of a closed set and for Other, so that
+// every series exists from the start, with the value 0.
+func byLabel[I any](values []string, create func(value ...string) I) map[string]I {
+	set := map[string]I{event.Other: create(event.Other)}
 	for _, value := range values {
-		set[value] = vec.WithLabelValues(value)
+		set[value] = create(value)
 	}
 	return set
 }
 
-// gaugesByLabel is countersByLabel for gauges.
+func (r registrar) countersByLabel(name, help, label string, values []string) map[string]prometheus.Counter {
+	return byLabel(values, r.counterVec(name, help, label).WithLabelValues)
+}
+
 func (r registrar) gaugesByLabel(name, help, label string, values []string) map[string]prometheus.Gauge {
 	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
 	r.MustRegister(vec)
-	set := map[string]prometheus.Gauge{event.Other: vec.WithLabelValues(event.Other)}
-	for _, value := range values {
-		set[value] = vec.WithLabelValues(value)
-	}
-	return set
+	return byLabel(values, vec.WithLabelValues)
+}
+
+// labelSet is a label with the closed set of its values.
+type labelSet struct {
+	name   string
+	values []string
+}
+
+// countersByLabels creates one counter for each pair of values.
+func (r registrar) countersByLabels(name, help string, first, second labelSet) map[string]map[string]prometheus.Counter {
+	vec := r.counterVec(name, help, first.name, second.name)
+	return byLabel(first.values, func(value ...string) map[string]prometheus.Counter {
+		return byLabel(second.values, vec.MustCurryWith(prometheus.Labels{first.name: value[0]}).WithLabelValues)
+	})
 }
 
 func (r registrar) histogram(name, help string, buckets []float64) prometheus.Histogram {
@@ -73,11 +85,8 @@ type Backend struct {
 
 // Backend returns the instruments of a configured backend. Call it once for each.
 func (m *Metrics) Backend(name string) *Backend {
-	b := &Backend{connects: make(map[string]prometheus.Counter)}
-	for _, result := range append([]string{event.Other}, event.Values("ConnectResult")...) {
-		b.connects[result] = m.upstreamConnects.WithLabelValues(name, result)
-	}
-	return b
+	vec := m.upstreamConnects.MustCurryWith(prometheus.Labels{"backend": name})
+	return &Backend{connects: byLabel(event.Values("ConnectResult"), vec.WithLabelValues)}
 }
 
 // CountConnect counts an attempt to connect and log in, by its result.
@@ -111,16 +120,6 @@ func oneIf(condition bool) float64 {
 	return 0
 }
 
-// ObserveCertificates exports the expiry of the certificates. Each scrape calls
-// reportAll, which calls report for each certificate file.
-func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, notAfter time.Time))) {
-	m.registry.MustRegister(certificateCollector{
-		reportAll: reportAll,
-		desc: prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
-			"When a certificate expires that is served, or presented to another server.", []string{"file"}, nil),
-	})
-}
-
 // ObserveAudit exports the number of lost audit records, and whether new logins are
 // blocked because records cannot be written.
 func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
@@ -131,24 +130,57 @@ func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
 		nil, func() float64 { return oneIf(ready() == nil) })
 }
 
-// certificateCollector is a prometheus.Collector that queries the certificates at
-// each scrape, because their files may be reloaded.
-type certificateCollector struct {
-	reportAll func(report func(file string, notAfter time.Time)) // Set once.
-	desc      *prometheus.Desc                                   // Set once.
+// AuditSinkStatus is the state of one sink of the audit log.
+type AuditSinkStatus struct {
+	Name           string // from the configuration
+	WrittenRecords uint64
+	LostRecords    uint64
+	Failing        bool
+}
+
+// ObserveAuditSinks exports the state of each sink of the audit log. Each scrape
+// calls reportAll.
+func (m *Metrics) ObserveAuditSinks(reportAll func(report func(AuditSinkStatus))) {
+	records := prometheus.NewDesc("imapgate_audit_records_total", "Audit records, by sink and result.", []string{"sink", "result"}, nil)
+	up := prometheus.NewDesc("imapgate_audit_sink_up", "0 while a sink of the audit log cannot be written.", []string{"sink"}, nil)
+	m.registry.MustRegister(collector{[]*prometheus.Desc{records, up}, func(out chan<- prometheus.Metric) {
+		reportAll(func(s AuditSinkStatus) {
+			out <- prometheus.MustNewConstMetric(records, prometheus.CounterValue, float64(s.WrittenRecords), s.Name, "written")
+			out <- prometheus.MustNewConstMetric(records, prometheus.CounterValue, float64(s.LostRecords), s.Name, "lost")
+			out <- prometheus.MustNewConstMetric(up, prometheus.GaugeValue, oneIf(!s.Failing), s.Name)
+		})
+	}})
+}
+
+// ObserveCertificates exports the expiry of the certificates. Each scrape calls reportAll,
+// which calls report for each certificate file: the files may be reloaded. A file that is
+// reported twice is exported once, because duplicate series would fail the whole scrape.
+func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, notAfter time.Time))) {
+	desc := prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
+		"When a certificate expires that is served, or presented to another server.", []string{"file"}, nil)
+	m.registry.MustRegister(collector{[]*prometheus.Desc{desc}, func(out chan<- prometheus.Metric) {
+		seen := make(map[string]bool)
+		reportAll(func(file string, notAfter time.Time) {
+			if !seen[file] {
+				seen[file] = true
+				out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(notAfter.Unix()), file)
+			}
+		})
+	}})
+}
+
+// collector is a prometheus.Collector of metrics that each scrape computes.
+type collector struct {
+	descs   []*prometheus.Desc                 // Set once.
+	collect func(out chan<- prometheus.Metric) // Set once.
 }
 
 // Describe implements prometheus.Collector.
-func (c certificateCollector) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
-
-// Collect implements prometheus.Collector. It reports a file that is named twice
-// only once: duplicate series would fail the whole scrape.
-func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
-	seen := make(map[string]bool)
-	c.reportAll(func(file string, notAfter time.Time) {
-		if !seen[file] {
-			seen[file] = true
-			out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(notAfter.Unix()), file)
-		}
-	})
+func (c collector) Describe(out chan<- *prometheus.Desc) {
+	for _, desc := range c.descs {
+		out <- desc
+	}
 }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) { c.collect(out) }

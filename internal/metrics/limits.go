@@ -37,9 +37,7 @@ func newLimits(r registrar) *Limits {
 
 // ObserveBans exports the number of bans. Each scrape calls count.
 func (m *Metrics) ObserveBans(count func() int) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "imapgate_bans", Help: "Banned addresses and networks.",
-	}, func() float64 { return float64(count()) }))
+	m.observe("imapgate_bans", "Banned addresses and networks.", nil, func() float64 { return float64(count()) })
 }
 
 // CountRefusal counts a connection, login or upload that a limit refused.

@@ -1,3 +1,12 @@
+// Package metrics holds the gateway's Prometheus instruments, as fields and methods
+// of one struct that other packages get.
+//
+// Every label has a closed set of values: those of internal/event and below, and the
+// listeners, backends and certificate files of the configuration. A value outside
+// its set is counted as "other", so no client can create a new series. Children are
+// resolved when the struct is made; counting does not allocate. The package does not
+// interpret the numbers, and serves them only as an http.Handler for the admin
+// address.
 package metrics
 
 import (
@@ -20,6 +29,25 @@ const maxScrapes = 4
 // upstream login.
 var latencyBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
+// Directions of relayed bytes.
+const (
+	toClient  = "to_client"
+	toBackend = "to_backend"
+)
+
+// Sets of label values that are no words of internal/event. Constant.
+var (
+	// As in package auth: LOGIN is the command, the others are SASL mechanisms.
+	mechanisms = []string{"LOGIN", "AUTH=PLAIN", "AUTH=LOGIN", "AUTH=EXTERNAL", "AUTH=SCRAM-SHA-1",
+		"AUTH=SCRAM-SHA-1-PLUS", "AUTH=SCRAM-SHA-256", "AUTH=SCRAM-SHA-256-PLUS", "AUTH=OAUTHBEARER", "AUTH=XOAUTH2"}
+	// Commands whose repetition has no visible effect.
+	retried = []string{"NOOP", "CHECK", "CONVERT", "UID CONVERT", "XAPPLEPUSHSERVICE", "SELECT", "EXAMINE", "UNSELECT", "FETCH", "UID FETCH", "STORE",
+		"UID STORE", "SEARCH", "UID SEARCH", "SORT", "UID SORT", "THREAD", "UID THREAD", "UID EXPUNGE", "UIDBATCHES", "ESEARCH",
+		"LIST", "LSUB", "XLIST", "RLIST", "RLSUB", "NAMESPACE", "STATUS", "SUBSCRIBE", "UNSUBSCRIBE", "GETACL", "SETACL",
+		"DELETEACL", "LISTRIGHTS", "MYRIGHTS", "GETQUOTA", "GETQUOTAROOT", "SETQUOTA", "GETMETADATA", "SETMETADATA",
+		"GETANNOTATION", "GENURLAUTH", "URLFETCH", "RESETKEY", "GETJMAPACCESS", "CONVERSIONS"}
+)
+
 // Metrics has every instrument of a gateway.
 type Metrics struct {
 	// Set once. All instruments are safe for concurrent use.
@@ -37,7 +65,7 @@ type Metrics struct {
 	probes           *prometheus.CounterVec
 	upstreamConnects *prometheus.CounterVec
 	sessions         map[string]prometheus.Gauge
-	logins           map[loginKey]prometheus.Counter
+	logins           map[string]map[string]prometheus.Counter // by result and mechanism
 	loginSeconds     map[string]prometheus.Observer
 	routes           map[string]prometheus.Counter
 	sessionEnds      map[string]prometheus.Counter
@@ -46,8 +74,6 @@ type Metrics struct {
 	reloadSuccess    prometheus.Gauge
 	reloadTime       prometheus.Gauge
 }
-
-type loginKey struct{ result, mechanism string }
 
 // New creates the instruments, in their own registry.
 func New(version string) *Metrics {
@@ -76,25 +102,15 @@ func New(version string) *Metrics {
 	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", event.Values("Mode"))
 	m.Mux = newMux(r)
 	m.Limits = newLimits(r)
-	m.registerLogins(r)
-	m.registerProcess(version)
-	return m
-}
-
-func (m *Metrics) registerLogins(r registrar) {
-	counts := r.counterVec("imapgate_logins_total", "Login attempts.", "result", "mechanism")
+	results := event.Values("Result", "login")
+	m.logins = r.countersByLabels("imapgate_logins_total", "Login attempts.", labelSet{"result", results}, labelSet{"mechanism", mechanisms})
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: latencyBuckets,
 	}, []string{"result"})
 	r.MustRegister(seconds)
-	m.logins = make(map[loginKey]prometheus.Counter)
-	m.loginSeconds = make(map[string]prometheus.Observer)
-	for _, result := range append([]string{event.Other}, event.Values("Result", "login")...) {
-		m.loginSeconds[result] = seconds.WithLabelValues(result)
-		for _, mechanism := range append([]string{event.Other}, mechanisms...) {
-			m.logins[loginKey{result, mechanism}] = counts.WithLabelValues(result, mechanism)
-		}
-	}
+	m.loginSeconds = byLabel(results, seconds.WithLabelValues)
+	m.registerProcess(version)
+	return m
 }
 
 func (m *Metrics) registerProcess(version string) {
@@ -138,15 +154,8 @@ func (m *Metrics) EndSession(mode event.Mode, reason event.Reason) {
 
 // CountLogin counts a login attempt and the time until its answer.
 func (m *Metrics) CountLogin(result event.Result, mechanism string, duration time.Duration) {
-	key := loginKey{string(result), mechanism}
-	if _, known := m.loginSeconds[string(result)]; !known {
-		key.result = event.Other
-	}
-	if _, known := m.logins[loginKey{event.Other, mechanism}]; !known {
-		key.mechanism = event.Other
-	}
-	m.logins[key].Inc()
-	m.loginSeconds[key.result].Observe(duration.Seconds())
+	instrumentFor(instrumentFor(m.logins, result), mechanism).Inc()
+	instrumentFor(m.loginSeconds, result).Observe(duration.Seconds())
 }
 
 // CountRouteLookup counts a route lookup, by source of the answer.

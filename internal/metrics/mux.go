@@ -14,7 +14,7 @@ type Mux struct {
 	// Set once.
 	reattachSeconds   prometheus.Histogram
 	leaseSeconds      prometheus.Histogram
-	reattaches        map[reattachKey]prometheus.Counter
+	reattaches        map[string]map[string]prometheus.Counter // by reason and result
 	deferredExpunges  prometheus.Counter
 	expungeIssued     prometheus.Counter
 	retries           map[string]prometheus.Counter
@@ -28,13 +28,12 @@ type Mux struct {
 	poolDiscards      map[string]prometheus.Counter
 }
 
-type reattachKey struct{ reason, result string }
-
 func newMux(r registrar) *Mux {
 	return &Mux{
 		reattachSeconds: r.histogram("imapgate_mux_reattach_seconds", "From the request for an upstream to the session's resynchronization there.", latencyBuckets),
 		leaseSeconds:    r.histogram("imapgate_mux_lease_wait_seconds", "Waiting time of sessions for an upstream connection.", latencyBuckets),
-		reattaches:      r.reattachCounters(),
+		reattaches: r.countersByLabels("imapgate_mux_reattaches_total", "Reattaches of sessions, by reason and result.",
+			labelSet{"reason", event.Values("ReattachReason")}, labelSet{"result", event.Values("Result", "reattach")}),
 		deferredExpunges: r.counter("imapgate_mux_reattach_expunge_deferred_total",
 			"Reattaches that found expunged messages which could not be reported to the client at once."),
 		expungeIssued: r.counter("imapgate_mux_expungeissued_total",
@@ -53,28 +52,9 @@ func newMux(r registrar) *Mux {
 	}
 }
 
-// reattachCounters creates the counters of all pairs of reason and result.
-func (r registrar) reattachCounters() map[reattachKey]prometheus.Counter {
-	vec := r.counterVec("imapgate_mux_reattaches_total", "Reattaches of sessions, by reason and result.", "reason", "result")
-	set := make(map[reattachKey]prometheus.Counter)
-	for _, reason := range append([]string{event.Other}, event.Values("ReattachReason")...) {
-		for _, result := range append([]string{event.Other}, event.Values("Result", "reattach")...) {
-			set[reattachKey{reason, result}] = vec.WithLabelValues(reason, result)
-		}
-	}
-	return set
-}
-
 // CountReattach counts a reattach, successful or not, and its duration.
 func (m *Mux) CountReattach(reason event.ReattachReason, result event.Result, duration time.Duration) {
-	key := reattachKey{string(reason), string(result)}
-	if _, known := m.reattaches[reattachKey{key.reason, event.Other}]; !known {
-		key.reason = event.Other
-	}
-	if _, known := m.reattaches[reattachKey{event.Other, key.result}]; !known {
-		key.result = event.Other
-	}
-	m.reattaches[key].Inc()
+	instrumentFor(instrumentFor(m.reattaches, reason), result).Inc()
 	m.reattachSeconds.Observe(duration.Seconds())
 }
 

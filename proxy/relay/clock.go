@@ -7,15 +7,11 @@ import (
 	"time"
 
 	"imapgate/internal/event"
-	"imapgate/internal/parking"
 )
 
 // Tick is the unit of the clock. Quiet and stalled connections are found within a tick or
 // two.
 const Tick = 50 * time.Millisecond
-
-// Ticks returns a duration in ticks, rounded up.
-func Ticks(d time.Duration) uint32 { return uint32((d + Tick - 1) / Tick) }
 
 // Elapsed returns a lower bound of the time between two ticks. It is negative if since is
 // not before now.
@@ -90,8 +86,6 @@ func (r *Registry) runClock() {
 	defer r.wg.Done()
 	ticker := time.NewTicker(Tick)
 	defer ticker.Stop()
-	var lastSecond uint32
-	var burst parking.BurstDetector
 	for {
 		if r.trySleep() {
 			ticker.Stop()
@@ -107,16 +101,7 @@ func (r *Registry) runClock() {
 			return
 		case <-ticker.C:
 		}
-		now := r.Clock.Update()
-		for t := range r.copyActive() {
-			t.OnTick(now)
-		}
-		if now-lastSecond >= Ticks(time.Second) {
-			lastSecond = now
-			if burst.CheckOver(r.checkSecond(), r.Len()) {
-				r.wg.Go(debug.FreeOSMemory) // takes as long as a garbage collection
-			}
-		}
+		r.tick()
 	}
 }
 
@@ -128,22 +113,54 @@ func (r *Registry) trySleep() bool {
 	return r.sleeping
 }
 
-func (r *Registry) copyActive() map[Ticker]*Session {
+// tick checks the active Tickers. Every second, and once more before the clock sleeps, it
+// also reports the bytes of their sessions and looks for the end of a burst.
+func (r *Registry) tick() {
+	now := r.Clock.Update()
+	isSecond := now-r.lastSecond >= uint32(time.Second/Tick)
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return maps.Clone(r.active)
-}
-
-// checkSecond reports the bytes of active sessions, and returns how many connections have
-// parked. The clock calls it every second, and once more before it sleeps.
-func (r *Registry) checkSecond() (parked uint64) {
-	for _, s := range r.copyActive() {
+	active, parked := maps.Clone(r.active), r.parked
+	if isSecond {
+		r.settled = len(active) == 0
+	}
+	r.mu.Unlock()
+	for t := range active {
+		t.OnTick(now)
+	}
+	if !isSecond {
+		return
+	}
+	r.lastSecond = now
+	for _, s := range active {
 		s.reportBytes()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.settled = len(r.active) == 0
-	return r.parked
+	if r.burst.isOver(parked, r.Len()) {
+		r.wg.Go(debug.FreeOSMemory) // takes as long as a garbage collection
+	}
+}
+
+// burstDetector detects the end of a burst of logins, when memory should be returned to the
+// system. An idle session needs a fraction of the memory of its login. The garbage
+// collector would keep the difference, because it waits for the heap to grow.
+type burstDetector struct {
+	lastEnd      uint64 // parkings at the end of the last burst
+	lastParkings uint64 // parkings at the last check
+}
+
+// minParkings is the number of parkings that makes a collection worthwhile.
+const minParkings = 512
+
+// isOver reports whether a burst has just ended. It is called about once a second with the
+// number of connections that have parked so far. A burst has ended when many have parked
+// since the last one but few since the last call.
+func (b *burstDetector) isOver(parkings uint64, sessions int) bool {
+	recent, since := parkings-b.lastParkings, parkings-b.lastEnd
+	b.lastParkings = parkings
+	if since < max(minParkings, uint64(sessions/2)) || recent > since/10 { // bounded by its type
+		return false
+	}
+	b.lastEnd = parkings
+	return true
 }
 
 // finishTimeout is how long a session may continue after its expiry, for its outstanding

@@ -8,7 +8,9 @@ package relay
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +43,23 @@ type Result struct {
 	Commands uint64 // Session.Commands; set by Finish
 }
 
+// CloseError ends a connection, before its login or relayed by mux, with a reason for the
+// records and the text of a BYE for the client.
+type CloseError struct {
+	Reason event.Reason
+	Bye    string // "" for none
+	Err    error  // the cause, if it is an error
+}
+
+func (e *CloseError) Error() string {
+	if e.Err != nil {
+		return string(e.Reason) + ": " + e.Err.Error()
+	}
+	return string(e.Reason)
+}
+
+func (e *CloseError) Unwrap() error { return e.Err }
+
 // Info identifies a session. It does not change, also when the session is pinned.
 type Info struct {
 	ID        string
@@ -51,6 +70,85 @@ type Info struct {
 	Client    netip.AddrPort // the client's address
 	StartedAt time.Time
 	ExpiresAt time.Time // when the session must end; zero: never
+}
+
+// Config has the settings of all sessions.
+type Config struct {
+	IdleTimeout time.Duration        // silence after which a session ends; 0: none
+	OnBytes     func(up, down int64) // receives the relayed bytes every second; nil: not reported
+}
+
+// Registry holds the live sessions of a gateway.
+type Registry struct {
+	// Set once.
+	Clock *Clock
+	cfg   Config
+	stop  chan struct{}  // closed by Close
+	wakes chan struct{}  // wakes a sleeping clock; holds one element
+	wg    sync.WaitGroup // the clock and its goroutines
+
+	// Owned by runClock.
+	lastSecond uint32 // the last tick that was a second after the one before it
+	burst      burstDetector
+
+	mu       sync.Mutex
+	sessions map[*Session]struct{} // Guarded by mu.
+	active   map[Ticker]*Session   // Guarded by mu. Tickers with a goroutine, and their sessions.
+	parked   uint64                // Guarded by mu. Connections that have parked for the first time.
+	settled  bool                  // Guarded by mu. A check each second has passed since the last activity.
+	sleeping bool                  // Guarded by mu. The clock waits for the next activity.
+}
+
+// NewRegistry returns a Registry with a running clock. Close stops it.
+func NewRegistry(cfg Config) *Registry {
+	r := &Registry{
+		Clock: NewClock(), cfg: cfg, stop: make(chan struct{}), wakes: make(chan struct{}, 1),
+		sessions: map[*Session]struct{}{}, active: map[Ticker]*Session{}, settled: true,
+	}
+	r.wg.Add(1)
+	go r.runClock()
+	return r
+}
+
+// Close stops the clock. All sessions must have ended.
+func (r *Registry) Close() {
+	close(r.stop)
+	r.wg.Wait()
+}
+
+// Add registers a session, which has no relay yet. onEnd is called once, by Finish.
+func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
+	s := &Session{Info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sessions[s] = struct{}{}
+	return s
+}
+
+// Len returns the number of sessions.
+func (r *Registry) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions)
+}
+
+// Sessions returns all sessions, in no order.
+func (r *Registry) Sessions() []*Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.sessions))
+}
+
+// Select returns the sessions that match, in no order.
+func (r *Registry) Select(match func(*Info) bool) []*Session {
+	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool { return !match(&s.Info) })
+}
+
+// AbortAll aborts all sessions.
+func (r *Registry) AbortAll(reason event.Reason) {
+	for _, s := range r.Sessions() {
+		s.Abort(reason)
+	}
 }
 
 // Session is a client after its login.
@@ -133,7 +231,11 @@ func (s *Session) Finish(r Result) {
 		s.timer = nil
 	}
 	s.mu.Unlock()
-	if s.registry.remove(s) {
+	s.registry.mu.Lock()
+	_, isLive := s.registry.sessions[s]
+	delete(s.registry.sessions, s)
+	s.registry.mu.Unlock()
+	if isLive {
 		s.onEnd(r)
 	}
 }

@@ -147,7 +147,7 @@ func TestClockSleepsAtRest(t *testing.T) {
 			t.Errorf("the clock ran at rest: %d ticks", now-before)
 		}
 		f.session.Activate(f)
-		if now := r.Clock.Now(); now-before < Ticks(50*time.Minute) {
+		if now := r.Clock.Now(); now-before < uint32(50*time.Minute/Tick) {
 			t.Errorf("an active session finds a time %d ticks after the rest began", now-before)
 		}
 		f.session.Deactivate(f)

@@ -53,6 +53,7 @@ type Backend struct {
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
+	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
 	b := &Backend{
 		cfg:   cfg,
 		hooks: hooks,

@@ -94,7 +94,7 @@ type Config struct {
 	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
 	// WrapConn returns the connection to run TLS over; nil: the TCP connection.
 	WrapConn func(*net.TCPConn) net.Conn
-	// Sockets counts the connections; may be nil.
+	// Sockets counts the connections; nil: without a limit.
 	Sockets       *descriptors.Counter
 	SessionPrefix string // prefix of this gateway's session ids; "": no check
 }

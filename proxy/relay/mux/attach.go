@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/internal/sleep"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/relay/mux/pool"
@@ -55,7 +56,7 @@ func (r *request) attachOptions() attachOptions {
 // what has changed, as far as opts allow. It retries for CommandHoldTimeout, but not with
 // the slot of a session in IDLE.
 //
-// Errors: errPendingExpunges, a *closeError, and errors for which isTransient returns
+// Errors: errPendingExpunges, a *relay.CloseError, and errors for which isTransient returns
 // true.
 func (s *session) attach(opts attachOptions) error {
 	timeout := s.upstream.backend.settings.CommandHoldTimeout
@@ -129,12 +130,12 @@ var attachResults = map[event.Reason]event.Result{
 }
 
 func attachResult(err error) event.Result {
-	e := (*closeError)(nil)
+	e := (*relay.CloseError)(nil)
 	switch {
 	case err == nil, errors.Is(err, errPendingExpunges):
 		return event.ResultOK
 	case errors.As(err, &e):
-		return cmp.Or(attachResults[e.reason], event.ResultCanceled)
+		return cmp.Or(attachResults[e.Reason], event.ResultCanceled)
 	case errors.Is(err, pool.ErrBusy):
 		return event.ResultLimit
 	case errors.Is(err, context.DeadlineExceeded):
@@ -205,15 +206,15 @@ func (u *upstreamSide) checkRoute(ctx context.Context) error {
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		u.backend.hub.evictUser(user)
-		return &closeError{event.LoginRevoked, byeRevoked, err}
+		return &relay.CloseError{Reason: event.LoginRevoked, Bye: byeRevoked, Err: err}
 	case errors.Is(err, routing.ErrPaused): // hold the command for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && location.Backend != u.backend.name:
 		u.backend.hub.EvictElsewhere(user, location)
-		return &closeError{event.Moved, byeMoved, nil}
+		return &relay.CloseError{Reason: event.Moved, Bye: byeMoved}
 	case err == nil && u.loginFromRoute && location.Login != u.account.LoginName():
 		u.backend.hub.EvictElsewhere(user, location)
-		return &closeError{event.LoginChanged, byeMoved, nil}
+		return &relay.CloseError{Reason: event.LoginChanged, Bye: byeMoved}
 	}
 	return nil
 }
@@ -358,7 +359,7 @@ func (x *exchange) attachRefusal(err error) (string, error) {
 	case !isTransient(err) && !isLost(err):
 		return "", err
 	case x.mailbox != nil:
-		return "", &closeError{event.UpstreamUnavailable, byeUnavailable, err}
+		return "", &relay.CloseError{Reason: event.UpstreamUnavailable, Bye: byeUnavailable, Err: err}
 	}
 	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
 }
@@ -366,7 +367,7 @@ func (x *exchange) attachRefusal(err error) (string, error) {
 // isTransient reports whether a later attempt may succeed. The end of a session is final,
 // whatever its cause.
 func isTransient(err error) bool {
-	if e := (*closeError)(nil); errors.As(err, &e) {
+	if e := (*relay.CloseError)(nil); errors.As(err, &e) {
 		return false
 	}
 	var refused *upstream.RefusedError
@@ -383,11 +384,11 @@ func isLost(err error) bool {
 // login.
 func (u *upstreamSide) checkRevoked(err error) error {
 	if errors.Is(err, pool.ErrExpired) {
-		return &closeError{event.TokenExpired, byeExpired, err}
+		return &relay.CloseError{Reason: event.TokenExpired, Bye: byeExpired, Err: err}
 	}
 	if !upstream.RevokesCredentials(err) {
 		return err
 	}
 	u.account.RevokeCredential()
-	return &closeError{event.LoginRevoked, byeRevoked, err}
+	return &relay.CloseError{Reason: event.LoginRevoked, Bye: byeRevoked, Err: err}
 }

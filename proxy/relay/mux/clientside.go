@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/wire"
 )
@@ -88,7 +89,7 @@ func (c *clientSide) readSegment() (imap.Segment, error) {
 	for {
 		seg, ok, err := c.NextBuffered()
 		if err != nil {
-			return seg, &closeError{event.ClientProtocol, byeProtocol, err}
+			return seg, &relay.CloseError{Reason: event.ClientProtocol, Bye: byeProtocol, Err: err}
 		}
 		if ok {
 			return seg, nil

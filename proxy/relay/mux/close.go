@@ -27,22 +27,6 @@ var (
 	errHandedOver = errors.New("handed over")
 )
 
-// closeError ends a session with a reason and the text of the BYE; "" for none.
-type closeError struct {
-	reason event.Reason
-	bye    string
-	err    error
-}
-
-func (e *closeError) Error() string {
-	if e.err != nil {
-		return string(e.reason) + ": " + e.err.Error()
-	}
-	return string(e.reason)
-}
-
-func (e *closeError) Unwrap() error { return e.err }
-
 // Texts of BYE. They are constant, so that they reveal no internal errors.
 const (
 	byeLost        = "[UNAVAILABLE] Connection to mail store lost."
@@ -56,14 +40,14 @@ const (
 )
 
 // stopError returns the end of a session for a requested stop.
-func stopError(reason event.Reason) *closeError {
+func stopError(reason event.Reason) *relay.CloseError {
 	switch reason {
 	case event.Idle:
-		return &closeError{reason, "Disconnected for inactivity.", nil}
+		return &relay.CloseError{Reason: reason, Bye: "Disconnected for inactivity."}
 	case event.TokenExpired:
-		return &closeError{reason, byeExpired, nil}
+		return &relay.CloseError{Reason: reason, Bye: byeExpired}
 	}
-	return &closeError{reason, "[UNAVAILABLE] Server is going down.", nil}
+	return &relay.CloseError{Reason: reason, Bye: "[UNAVAILABLE] Server is going down."}
 }
 
 // wrapError turns an error of the client's connection into the end of the session;
@@ -73,13 +57,13 @@ func (c *clientSide) wrapError(err error) error {
 	case err == nil:
 		return nil
 	case c.stopReason.Load() != nil:
-		return &closeError{reason: *c.stopReason.Load(), err: err}
+		return &relay.CloseError{Reason: *c.stopReason.Load(), Err: err}
 	case errors.Is(err, wire.ErrStalled):
-		return &closeError{reason: event.ClientStalled, err: err}
+		return &relay.CloseError{Reason: event.ClientStalled, Err: err}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &closeError{reason: event.ClientClosed}
+		return &relay.CloseError{Reason: event.ClientClosed}
 	}
-	return &closeError{reason: event.ClientError, err: err}
+	return &relay.CloseError{Reason: event.ClientError, Err: err}
 }
 
 // reply writes a response of the gateway to the client.
@@ -103,15 +87,15 @@ const (
 
 // end ends the session. Only the session's goroutine calls it.
 func (s *session) end(err error) {
-	e := (*closeError)(nil)
+	e := (*relay.CloseError)(nil)
 	if !errors.As(err, &e) {
-		e = &closeError{reason: event.InternalError, err: err}
+		e = &relay.CloseError{Reason: event.InternalError, Err: err}
 	}
 	s.client.abortRecords(s.mailbox)
 	if s.client.idle != nil {
 		s.client.idle.releaseSlot()
 	}
-	if e.reason == event.ClientLogout { // the client has its answer, and another session may wait for the connection
+	if e.Reason == event.ClientLogout { // the client has its answer, and another session may wait for the connection
 		s.releaseUpstream(e)
 	}
 	s.client.closeWithBye(e)
@@ -119,10 +103,10 @@ func (s *session) end(err error) {
 	s.upstream.account.Close()
 	s.unregister()
 	s.setStateMetric("")
-	if e.bye != "" {
-		s.hub.deps.Metrics.Mux.CountTermination(e.reason)
+	if e.Bye != "" {
+		s.hub.deps.Metrics.Mux.CountTermination(e.Reason)
 	}
-	s.live.Finish(relay.Result{Reason: e.reason, Err: e.err})
+	s.live.Finish(relay.Result{Reason: e.Reason, Err: e.Err})
 }
 
 // unregister ends the wakes and ticks of the session. It is idempotent.
@@ -147,7 +131,7 @@ func (s *session) unregister() {
 // closeWithBye closes the client's connection within byeTimeout. A client that has
 // received the beginning of a response receives nothing more: anything else would become
 // part of a message.
-func (c *clientSide) closeWithBye(e *closeError) {
+func (c *clientSide) closeWithBye(e *relay.CloseError) {
 	if c.responsePartial {
 		c.Abort()
 		_ = c.Close()
@@ -155,10 +139,10 @@ func (c *clientSide) closeWithBye(e *closeError) {
 	}
 	timer := time.AfterFunc(byeTimeout, c.Abort)
 	defer timer.Stop()
-	if e.bye != "" {
-		_, _ = c.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
+	if e.Bye != "" {
+		_, _ = c.Write([]byte("* BYE " + e.Bye + "\r\n")) // the client may be gone
 	}
-	if e.bye != "" || e.reason == event.ClientLogout {
+	if e.Bye != "" || e.Reason == event.ClientLogout {
 		parking.Linger(c.NetConn())
 	}
 	_ = c.Close()
@@ -166,7 +150,7 @@ func (c *clientSide) closeWithBye(e *closeError) {
 
 // releaseUpstream returns the lease to the pool if it is clean. Commands that must not be
 // interrupted finish first.
-func (x *exchange) releaseUpstream(e *closeError) {
+func (x *exchange) releaseUpstream(e *relay.CloseError) {
 	if x.upstream.Conn == nil {
 		return
 	}
@@ -174,7 +158,7 @@ func (x *exchange) releaseUpstream(e *closeError) {
 	if unfinished && !x.upstream.commandPartial && x.upstream.mustFinish() {
 		x.upstream.finishCommands()
 	}
-	if unfinished || e.reason == event.InternalError {
+	if unfinished || e.Reason == event.InternalError {
 		x.upstream.account.Discard(x.unbindUpstream(), event.DiscardOutstanding)
 		return
 	}
@@ -232,7 +216,7 @@ func (s *session) recoverPanic() {
 	}()
 	s.client.Abort()
 	s.client.responsePartial = true // the client's state is unknown, so nothing may follow
-	s.end(&closeError{reason: event.InternalError})
+	s.end(&relay.CloseError{Reason: event.InternalError})
 }
 
 // lostError reports the loss of the upstream.
@@ -275,7 +259,7 @@ func lossReason(err error) event.LossReason {
 
 // asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
 func asLost(err error) (*lostError, bool) {
-	if _, isEnd := errors.AsType[*closeError](err); isEnd {
+	if _, isEnd := errors.AsType[*relay.CloseError](err); isEnd {
 		return nil, false
 	}
 	return errors.AsType[*lostError](err)

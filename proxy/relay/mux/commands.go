@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/relay/mux/wire"
@@ -71,7 +72,7 @@ func (s *session) endInvalidClient() error {
 	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	return &closeError{event.ClientProtocol, byeProtocol, nil}
+	return &relay.CloseError{Reason: event.ClientProtocol, Bye: byeProtocol}
 }
 
 // runCommand executes one command, of which seg is the first line.
@@ -219,7 +220,7 @@ func (s *session) answerLocally(r *request) error {
 	if err := s.client.reply("* BYE Logging out\r\n", string(r.tag), " OK Logout completed."); err != nil {
 		return err
 	}
-	return &closeError{reason: event.ClientLogout}
+	return &relay.CloseError{Reason: event.ClientLogout}
 }
 
 // enableExtensions executes ENABLE (RFC 5161). The connection with these extensions is

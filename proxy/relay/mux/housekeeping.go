@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imapgate/internal/event"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/mailbox"
@@ -228,7 +229,7 @@ func (x *exchange) verifyView() error {
 	}
 	m.CountConsistencyCheck(event.ResultDifferent)
 	x.upstream.countViolation(event.ViewDifferent)
-	return &closeError{event.ViewInconsistent, byeChanged, err}
+	return &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: err}
 }
 
 // detachIfConfigured releases the upstream after each command, for tests.

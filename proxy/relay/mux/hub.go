@@ -128,10 +128,11 @@ func (h *Hub) Login(ctx context.Context, location Location, req upstream.Request
 // and under other login names than the route's.
 func (h *Hub) EvictElsewhere(user identity.User, location Location) {
 	for name, b := range h.backends {
-		if name != location.Backend {
-			b.pool.EvictUser(user, event.DiscardMoved)
-		} else if location.Login != "" {
-			b.pool.EvictOtherLogins(user, location.Login, event.DiscardMoved)
+		switch {
+		case name != location.Backend:
+			b.pool.EvictUser(user, "", event.DiscardMoved)
+		case location.Login != "":
+			b.pool.EvictUser(user, location.Login, event.DiscardMoved)
 		}
 	}
 }
@@ -150,7 +151,7 @@ func (h *Hub) CloseIdleConn() bool {
 // evictUser closes the idle connections of a user that the routes no longer admit.
 func (h *Hub) evictUser(user identity.User) {
 	for _, b := range h.backends {
-		b.pool.EvictUser(user, event.DiscardCredentials)
+		b.pool.EvictUser(user, "", event.DiscardCredentials)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 )
 
@@ -250,7 +251,7 @@ func (s *session) maintainIdle() error {
 	remaining := s.upstream.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
 	switch {
 	case remaining < 0:
-		return &closeError{event.UpstreamUnavailable, byeUnavailable, nil}
+		return &relay.CloseError{Reason: event.UpstreamUnavailable, Bye: byeUnavailable}
 	case !i.slot.isGranted():
 		s.scheduleWake(remaining + time.Second)
 		return nil

@@ -3,6 +3,7 @@ package mux
 import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/splice"
 )
 
@@ -14,7 +15,7 @@ func (s *session) pin(unread []byte) error {
 	}
 	if !s.isInSync() {
 		if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
-			return &closeError{event.UpstreamUnavailable, byeUnavailable, err}
+			return &relay.CloseError{Reason: event.UpstreamUnavailable, Bye: byeUnavailable, Err: err}
 		}
 	}
 	return s.handOver(s.upstream.pinReason, unread)

@@ -7,6 +7,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/mailbox"
 )
@@ -29,9 +30,9 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	case s.client.stopReason.Load() != nil:
 		return stopError(*s.client.stopReason.Load())
 	case s.client.responsePartial:
-		return &closeError{reason: event.UpstreamLost, err: lost}
+		return &relay.CloseError{Reason: event.UpstreamLost, Err: lost}
 	case !s.canResume && (s.mailbox != nil || idle || !s.upstream.outstanding.isEmpty()), s.upstream.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
-		return &closeError{event.BackendLost, byeLost, lost}
+		return &relay.CloseError{Reason: event.BackendLost, Bye: byeLost, Err: lost}
 	case idle:
 		s.scheduleWake(0) // send the changes as soon as there is a new upstream
 		return nil
@@ -42,7 +43,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	for i, e := range s.upstream.outstanding.all() {
 		canResend := e.retryable || partial && i == len(s.upstream.outstanding.all())-1 // the backend has not received all of it
 		if !canResend || s.upstream.retries > maxRetries {
-			return &closeError{event.UpstreamLost, byeLost, lost}
+			return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: lost}
 		}
 	}
 	return s.resendOutstanding()
@@ -113,7 +114,7 @@ func (u *upstreamSide) keepUnsent(all *outstandingQueue, i int, err error) error
 	}
 	for _, e := range all.all()[i:] {
 		if hasLiteral(all.raw(e)) { // its continuation requests cannot be answered after the handover
-			return &closeError{event.UpstreamLost, byeLost, err}
+			return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: err}
 		}
 		unparsable.unsent = append(unparsable.unsent, all.raw(e)...)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
 	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/mailbox"
@@ -223,7 +224,7 @@ func (x *exchange) classifyUntagged(seg imap.Segment) (disposition, error) {
 	switch err := x.mailbox.ReadUntagged(seg); {
 	case err == nil:
 	case errors.Is(err, mailbox.ErrChanged):
-		return discard, &closeError{event.MailboxChanged, byeChanged, nil}
+		return discard, &relay.CloseError{Reason: event.MailboxChanged, Bye: byeChanged}
 	case errors.Is(err, mailbox.ErrUIDNotSticky):
 		x.upstream.pinReason = event.PinUIDNotSticky
 	default:

@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/internal/sleep"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/relay/mux/pool"
@@ -78,7 +79,7 @@ func (r *resync) needsAux() bool {
 // session if the mailbox is too large for that.
 func (r *resync) fetchAllFlags() (bool, error) {
 	if r.mailbox.Exists() > uint32(r.upstream.backend.settings.FlagResyncMaxMessages) { // a setting of at most millions
-		return false, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New("changed flags are unknown, and the mailbox is too large to send all")}
+		return false, &relay.CloseError{Reason: event.MailboxTooLarge, Bye: byeUnavailable, Err: errors.New("changed flags are unknown, and the mailbox is too large to send all")}
 	}
 	return r.fetchFlags(r.mailbox.FetchAllFlags())
 }
@@ -107,7 +108,7 @@ func (x *exchange) forwardUntagged(response []byte) error {
 // wrapRunError separates the end of the session from the loss of the upstream in an error
 // of Run.
 func wrapRunError(err error) error {
-	if e := (*closeError)(nil); errors.As(err, &e) {
+	if e := (*relay.CloseError)(nil); errors.As(err, &e) {
 		return e
 	}
 	return wrapLost(err)

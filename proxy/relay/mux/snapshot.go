@@ -7,6 +7,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/upstream"
 )
@@ -15,7 +16,7 @@ import (
 func (r *resync) reselect() error {
 	name, err := r.mailbox.SelectCommand(r.upstream.Caps())
 	if err != nil {
-		return &closeError{event.UpstreamLost, byeLost, err}
+		return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: err}
 	}
 	r.upstream.Selected = true
 	res, err := r.upstream.Run(r.deadline, name, func(response []byte) error { r.data.ReadUntagged(response); return r.client.forwardAlert(response) })
@@ -30,9 +31,9 @@ func (r *resync) reselect() error {
 		return fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
 	case res.Name == "NO":
 		r.upstream.Selected = false
-		return &closeError{event.MailboxGone, byeDeleted, errors.New(upstream.DescribeResponse(res))}
+		return &relay.CloseError{Reason: event.MailboxGone, Bye: byeDeleted, Err: errors.New(upstream.DescribeResponse(res))}
 	}
-	return &closeError{event.UpstreamLost, byeLost, errors.New(upstream.DescribeResponse(res))}
+	return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: errors.New(upstream.DescribeResponse(res))}
 }
 
 // checkMailbox verifies that the mailbox is the one the client has selected.
@@ -42,10 +43,10 @@ func (r *resync) checkMailbox() error {
 	case err == nil:
 		return nil
 	case errors.Is(err, mailbox.ErrChanged):
-		return &closeError{event.MailboxChanged, byeChanged, nil}
+		return &relay.CloseError{Reason: event.MailboxChanged, Bye: byeChanged}
 	}
 	r.upstream.countViolation(mailbox.ViolationOf(err))
-	return &closeError{event.ViewInconsistent, byeChanged, err}
+	return &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: err}
 }
 
 // diffView returns the difference between the client's view and the connection's; nil for
@@ -65,11 +66,11 @@ func (r *resync) diffView() (*mailbox.Diff, error) {
 	switch {
 	case err != nil:
 		r.upstream.countViolation(mailbox.ViolationOf(err))
-		return nil, &closeError{event.ViewInconsistent, byeChanged, err}
+		return nil, &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: err}
 	case d.ExpungedUnknownCount() > uint32(r.upstream.backend.settings.FlagResyncMaxMessages): // an EXPUNGE for each would cost the client its cache
-		return nil, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New("too many messages with unknown UIDs")}
+		return nil, &relay.CloseError{Reason: event.MailboxTooLarge, Bye: byeUnavailable, Err: errors.New("too many messages with unknown UIDs")}
 	case d.ExpungedUnknownCount() > 0 && (r.client.enabled.Has(imap.Qresync) || r.client.enabled.Has(imap.UIDOnly)):
-		return nil, &closeError{event.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages with unknown UIDs")}
+		return nil, &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeLost, Err: errors.New("VANISHED cannot name messages with unknown UIDs")}
 	}
 	return &d, nil
 }
@@ -91,14 +92,14 @@ func (r *resync) fetchSnapshot() (*mailbox.UIDSet, error) {
 	}
 	switch {
 	case res.Code == "MESSAGELIMIT": // RFC 9738: the list is incomplete
-		return nil, &closeError{event.MailboxTooLarge, byeUnavailable, errors.New(upstream.DescribeResponse(res))}
+		return nil, &relay.CloseError{Reason: event.MailboxTooLarge, Bye: byeUnavailable, Err: errors.New(upstream.DescribeResponse(res))}
 	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
 	case uids.Len() < exists, r.data.HasExpunges:
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	case uids.Len() > exists:
 		r.upstream.countViolation(event.CountMismatch)
-		return nil, &closeError{event.ViewInconsistent, byeChanged, errors.New("more UIDs than messages")}
+		return nil, &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: errors.New("more UIDs than messages")}
 	}
 	return uids, nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
+	"imapgate/proxy/relay"
 )
 
 // A backend may send responses that no grammar permits: an empty line after a literal, a
@@ -35,7 +36,7 @@ var (
 // asUnparsable finds an unparsableError in err. The end of a session and a loss take
 // precedence.
 func asUnparsable(err error) (*unparsableError, bool) {
-	if _, isEnd := errors.AsType[*closeError](err); isEnd || isLost(err) {
+	if _, isEnd := errors.AsType[*relay.CloseError](err); isEnd || isLost(err) {
 		return nil, false
 	}
 	return errors.AsType[*unparsableError](err)

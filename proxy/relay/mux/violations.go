@@ -83,14 +83,12 @@ func (v *violationTracker) record(user identity.User, sessions int64, now time.T
 func (v *violationTracker) shouldSplice(user identity.User, now time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.spliceAll && now.Before(v.spliceUntil) || v.users[user].shouldSplice(now)
+	u := v.users[user]
+	return v.spliceAll && now.Before(v.spliceUntil) || u.count >= userSpliceThreshold && u.isRecent(now)
 }
 
 func (u userViolations) isRecent(now time.Time) bool {
 	return u.count > 0 && now.Sub(u.last) < violationWindow
-}
-func (u userViolations) shouldSplice(now time.Time) bool {
-	return u.count >= userSpliceThreshold && u.isRecent(now)
 }
 
 // prune removes expired violations and returns the status. spliceEnded is true once, when
@@ -117,10 +115,11 @@ func (v *violationTracker) status(now time.Time) ViolationStatus {
 		status.SplicedUntil = v.spliceUntil
 	}
 	for _, u := range v.users {
-		if u.isRecent(now) {
-			status.AffectedUsers++
+		if !u.isRecent(now) {
+			continue
 		}
-		if u.shouldSplice(now) {
+		status.AffectedUsers++
+		if u.count >= userSpliceThreshold {
 			status.SplicedUsers++
 		}
 	}

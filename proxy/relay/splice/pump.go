@@ -122,33 +122,34 @@ func (p *pump) park() {
 	}
 }
 
-// endDirection ends the direction: its source closed (err is nil), or conn failed.
+// endDirection ends the direction: its source closed (err is nil), or conn failed. The
+// first end without an abort gives the session its reason.
 func (p *pump) endDirection(conn net.Conn, err error) {
-	r := p.relay
-	if err != nil && (p == &r.down || conn == p.src) {
-		r.abortLost(conn, err)
+	r, reason := p.relay, event.BackendClosed
+	switch {
+	case err != nil && conn == r.up.src:
+		r.abort(event.ClientError, err)
 		return
-	}
-	if err != nil {
-		// A backend that accepts no more bytes may have sent a BYE that is still to be
-		// read.
-		r.setReason(event.BackendLost, err)
-		r.closeDirection()
+	case err != nil && p == &r.down:
+		r.abort(event.BackendLost, err)
 		return
+	case err != nil: // a backend that accepts no more bytes may have sent a BYE that is still to be read
+		reason = event.BackendLost
+	case p == &r.up:
+		reason = event.ClientClosed
 	}
-	r.setReason(p.closeReason(), nil)
-	p.markProgress()
-	p.phase.Store(phaseWriting)   // close_notify may block on a full socket
-	_ = parking.CloseWrite(p.dst) // the other direction detects a failure of dst
-	p.phase.Store(phaseReading)
+	r.mu.Lock()
+	if r.result.Reason == "" {
+		r.result.Reason, r.result.Err = reason, err
+	}
+	r.mu.Unlock()
+	if err == nil {
+		p.markProgress()
+		p.phase.Store(phaseWriting)   // close_notify may block on a full socket
+		_ = parking.CloseWrite(p.dst) // the other direction detects a failure of dst
+		p.phase.Store(phaseReading)
+	}
 	r.closeDirection()
-}
-
-func (p *pump) closeReason() event.Reason {
-	if p == &p.relay.up {
-		return event.ClientClosed
-	}
-	return event.BackendClosed
 }
 
 // copyBytes copies until the source closes (nil error) or a side fails, and returns that
@@ -158,17 +159,18 @@ func (p *pump) copyBytes() (net.Conn, error) {
 		if err := p.write(p.prefix); err != nil {
 			return p.dst, err
 		}
-		p.prefix = nil
 	}
+	p.prefix = nil // frees its array
 	buffers := p.relay.set.buffers
 	buf := buffers.Small.Get().(*[parking.SmallBuffer]byte)
-	filled, conn, err := p.copySmall(buf[:])
+	conn, err := p.copySmall(buf[:])
 	clear(buf[:])
 	buffers.Small.Put(buf)
-	if !filled {
+	if conn != nil {
 		return conn, err
 	}
-	if src, dst, ok := tcpPair(p.src, p.dst); ok {
+	src, isPlain := p.src.(*net.TCPConn)
+	if dst, ok := p.dst.(*net.TCPConn); ok && isPlain {
 		return p.spliceBytes(src, dst)
 	}
 	big := buffers.Large.Get().(*[parking.LargeBuffer]byte)
@@ -178,15 +180,12 @@ func (p *pump) copyBytes() (net.Conn, error) {
 	return conn, err
 }
 
-// copySmall relays commands and responses. It returns filled when a read fills buf.
-func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
+// copySmall relays commands and responses. It returns nil when a read fills buf.
+func (p *pump) copySmall(buf []byte) (net.Conn, error) {
 	for {
 		n, err := p.src.Read(buf)
-		if conn, err := p.forward(buf[:n], err); conn != nil {
-			return false, conn, err
-		}
-		if n == len(buf) {
-			return true, nil, nil
+		if conn, err := p.forward(buf[:n], err); conn != nil || n == len(buf) {
+			return conn, err
 		}
 	}
 }
@@ -221,26 +220,21 @@ func (p *pump) readBuffered(buf []byte, n int) (int, error) {
 	return n, nil
 }
 
-// forward writes what was read, and returns the side that closed or failed, or nil.
+// forward writes what was read, and returns the side that closed or failed, or nil. A TLS
+// client that closes without close_notify counts as closed: IMAP frames its own messages.
 func (p *pump) forward(b []byte, err error) (net.Conn, error) {
 	if len(b) > 0 {
 		if err := p.write(b); err != nil {
 			return p.dst, err
 		}
 	}
-	if err != nil {
-		return p.src, ignoreEOF(err)
+	switch {
+	case err == nil:
+		return nil, nil
+	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
+		return p.src, nil
 	}
-	return nil, nil
-}
-
-// ignoreEOF returns nil for a source that closed. A TLS client that closes without
-// close_notify counts as closed too: IMAP frames its own messages.
-func ignoreEOF(err error) error {
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil
-	}
-	return err
+	return p.src, err
 }
 
 func (p *pump) write(b []byte) error {
@@ -291,27 +285,14 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:
 			p.cancelPark(stateRunning) // bytes have arrived since the request
-		case err != nil:
-			return p.failedSide(err), err
+		case errors.Is(err, syscall.EPIPE):
+			return p.dst, err
+		case err != nil: // of either side: a reset does not identify it, and sources are reset more often
+			return p.src, err
 		case limited.N == spliceChunk:
 			return p.src, nil
 		}
 	}
-}
-
-// failedSide returns which side of a splice failed. The kernel's error for a reset does not
-// identify it, and sources are reset more often.
-func (p *pump) failedSide(err error) net.Conn {
-	if errors.Is(err, syscall.EPIPE) {
-		return p.dst
-	}
-	return p.src
-}
-
-func tcpPair(src, dst net.Conn) (s, d *net.TCPConn, ok bool) {
-	s, ok1 := src.(*net.TCPConn)
-	d, ok2 := dst.(*net.TCPConn)
-	return s, d, ok1 && ok2
 }
 
 func (p *pump) markProgress() { p.lastProgress.Store(p.relay.set.sessions.Clock.Now()) }
@@ -332,15 +313,10 @@ func (p *pump) OnTick(now uint32) {
 		p.relay.abort(reason, nil)
 		return
 	}
-	if (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter && parking.CanPark {
-		p.requestPark()
-	}
-}
-
-// requestPark makes the pump's next wait for the source fail, so that it parks. A pump that
-// has just become busy again parks once without need.
-func (p *pump) requestPark() {
-	if p.state.CompareAndSwap(stateRunning, stateParkRequested) {
+	canPark := parking.CanPark && (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter
+	if canPark && p.state.CompareAndSwap(stateRunning, stateParkRequested) {
+		// The next wait for the source fails. A pump that has just become busy again parks
+		// once without need.
 		_ = parking.TCP(p.src).SetReadDeadline(time.Unix(1, 0))
 	}
 }

@@ -94,8 +94,8 @@ type Relay struct {
 // then ends the session.
 func (s *Set) Start(session *relay.Session, client, upstream Side, onClose func()) *Relay {
 	r := &Relay{set: s, session: session, onClose: onClose, openDirections: 2}
-	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, prefix: nilIfEmpty(upstream.Buffered), throttle: client.Throttle}
-	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, prefix: nilIfEmpty(client.Buffered), throttle: upstream.Throttle}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, prefix: upstream.Buffered, throttle: client.Throttle}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, prefix: client.Buffered, throttle: upstream.Throttle}
 	s.relays.Add(1)
 	now := s.sessions.Clock.Update() // else the session would seem silent since the clock started
 	r.up.lastProgress.Store(now)
@@ -104,14 +104,6 @@ func (s *Set) Start(session *relay.Session, client, upstream Side, onClose func(
 	r.up.Wake()
 	r.down.Wake()
 	return r
-}
-
-// nilIfEmpty returns nil for an empty slice, to free its array.
-func nilIfEmpty(b []byte) []byte {
-	if len(b) == 0 {
-		return nil
-	}
-	return b
 }
 
 // Usage implements relay.Relay.
@@ -185,15 +177,6 @@ func (r *Relay) isClosed() bool {
 	return r.closed
 }
 
-// setReason sets the reason of the coming end unless one is set.
-func (r *Relay) setReason(reason event.Reason, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.result.Reason == "" {
-		r.result.Reason, r.result.Err = reason, err
-	}
-}
-
 // closeDirection counts a direction that has ended. The other one continues: a client may
 // half-close after LOGOUT and still wait for the BYE.
 func (r *Relay) closeDirection() {
@@ -215,12 +198,3 @@ func (r *Relay) closeDirection() {
 // backendGoneTimeout is how long a client may stay connected after its backend has closed.
 // The client has received the close, and its commands get no answer.
 const backendGoneTimeout = 5 * time.Second
-
-// abortLost aborts the session after an error on one side.
-func (r *Relay) abortLost(conn net.Conn, err error) {
-	reason := event.BackendLost
-	if conn == r.up.src {
-		reason = event.ClientError
-	}
-	r.abort(reason, err)
-}

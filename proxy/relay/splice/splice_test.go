@@ -406,7 +406,7 @@ func TestParkedPumpIsNotStalled(t *testing.T) {
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind)
 		testkit.Eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
-		later := s.sessions.Clock.Now() + relay.Ticks(cfg.WriteTimeout) + 1
+		later := s.sessions.Clock.Now() + uint32(cfg.WriteTimeout/relay.Tick) + 1
 		b.relay.up.OnTick(later)
 		b.relay.down.OnTick(later)
 		write(t, b.client, "a NOOP\r\n")
@@ -419,7 +419,7 @@ func TestWriteThatCouldContinueIsNotStalled(t *testing.T) {
 	b := newHarness(t, newSet(t, testConfig()), "plain-plain")
 	for _, phase := range []uint32{phaseWriting, phaseSplicing, phaseThrottled} {
 		b.relay.down.phase.Store(phase)
-		b.relay.down.OnTick(b.relay.set.sessions.Clock.Now() + relay.Ticks(2*time.Hour))
+		b.relay.down.OnTick(b.relay.set.sessions.Clock.Now() + uint32(2*time.Hour/relay.Tick))
 	}
 	b.relay.down.phase.Store(phaseReading)
 	if b.relay.isClosed() {

@@ -80,24 +80,15 @@ func (p *Pool) invalidate(cred *credential) (removed []*pooledConn) {
 }
 
 // EvictUser closes the user's idle connections and keeps leased ones from returning to the
-// pool. It is for users who have moved to another backend or were removed. The reason is one of
-// the metrics.Discard constants.
-func (p *Pool) EvictUser(name identity.User, reason event.DiscardReason) {
-	p.evict(name, reason, func(*credential) bool { return true })
-}
-
-// EvictOtherLogins is EvictUser for all login names of a user except login, because the others
-// may now belong to another user.
-func (p *Pool) EvictOtherLogins(name identity.User, login string, reason event.DiscardReason) {
-	p.evict(name, reason, func(cred *credential) bool { return cred.loginName != login })
-}
-
-func (p *Pool) evict(name identity.User, reason event.DiscardReason, matches func(*credential) bool) {
+// pool. It is for users who have moved to another backend or were removed. The login name
+// exceptLogin, if not "", is spared: it is still the user's, while the others may now belong
+// to another one.
+func (p *Pool) EvictUser(name identity.User, exceptLogin string, reason event.DiscardReason) {
 	var removed []*pooledConn
 	p.mu.Lock()
 	if u := p.users[name]; u != nil {
 		for _, cred := range u.credentials {
-			if matches(cred) {
+			if exceptLogin == "" || cred.loginName != exceptLogin {
 				removed = append(removed, p.invalidate(cred)...)
 			}
 		}

@@ -185,8 +185,8 @@ func TestEvictUserDiscardsIdleConnections(t *testing.T) {
 	a.Release(released)
 	a.ReleaseAux(aux)
 	tp.mustLogIn("bob", "pw", VerifiedHere).Close()
-	tp.EvictUser(newRequest(t, "carol", "").User, event.DiscardMoved)
-	tp.EvictUser(a.User(), event.DiscardMoved)
+	tp.EvictUser(newRequest(t, "carol", "").User, "", event.DiscardMoved)
+	tp.EvictUser(a.User(), "", event.DiscardMoved)
 	if tp.idleCount() != 1 || tp.discardedFor(event.DiscardMoved) != 2 {
 		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}

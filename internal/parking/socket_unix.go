@@ -3,6 +3,7 @@
 package parking
 
 import (
+	"io"
 	"net"
 	"syscall"
 
@@ -41,4 +42,29 @@ func pollNow(fd uintptr, events int16) bool {
 			return n > 0 && err == nil
 		}
 	}
+}
+
+// recvAvailable reads without blocking, whatever the deadline.
+func recvAvailable(c *net.TCPConn, p []byte) (n int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	recvErr := error(unix.EINTR)
+	err = raw.Control(func(fd uintptr) {
+		for recvErr == unix.EINTR {
+			n, _, recvErr = unix.Recvfrom(int(fd), p, unix.MSG_DONTWAIT)
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case recvErr == unix.EAGAIN:
+		return 0, ErrWouldBlock
+	case recvErr != nil:
+		return 0, recvErr
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }

@@ -1,9 +1,9 @@
-package parking
+package relay
 
 import "testing"
 
 func TestBurstDetectorReportsEndOfBurst(t *testing.T) {
-	var m BurstDetector
+	var m burstDetector
 	for i, look := range []struct {
 		parkings uint64
 		sessions int
@@ -20,7 +20,7 @@ func TestBurstDetectorReportsEndOfBurst(t *testing.T) {
 		{3900, 1600, false},
 		{3950, 1600, true},
 	} {
-		if got := m.CheckOver(look.parkings, look.sessions); got != look.due {
+		if got := m.isOver(look.parkings, look.sessions); got != look.due {
 			t.Errorf("look %d: %v", i, got)
 		}
 	}
