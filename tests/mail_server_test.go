@@ -29,9 +29,7 @@ func startMail(t testing.TB, users ...string) mailServer {
 			Users: withPasswords(users), Master: master, MasterPassword: masterPassword,
 		})
 	}
-	return testbed.StartDovecot(t, testbed.DovecotConfig{
-		Password: password, Master: master, MasterPassword: masterPassword, LoginsPerProcess: 1000,
-	})
+	return testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, Master: master, MasterPassword: masterPassword})
 }
 
 func withPasswords(users []string) map[string]string {

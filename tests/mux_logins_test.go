@@ -29,7 +29,7 @@ const (
 // At full size the targets must be met. Otherwise the test only logs the numbers, because
 // the machine may be busy.
 func TestReturningUsersReuseBackendLogins(t *testing.T) {
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1}) // Dovecot's default
 	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeReuse, "")))
 	ways := []endpoint{directEndpoint(backend)(t, ""), g.endpoint(proxy.ImplicitTLS), g.endpoint(proxy.NoTLS)}
 	rates, costs := make([]float64, len(ways)), make([]time.Duration, len(ways))

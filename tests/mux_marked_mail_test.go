@@ -48,7 +48,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	storeMarkedMail(t, real)
 
 	seed := testbed.Seed(t)
-	p := isolationTest{g: g, sessions: int64(testSize(1_500, 100_000))}
+	p := isolationTest{g: g, sessions: int64(testSize(600, 100_000))}
 	var clients errgroup.Group
 	start := time.Now()
 	for range 24 {

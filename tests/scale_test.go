@@ -152,7 +152,7 @@ func newSessionKind(run func(p *lightClient, login string) error) func(e endpoin
 
 // Connections of every kind leave no goroutines or descriptors.
 func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
-	n := testSize(5_000, 100_000)
+	n := testSize(1_000, 100_000)
 	ca := testbed.NewCA(t)
 	secured, plain := startStubConfig(t, ca, upstream.ImplicitTLS), startStubConfig(t, ca, upstream.NoTLS)
 	var endpoints []endpoint

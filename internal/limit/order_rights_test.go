@@ -77,7 +77,8 @@ return table.concat(s, '\n')`, "0")
 func TestAnOrderWithoutAnAnswerMayHaveBeenDone(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedis(t)
-	c := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{r.Address}, Protocol: 2, DisableIdentity: true})
+	c := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{r.Address}, Protocol: 2, DisableIdentity: true,
+		DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: 1, DialerRetries: 1})
 	t.Cleanup(func() { _ = c.Close() })
 	g, err := New(usual(), c, Hooks{}, zap.NewNop())
 	if err != nil {

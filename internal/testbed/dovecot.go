@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"imapgate/internal/testkit"
@@ -46,7 +47,8 @@ type DovecotConfig struct {
 	TrustedNetworks string
 
 	// LoginsPerProcess is how many logins one process serves, one after the other;
-	// default 1. Processes is how many processes wait for a login; default 0.
+	// default 1000, because the start of a process takes longer than all else of a short
+	// session. Processes is how many processes wait for a login; default 0.
 	LoginsPerProcess, Processes int
 
 	Tokens *TokenCheck // if set, enables OAUTHBEARER and XOAUTH2
@@ -167,7 +169,7 @@ func (v *confValues) setDefaults() {
 	if v.SmallQuota == "" {
 		v.SmallQuota = v.Quota
 	}
-	v.LoginsPerProcess = max(v.LoginsPerProcess, 1)
+	v.LoginsPerProcess = cmp.Or(v.LoginsPerProcess, 1000)
 }
 
 // setAccounts chooses the system accounts Dovecot runs as. For root, these are the

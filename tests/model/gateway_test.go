@@ -29,8 +29,7 @@ type backend struct {
 }
 
 // startBackend starts the mail server for all runs of a test: Cyrus if there is one, else
-// Dovecot. A Dovecot process serves many logins, because starting one for each attach
-// would take most of the time of a run.
+// Dovecot.
 func startBackend(t testing.TB) *backend {
 	t.Helper()
 	if testbed.HasCyrus() {
@@ -38,7 +37,7 @@ func startBackend(t testing.TB) *backend {
 		addUsers := func(users ...string) error { return d.AddUsers(password, users...) }
 		return &backend{d.Plain, addUsers, Quirks{CopiesExpunged: true, SilentHidesChanges: strings.HasPrefix(d.Version(), "3.1")}}
 	}
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, Processes: 4})
 	return &backend{d.Plain, func(...string) error { return nil }, Quirks{}} // any user name is valid
 }
 

@@ -28,10 +28,11 @@ type plan struct {
 	keepGoing bool   // continue after a failed run
 }
 
-// defaultPlan returns the plan of a test without environment variables.
+// defaultPlan returns the plan of a test without environment variables. In mode resume, two
+// seeds with all faults have some of each kind.
 func defaultPlan(c Config) plan {
 	c.Turns = 200
-	return plan{Config: c, seeds: 6, workers: 2}
+	return plan{Config: c, seeds: 2, workers: 2}
 }
 
 // applyEnv returns the plan changed by the environment.
