@@ -229,7 +229,6 @@ func formatLimits(l api.LimitStatus) string {
 	return formatTable(rows)
 }
 
-// describeReason describes a ban's reason and its note.
 func describeReason(b *api.Ban) string {
 	texts := map[string]string{
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",

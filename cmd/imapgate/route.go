@@ -252,7 +252,6 @@ func formatFields(fields map[string]string) string {
 	return formatTable(rows)
 }
 
-// targetFlags adds the flags for records that are not a user's.
 func targetFlags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().String("domain", "", "the record of a domain, instead of USER")
 	cmd.Flags().Bool("default", false, "the record of all others, instead of USER")
@@ -270,7 +269,6 @@ func isDefaultRecord(cmd *cobra.Command) bool {
 	return isDefault
 }
 
-// requireRecord checks the arguments of get and del.
 func requireRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case isGroupRecord(cmd) && len(args) > 0:
@@ -281,7 +279,6 @@ func requireRecord(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// requireRecordAndFields checks the arguments of set.
 func requireRecordAndFields(cmd *cobra.Command, args []string) error {
 	switch {
 	case isGroupRecord(cmd) && len(args) == 0:

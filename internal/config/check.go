@@ -188,7 +188,6 @@ func (c checker) listenerAt(address string) int {
 	})
 }
 
-// isLocal reports whether host is an address of this machine.
 func isLocal(host string) bool {
 	a, err := netip.ParseAddr(host)
 	if err != nil {
@@ -340,7 +339,6 @@ func (c checker) checkSink(key string, s audit.SinkSettings) {
 	c.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
 }
 
-// checkSyslogAddress checks the address of a syslog server.
 func checkSyslogAddress(s string) string {
 	network, address, _ := strings.Cut(s, "://")
 	switch {

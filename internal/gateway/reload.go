@@ -68,7 +68,6 @@ func (g *Gateway) checkConfigUnchanged() error {
 	return nil
 }
 
-// shortenError shortens an error of config.Load to its first problem.
 func shortenError(err error) error {
 	var invalid *config.InvalidError
 	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
