@@ -59,16 +59,19 @@ Start with:  imapgate demo`,
 	return root
 }
 
-// refuseArguments refuses an unknown subcommand: printing help for a typing error
-// would look like success to a script.
-func refuseArguments(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+// withSubcommands adds subcommands to a command that only shows its help. It refuses an
+// unknown one: printing help for a typing error would look like success to a script.
+func withSubcommands(cmd *cobra.Command, subcommands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(subcommands...)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+		}
+		return nil
 	}
-	return nil
+	return cmd
 }
-
-func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func configFlag(flags *pflag.FlagSet) {
 	flags.StringP("config", "c", defaultConfig, "configuration file")

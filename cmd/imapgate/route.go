@@ -25,7 +25,7 @@ const commandTimeout = 10 * time.Second
 
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "route", Args: refuseArguments, RunE: showHelp,
+		Use:   "route",
 		Short: "Show and change user routing",
 		Long: `Read and write the route records in Redis, which name the backend of a user's mail: the
 user's own record, that of a domain (--domain) for its users without one, and the default
@@ -36,8 +36,7 @@ docs/moving-users.md describes how to move a user's mail.
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	operatorFlags(cmd)
-	cmd.AddCommand(newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
-	return cmd
+	return withSubcommands(cmd, newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
 }
 
 // requireOne requires one argument, which a phrase such as "user name" describes.
