@@ -28,7 +28,6 @@ const (
 
 var errNoAdmin = errors.New("the configuration has no admin address")
 
-// query sends a request to a running gateway and returns the response.
 func query[Request, Response any](ctx context.Context, admin admin.Settings, o api.Operation[Request, Response], request Request) (response Response, err error) {
 	if admin.Address == "" {
 		return response, errNoAdmin

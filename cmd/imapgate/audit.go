@@ -25,12 +25,10 @@ import (
 )
 
 func newAudit() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "audit", Args: refuseArguments, RunE: showHelp,
+	return withSubcommands(&cobra.Command{
+		Use:   "audit",
 		Short: "Search and verify the audit log",
-	}
-	cmd.AddCommand(newAuditGrep(), newAuditVerify())
-	return cmd
+	}, newAuditGrep(), newAuditVerify())
 }
 
 // auditQuery has the search criteria of audit grep. Zero fields match everything.

@@ -58,7 +58,7 @@ func explainAdminError(err error, admin admin.Settings, method string) error {
 
 func newBan() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ban", Args: refuseArguments, RunE: showHelp,
+		Use:   "ban",
 		Short: "Show and change bans of addresses",
 		Long: `Show and change bans of addresses and networks. With redis in the configuration a change
 takes effect in every running gateway within a second. Without it the command uses the admin
@@ -68,8 +68,7 @@ Connections from a banned address are refused. Open sessions continue. Users who
 logged in from there are still let in, unless an operator placed the ban.`,
 	}
 	operatorFlags(cmd)
-	cmd.AddCommand(newBanList(), newBanAdd(), newBanDel())
-	return cmd
+	return withSubcommands(cmd, newBanList(), newBanAdd(), newBanDel())
 }
 
 func newBanList() *cobra.Command {
@@ -146,12 +145,11 @@ logins that caused it, so that the next wrong password does not cause a new ban.
 
 func newLimits() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "limits", Args: refuseArguments, RunE: showHelp,
+		Use:   "limits",
 		Short: "Show rate-limit counters, and reset them for a user",
 	}
 	operatorFlags(cmd)
-	cmd.AddCommand(newLimitsShow(), newLimitsReset())
-	return cmd
+	return withSubcommands(cmd, newLimitsShow(), newLimitsReset())
 }
 
 func newLimitsReset() *cobra.Command {
@@ -229,7 +227,6 @@ func formatLimits(l api.LimitStatus) string {
 	return formatTable(rows)
 }
 
-// describeReason describes a ban's reason and its note.
 func describeReason(b *api.Ban) string {
 	texts := map[string]string{
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",

@@ -187,7 +187,6 @@ func (d *demo) choosePorts(wanted demoPorts) error {
 		reserve(wanted.Admin, &d.Ports.Admin), reserve(wanted.Redis, &d.Ports.Redis))
 }
 
-// writeRoutes writes the route records to Redis.
 func (d *demo) writeRoutes() {
 	for _, record := range [][]string{
 		{"imapgate:user:alice@example.org", "backend", "east"},
@@ -230,7 +229,6 @@ admin: {address: "%[7]s"}
 	return os.WriteFile(d.filePath("imapgate.yaml"), []byte(text), 0o600)
 }
 
-// loopbackAddress returns the address of a port on loopback.
 func loopbackAddress(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
 // ownCommand returns the command line of this program and the folder in which it
@@ -325,7 +323,6 @@ Enter shows the modes, Ctrl-C ends the demo. Records of the audit log ({{.Dir}}/
 
 `
 
-// printIntroduction prints the introduction.
 func (d *demo) printIntroduction(to io.Writer) error {
 	t, err := template.New("introduction").Parse(introductionText)
 	if err != nil {

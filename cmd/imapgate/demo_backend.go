@@ -94,7 +94,6 @@ func (b *demoBackend) deliver(user, subject string) error {
 	return err
 }
 
-// newMailAccount creates an account with some messages.
 func newMailAccount(user, backend, password string) (*imapmemserver.User, error) {
 	u := imapmemserver.NewUser(user, password)
 	if backend == "west" {
@@ -125,7 +124,6 @@ func newMailAccount(user, backend, password string) (*imapmemserver.User, error)
 	return u, nil
 }
 
-// formatMessage returns a message of RFC 5322.
 func formatMessage(to, backend, subject string, when time.Time) []byte {
 	return fmt.Appendf(nil, "From: %[2]s <postmaster@%[2]s.example.org>\r\nTo: %[1]s\r\nSubject: %[3]s\r\nDate: %[4]s\r\n"+
 		"Message-ID: <%[5]d@%[2]s.example.org>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"+

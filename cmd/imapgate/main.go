@@ -31,7 +31,6 @@ func main() {
 	os.Exit(run(context.Background(), newRoot()))
 }
 
-// run executes a command and returns the exit status.
 func run(ctx context.Context, root *cobra.Command) int {
 	err := root.ExecuteContext(ctx)
 	switch {
@@ -60,18 +59,20 @@ Start with:  imapgate demo`,
 	return root
 }
 
-// refuseArguments refuses an unknown subcommand: printing help for a typing error
-// would look like success to a script.
-func refuseArguments(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+// withSubcommands adds subcommands to a command that only shows its help. It refuses an
+// unknown one: printing help for a typing error would look like success to a script.
+func withSubcommands(cmd *cobra.Command, subcommands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(subcommands...)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+		}
+		return nil
 	}
-	return nil
+	return cmd
 }
 
-func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-
-// configFlag adds --config to the flags of a command.
 func configFlag(flags *pflag.FlagSet) {
 	flags.StringP("config", "c", defaultConfig, "configuration file")
 	_ = cobra.MarkFlagFilename(flags, "config", "yaml", "yml") // the flag was just made
@@ -96,7 +97,6 @@ func configArgument(cmd *cobra.Command) {
 	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt)
 }
 
-// configFile returns the value of --config.
 func configFile(cmd *cobra.Command) string {
 	file, _ := cmd.Flags().GetString("config") // the command has the flag
 	return file
@@ -110,7 +110,6 @@ func operatorFlags(cmd *cobra.Command) {
 
 func jsonFlag(flags *pflag.FlagSet) { flags.Bool("json", false, "print JSON") }
 
-// wantsJSON returns the value of --json.
 func wantsJSON(cmd *cobra.Command) bool {
 	asJSON, _ := cmd.Flags().GetBool("json") // the command has the flag
 	return asJSON
@@ -148,7 +147,6 @@ func pluralize[N int | int64 | uint64](n N, noun string) string {
 	return fmt.Sprintf("%d %s", n, noun)
 }
 
-// isOrAre returns the verb for a number of things.
 func isOrAre(n int) string {
 	if n == 1 {
 		return "is"

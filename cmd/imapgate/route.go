@@ -25,7 +25,7 @@ const commandTimeout = 10 * time.Second
 
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "route", Args: refuseArguments, RunE: showHelp,
+		Use:   "route",
 		Short: "Show and change user routing",
 		Long: `Read and write the route records in Redis, which name the backend of a user's mail: the
 user's own record, that of a domain (--domain) for its users without one, and the default
@@ -36,8 +36,7 @@ docs/moving-users.md describes how to move a user's mail.
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	operatorFlags(cmd)
-	cmd.AddCommand(newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
-	return cmd
+	return withSubcommands(cmd, newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
 }
 
 // requireOne requires one argument, which a phrase such as "user name" describes.
@@ -252,7 +251,6 @@ func formatFields(fields map[string]string) string {
 	return formatTable(rows)
 }
 
-// targetFlags adds the flags for records that are not a user's.
 func targetFlags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().String("domain", "", "the record of a domain, instead of USER")
 	cmd.Flags().Bool("default", false, "the record of all others, instead of USER")
@@ -270,7 +268,6 @@ func isDefaultRecord(cmd *cobra.Command) bool {
 	return isDefault
 }
 
-// requireRecord checks the arguments of get and del.
 func requireRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case isGroupRecord(cmd) && len(args) > 0:
@@ -281,7 +278,6 @@ func requireRecord(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// requireRecordAndFields checks the arguments of set.
 func requireRecordAndFields(cmd *cobra.Command, args []string) error {
 	switch {
 	case isGroupRecord(cmd) && len(args) == 0:

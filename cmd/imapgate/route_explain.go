@@ -148,24 +148,25 @@ type sessionReport struct {
 	AtRoute   *int                 `json:"here,omitempty"`      // those at the backend, and with the login name, of the next login
 	Elsewhere *int                 `json:"elsewhere,omitempty"` // the others; both nil while the route is unknown
 
-	user    string
-	backend string // the backend of the next login; "" for none
-	login   string // the login name there
+	route routing.Explanation // of the next login; without a backend there is none
 }
 
 // fetchSessionReport queries the gateway on this machine. A failure is part of the
 // report.
 func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanation) sessionReport {
-	all, err := fetchSessions(ctx, t.cfg.Admin, t.user.String())
+	list, err := query(ctx, t.cfg.Admin, api.ListSessions, t.user.String())
+	if err == nil && list.User != t.user.String() { // another program listens there
+		err = fmt.Errorf("%s responded for another user", dialableAddress(t.cfg.Admin.Address))
+	}
 	if err != nil {
 		return sessionReport{Error: err.Error()}
 	}
-	p := sessionReport{Known: true, Gateway: dialableAddress(t.cfg.Admin.Address), Counts: all, user: x.User, backend: x.Backend, login: x.Login}
+	p := sessionReport{Known: true, Gateway: dialableAddress(t.cfg.Admin.Address), Counts: list.Sessions, route: x}
 	if x.Outcome == event.LookupUnavailable {
 		return p
 	}
 	atRoute, elsewhere := 0, 0
-	for _, c := range all {
+	for _, c := range list.Sessions {
 		if c.Backend == x.Backend && c.Login == x.Login {
 			atRoute += c.Count
 		} else {
@@ -174,17 +175,6 @@ func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanat
 	}
 	p.AtRoute, p.Elsewhere = &atRoute, &elsewhere
 	return p
-}
-
-func fetchSessions(ctx context.Context, admin admin.Settings, user string) ([]proxy.SessionCount, error) {
-	list, err := query(ctx, admin, api.ListSessions, user)
-	if err != nil {
-		return nil, err
-	}
-	if list.User != user { // another program listens there
-		return nil, fmt.Errorf("%s responded for another user", dialableAddress(admin.Address))
-	}
-	return list.Sessions, nil
 }
 
 // format returns the report in one or two lines.
@@ -204,10 +194,10 @@ func (p sessionReport) format() string {
 	case p.Elsewhere == nil:
 		s += "elsewhere: unknown, because the route is unknown\n"
 	case *p.Elsewhere == 0:
-	case p.backend == "":
+	case p.route.Backend == "":
 		s += fmt.Sprintf("elsewhere: %d, because the user has no route now; they continue, and write there, until they end\n", *p.Elsewhere)
 	default:
-		s += fmt.Sprintf("elsewhere: %d, not at %s; they continue, and write there, until they end\n", *p.Elsewhere, p.formatBackend(p.backend, p.login))
+		s += fmt.Sprintf("elsewhere: %d, not at %s; they continue, and write there, until they end\n", *p.Elsewhere, p.formatBackend(p.route.Backend, p.route.Login))
 	}
 	return s
 }
@@ -215,7 +205,7 @@ func (p sessionReport) format() string {
 // formatBackend returns a backend, with the login name there if it is not the
 // user's.
 func (p sessionReport) formatBackend(backend, login string) string {
-	if login == p.user || login == "" {
+	if login == p.route.User || login == "" {
 		return sanitize.Quote(backend)
 	}
 	return sanitize.Quote(backend) + " as " + sanitize.Quote(login)

@@ -189,12 +189,10 @@ func (c *boundedConn) endRequest() {
 
 // markIdle marks the connection as waiting for its next request.
 func (c *boundedConn) markIdle() {
-	b := c.listener
-	b.mu.Lock()
-	c.serving, c.waitingSince = false, time.Now()
-	b.releaseRequestSlot(c)
-	b.mu.Unlock()
-	b.wakeAccept()
+	c.listener.mu.Lock()
+	c.listener.releaseRequestSlot(c)
+	c.listener.mu.Unlock()
+	c.endRequest()
 }
 
 // connKey is the key of a request's connection in its context.

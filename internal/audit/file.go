@@ -262,7 +262,6 @@ func (f *file) writeLines(lines []byte) (int, error) {
 	return complete, err
 }
 
-// lengthOfLines returns the length of the first n lines.
 func lengthOfLines(lines []byte, n int) int {
 	length := 0
 	for ; n > 0; n-- {

@@ -106,7 +106,6 @@ type Log struct {
 // ready.
 func Open(cfg Config, log *zap.Logger) (*Log, error) { return newLog(cfg, log).start() }
 
-// newLog returns a Log that is not started.
 func newLog(cfg Config, log *zap.Logger) *Log {
 	l := &Log{cfg: cfg, log: log, fileTimeout: sinkTimeout, maintenance: maintainInterval, stop: make(chan struct{})}
 	l.refusals.maxKeys, l.refusals.restarts = maxRefusalKeys, true

@@ -13,9 +13,7 @@ import (
 // methods can serve them.
 func (c checker) checkMechanisms() {
 	a := &c.cfg.Auth
-	if a.External.SAN != "" && c.cfg.TLS.ClientCA == "" {
-		c.add("auth.external.san", "needs tls.client_ca: without it no client certificate is requested")
-	}
+	c.checkRules(rule{a.External.SAN != "" && c.cfg.TLS.ClientCA == "", "auth.external.san", "needs tls.client_ca: without it no client certificate is requested"})
 	c.checkUnique("auth.mechanisms", a.Mechanisms)
 	for i, l := range c.cfg.Listeners {
 		key := MemberKey(ItemKey("listeners", i), "mechanisms")
@@ -67,23 +65,16 @@ func (c checker) checkAuthHTTP() {
 	if len(h.URLs) > authhttp.MaxURLs {
 		c.add("auth.http.urls", "has more than %d", authhttp.MaxURLs)
 	}
-	if !secure && (h.CA != "" || h.Cert != "") && len(h.URLs) > 0 {
-		c.add("auth.http.urls", "ca and cert are used only with https")
-	}
-	if (h.Cert == "") != (h.Key == "") {
-		c.add("auth.http.cert", "needs key, and key needs cert")
-	}
-	if h.PassClientCert && c.cfg.TLS.ClientCA == "" {
-		c.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client certificate is requested")
-	}
-	c.checkHeaders(h)
 	method := slices.Index(c.cfg.Auth.Methods, "http")
-	if method >= 0 && len(h.URLs) == 0 {
-		c.add(ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server")
-	}
-	if c.cfg.Routing.Source == "http" && method < 0 {
-		c.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login names the backend")
-	}
+	c.checkRules(
+		rule{!secure && (h.CA != "" || h.Cert != "") && len(h.URLs) > 0, "auth.http.urls", "ca and cert are used only with https"},
+		rule{(h.Cert == "") != (h.Key == ""), "auth.http.cert", "needs key, and key needs cert"},
+		rule{h.PassClientCert && c.cfg.TLS.ClientCA == "", "auth.http.pass_client_cert", "needs tls.client_ca: without it no client certificate is requested"},
+		rule{method >= 0 && len(h.URLs) == 0, ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server"},
+		rule{c.cfg.Routing.Source == "http" && method < 0, "routing.source",
+			"is http, but http is not among auth.methods: only the auth server's answer to a login names the backend"},
+	)
+	c.checkHeaders(h)
 }
 
 // checkHeaders checks the header names, which are not case-sensitive.

@@ -36,10 +36,21 @@ func (c checker) checkAll() {
 	c.checkAudit()
 }
 
-func (c checker) checkListeners() {
-	if len(c.cfg.Listeners) == 0 {
-		c.add("listeners", "is empty: at least one is needed")
+// rule is a condition that a configuration must not fulfil.
+type rule struct {
+	isBroken  bool
+	key, text string
+}
+
+func (c checker) checkRules(rules ...rule) {
+	for _, r := range rules {
+		if r.isBroken {
+			c.add(r.key, "%s", r.text)
+		}
 	}
+}
+
+func (c checker) checkListeners() {
 	needsTLS := false
 	for i, l := range c.cfg.Listeners {
 		key := ItemKey("listeners", i)
@@ -58,9 +69,11 @@ func (c checker) checkListeners() {
 			c.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is trusted")
 		}
 	}
-	if needsTLS && len(c.cfg.TLS.Certificates) == 0 && c.cfg.TLS.CertificateDir == "" {
-		c.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
-	}
+	c.checkRules(
+		rule{len(c.cfg.Listeners) == 0, "listeners", "is empty: at least one is needed"},
+		rule{needsTLS && len(c.cfg.TLS.Certificates) == 0 && c.cfg.TLS.CertificateDir == "",
+			"tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir"},
+	)
 	for i, cert := range c.cfg.TLS.Certificates {
 		c.checkKeyPair(ItemKey("tls.certificates", i), &cert)
 	}
@@ -79,9 +92,7 @@ func (c checker) checkKeyPair(key string, cert *tlsconf.CertFiles) {
 }
 
 func (c checker) checkAuth() {
-	if len(c.cfg.Auth.Methods) == 0 {
-		c.add("auth.methods", "is empty: at least one is needed")
-	}
+	c.checkRules(rule{len(c.cfg.Auth.Methods) == 0, "auth.methods", "is empty: at least one is needed"})
 	c.checkUnique("auth.methods", c.cfg.Auth.Methods)
 }
 
@@ -129,22 +140,17 @@ func (c checker) checkBackendName(key, backend string) {
 }
 
 func (c checker) checkBackends() {
-	if len(c.cfg.Backends) == 0 {
-		c.add("backends", "at least one is needed")
-	}
+	c.checkRules(rule{len(c.cfg.Backends) == 0, "backends", "at least one is needed"})
 	for name, b := range c.cfg.Backends {
 		key := MemberKey("backends", name)
-		if !isBackendName(name) {
-			c.add(key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit")
-		}
+		c.checkRules(rule{!isBackendName(name), key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit"})
 		if b.Address == "" {
 			c.add(MemberKey(key, "address"), "is required")
 		} else if i := c.listenerAt(b.Address); i >= 0 {
 			c.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
-		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
-			c.add(key, "ca, server_name and client_certificate are used only with TLS")
-		}
+		usesTLS := b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil
+		c.checkRules(rule{b.TLS == "none" && usesTLS, key, "ca, server_name and client_certificate are used only with TLS"})
 		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
 		c.checkBackendLogin(key, b)
 	}
@@ -154,14 +160,13 @@ func (c checker) checkBackendLogin(key string, b Backend) {
 	if b.Login != "master" {
 		return // an unused master block is valid
 	}
-	if b.Master.User == "" {
-		c.add(key+".master.user", "is required with login: master")
-	}
 	// The master's password opens every mailbox, so the client's own credentials must be
 	// verified first.
-	if slices.Equal(c.cfg.Auth.Methods, []string{"passthrough"}) && c.cfg.Auth.External.SAN == "" {
-		c.add(MemberKey(key, "login"), "master needs an auth method that verifies passwords here: with passthrough alone anyone could log in as any user")
-	}
+	isUnverified := slices.Equal(c.cfg.Auth.Methods, []string{"passthrough"}) && c.cfg.Auth.External.SAN == ""
+	c.checkRules(
+		rule{b.Master.User == "", key + ".master.user", "is required with login: master"},
+		rule{isUnverified, MemberKey(key, "login"), "master needs an auth method that verifies passwords here: with passthrough alone anyone could log in as any user"},
+	)
 }
 
 // listenerAt returns the index of the listener that address leads to, or -1. Names
@@ -183,7 +188,6 @@ func (c checker) listenerAt(address string) int {
 	})
 }
 
-// isLocal reports whether host is an address of this machine.
 func isLocal(host string) bool {
 	a, err := netip.ParseAddr(host)
 	if err != nil {
@@ -242,13 +246,12 @@ const minRate = 16 << 10
 
 func (c checker) checkLimits() {
 	l := &c.cfg.Limits
-	if l.TLSHandshakeTimeout > l.PreauthTimeout {
-		c.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
-	}
+	c.checkRules(
+		rule{l.TLSHandshakeTimeout > l.PreauthTimeout, "limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it"},
+		rule{l.Failures.Delay > l.Failures.MaxDelay, "limits.failures.delay", "is longer than max_delay"},
+		rule{l.Failures.BanDuration > l.Failures.MaxBanDuration, "limits.failures.ban_duration", "is longer than max_ban_duration"},
+	)
 	c.checkQuota("limits.user_quota", l.UserQuota)
-	if l.Failures.Delay > l.Failures.MaxDelay {
-		c.add("limits.failures.delay", "is longer than max_delay")
-	}
 	for i, listener := range c.cfg.Listeners {
 		if listener.Limits == nil {
 			continue
@@ -261,9 +264,6 @@ func (c checker) checkLimits() {
 		if own.UserQuota != l.UserQuota {
 			c.checkQuota(key+".user_quota", own.UserQuota)
 		}
-	}
-	if l.Failures.BanDuration > l.Failures.MaxBanDuration {
-		c.add("limits.failures.ban_duration", "is longer than max_ban_duration")
 	}
 }
 
@@ -339,7 +339,6 @@ func (c checker) checkSink(key string, s audit.SinkSettings) {
 	c.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
 }
 
-// checkSyslogAddress checks the address of a syslog server.
 func checkSyslogAddress(s string) string {
 	network, address, _ := strings.Cut(s, "://")
 	switch {
@@ -356,12 +355,11 @@ const sentinelPasswordKey = "redis.sentinel_password_file"
 func (c checker) checkRedis() {
 	r := c.cfg.Redis
 	if r == nil {
-		if c.cfg.Routing.Source == "redis" {
-			c.add("routing.source", "is redis, but there is no redis block")
-		}
-		if i := slices.Index(c.cfg.Auth.Methods, "redis"); i >= 0 {
-			c.add(ItemKey("auth.methods", i), "is redis, but there is no redis block")
-		}
+		i := slices.Index(c.cfg.Auth.Methods, "redis")
+		c.checkRules(
+			rule{c.cfg.Routing.Source == "redis", "routing.source", "is redis, but there is no redis block"},
+			rule{i >= 0, ItemKey("auth.methods", i), "is redis, but there is no redis block"},
+		)
 		return
 	}
 	switch {
@@ -372,22 +370,16 @@ func (c checker) checkRedis() {
 	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
 		c.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
 	}
-	if r.Cluster && r.Database > 0 {
-		c.add("redis.database", "is for one server or sentinels: a cluster has database 0 only")
-	}
-	if r.SentinelUsername != "" && r.SentinelMaster == "" {
-		c.add("redis.sentinel_username", "is used only with sentinel_master")
-	}
-	if r.SentinelPasswordFile != "" && r.SentinelMaster == "" {
-		c.add("redis.sentinel_password_file", "is used only with sentinel_master")
-	}
+	c.checkRules(
+		rule{r.Cluster && r.Database > 0, "redis.database", "is for one server or sentinels: a cluster has database 0 only"},
+		rule{r.SentinelUsername != "" && r.SentinelMaster == "", "redis.sentinel_username", "is used only with sentinel_master"},
+		rule{r.SentinelPasswordFile != "" && r.SentinelMaster == "", sentinelPasswordKey, "is used only with sentinel_master"},
+		rule{r.CA != "" && !r.TLS, "redis.ca", "is used only with tls: true"},
+		rule{r.ServerName != "" && !r.TLS, "redis.server_name", "is used only with tls: true"},
+		rule{r.ClientCertificate != nil && !r.TLS, "redis.client_certificate", "is used only with tls: true"},
+	)
 	for i, address := range r.Addresses {
 		c.checkRedisSocket(ItemKey("redis.addresses", i), address)
-	}
-	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
-		if set && !r.TLS {
-			c.add("redis."+key, "is used only with tls: true")
-		}
 	}
 	c.checkKeyPair("redis.client_certificate", r.ClientCertificate)
 }

@@ -256,7 +256,6 @@ func (d decoder) addTypeProblem(n ast.Node, key, want string) {
 	d.addAt(pos, key, "expected %s, got %s", want, got)
 }
 
-// positionOf returns where a node begins.
 func positionOf(n ast.Node) position {
 	switch m := n.(type) {
 	case nil:

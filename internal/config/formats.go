@@ -87,7 +87,6 @@ func checkAddress(s, want string, minPort int) string {
 // unixScheme is the prefix of the address of a unix socket.
 const unixScheme = "unix://"
 
-// checkRedisAddress checks the address of a Redis server.
 func checkRedisAddress(s string) string {
 	if path, ok := strings.CutPrefix(s, unixScheme); ok && filepath.IsAbs(path) {
 		return ""
@@ -130,7 +129,6 @@ func checkCapability(s string) string {
 	return ""
 }
 
-// isBackendName reports whether s is a valid name of a backend.
 func isBackendName(s string) bool {
 	return s != "" && len(s) <= 63 && strings.Trim(s, nameCharacters+"-_") == "" && strings.ContainsRune(nameCharacters, rune(s[0]))
 }

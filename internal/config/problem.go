@@ -93,7 +93,6 @@ func (p *problems) nearestPosition(key string) position {
 	return p.positions[key]
 }
 
-// parentKey returns the key of the block that contains key.
 func parentKey(key string) string { return key[:max(0, strings.LastIndexAny(key, ".["))] }
 
 // err returns all problems as an *InvalidError, or nil.

@@ -75,11 +75,10 @@ func (s secrets) readSecret(key, file, variable string) identity.Secret {
 		problem = "is set, and so is " + variable + "; only one may be"
 	case file != "":
 		text, problem = readSecretFile(file)
-	case !set:
-		return identity.Secret{}
-	}
-	if problem == "" {
+	case set:
 		problem = checkSecret(text)
+	default:
+		return identity.Secret{}
 	}
 	switch {
 	case problem != "":
@@ -130,7 +129,8 @@ func readSecretFile(file string) (text, problem string) {
 	if b, err = plainfile.DecodeText(b); err != nil {
 		return "", err.Error()
 	}
-	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), ""
+	text = strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	return text, checkSecret(text)
 }
 
 // SecretFile is a secret that was read from a file and can be reloaded. All users of
@@ -159,9 +159,6 @@ func (f *SecretFile) Files() []string { return []string{f.Path} }
 // Reload implements follow.Source. Its error never contains the file's content.
 func (f *SecretFile) Reload() (changed bool, err error) {
 	text, problem := readSecretFile(f.Path)
-	if problem == "" {
-		problem = checkSecret(text)
-	}
 	if problem == "" && len(text) < f.minLength {
 		problem = fmt.Sprintf("the secret has fewer than %d characters", f.minLength)
 	}

@@ -95,7 +95,6 @@ func (g *Gateway) openAuth() error {
 	return withSettingKey(err)
 }
 
-// withSettingKey adds the key to an error of auth.New.
 func withSettingKey(err error) error {
 	var settingErr *auth.SettingError
 	if errors.As(err, &settingErr) {

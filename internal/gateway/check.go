@@ -50,7 +50,6 @@ func Warnings(cfg *config.Config) error {
 	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }
 
-// newWarning returns a warning about a key.
 func newWarning(key, format string, args ...any) error {
 	return config.WithKey(key, fmt.Errorf(format, args...))
 }

@@ -239,7 +239,6 @@ func (g *Gateway) listen() error {
 	return nil
 }
 
-// withListenerKey adds the key of its listener to an error of the proxy.
 func withListenerKey(cfg *config.Config, err error) error {
 	var listenErr *proxy.ListenError
 	key := "listeners"

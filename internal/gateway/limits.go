@@ -18,7 +18,6 @@ import (
 	"imapgate/proxy"
 )
 
-// limitConfig returns the configuration of package limit.
 func limitConfig(cfg *config.Config) limit.Config {
 	out := limit.Config{
 		Names: cfg.Auth.NameRules, Settings: capDelay(cfg.Limits.Settings, cfg.Limits.PreauthTimeout),

@@ -68,7 +68,6 @@ func (g *Gateway) checkConfigUnchanged() error {
 	return nil
 }
 
-// shortenError shortens an error of config.Load to its first problem.
 func shortenError(err error) error {
 	var invalid *config.InvalidError
 	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
@@ -100,15 +99,12 @@ func (g *Gateway) openAudit() error {
 		return auditFileKeys(g.cfg).addKeys("audit", err)
 	}
 	g.metrics.ObserveAudit(g.audit.LostRecords, g.audit.Ready)
-	g.metrics.ObserveAuditSinks(g.reportSinks)
+	g.metrics.ObserveAuditSinks(func(report func(metrics.AuditSinkStatus)) {
+		for _, s := range g.audit.Sinks() {
+			report(metrics.AuditSinkStatus(s))
+		}
+	})
 	return nil
-}
-
-// reportSinks reports the state of each sink to the metrics.
-func (g *Gateway) reportSinks(report func(metrics.AuditSinkStatus)) {
-	for _, s := range g.audit.Sinks() {
-		report(metrics.AuditSinkStatus(s))
-	}
 }
 
 // recordSignal records an operator's signal, and err if it was not carried out.

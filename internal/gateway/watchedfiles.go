@@ -205,7 +205,6 @@ func (f fileKeys) addKeys(block string, err error) error {
 	return errors.Join(keyed...)
 }
 
-// certificateFileKeys returns the keys of the certificates and CAs of listeners.
 func certificateFileKeys(cfg *config.Config) fileKeys {
 	keys := fileKeys{cfg.TLS.ClientCA: "tls.client_ca"}
 	for i, c := range slices.Backward(cfg.TLS.Certificates) { // the first key of a file that is named twice
@@ -226,7 +225,6 @@ func certificateBlockKey(cfg *config.Config) string {
 	return "tls"
 }
 
-// auditFileKeys returns the keys of the audit log's files.
 func auditFileKeys(cfg *config.Config) fileKeys {
 	keys := make(fileKeys)
 	for i, s := range slices.Backward(cfg.Audit.Sinks) {
