@@ -1,13 +1,10 @@
 package audit
 
 import (
-	"net/netip"
 	"strconv"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
-	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
 )
@@ -89,49 +86,4 @@ func appendHex(b []byte, v uint32, digits int) []byte {
 		b = append(b, hex[v>>shift&0xf])
 	}
 	return b
-}
-
-// appendReason appends a reason. A value outside the closed set is written as
-// internal, so that readers can rely on the set.
-func appendReason(b []byte, reason event.Reason) []byte {
-	if !reason.Known() {
-		reason = event.InternalError
-	}
-	b = append(b, `,"reason":"`...)
-	b = append(b, reason...)
-	return append(b, '"')
-}
-
-// appendAddress appends an address without its IPv6 zone, which is the name of an
-// interface.
-func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
-	if !a.IsValid() {
-		return b
-	}
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':', '"')
-	b = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()).AppendTo(b)
-	return append(b, '"')
-}
-
-func appendCount(b []byte, key string, n uint64) []byte {
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':')
-	return strconv.AppendUint(b, n, 10)
-}
-
-// appendNonZero is appendCount, but appends nothing for 0.
-func appendNonZero(b []byte, key string, n uint64) []byte {
-	if n == 0 {
-		return b
-	}
-	return appendCount(b, key, n)
-}
-
-func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds()) }
-
-func appendDuration(b []byte, d time.Duration) []byte {
-	return appendCount(b, "duration_ms", milliseconds(d))
 }
