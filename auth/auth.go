@@ -159,15 +159,19 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 // asks the authentication server, as nginx does. The server may refuse the user, and returns
 // the backend of the mailbox.
 func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, error) {
-	id, err := Identity{user: l.User, method: l.proof.method}.orError(l.proof.err)
-	if err != nil || l.Mechanism != SASLExternal {
-		return id, err
+	if l.proof.err != nil {
+		return Identity{}, l.proof.err
+	}
+	id := Identity{user: l.User, method: l.proof.method}
+	if l.Mechanism != SASLExternal {
+		return id, nil
 	}
 	for _, m := range a.methods {
 		httpServer, ok := m.method.(authServerMethod)
 		if !ok {
 			continue
 		}
+		var err error
 		if id, err = httpServer.authenticate(ctx, l); err != nil {
 			return Identity{}, fmt.Errorf("method %s of a certificate's user: %w", m.name, err)
 		}
