@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +39,8 @@ var (
 const (
 	// maxPassword bounds a password in bytes, and so the time that hashing one takes.
 	maxPassword = 1024
-	// maxQueued is how many verifications may wait for a verifier.
-	maxQueued = 64
+	// defaultMaxQueued is how many verifications may wait for a verifier.
+	defaultMaxQueued = 64
 )
 
 // Config is the configuration of an Authenticator.
@@ -47,6 +48,7 @@ type Config struct {
 	Settings
 	HashSettings
 	ListenerMechanisms map[string][]string // subset of Mechanisms for a listener; a listener without an entry has all
+	MaxQueued          int                 // verifications that may wait for a verifier; 0 means 64
 }
 
 // Authenticator verifies a Login and returns an Identity.
@@ -85,10 +87,10 @@ func New(cfg Config, sources Sources, log *zap.Logger) (*Authenticator, error) {
 	if len(cfg.Methods) == 0 {
 		return nil, errors.New("auth: no method")
 	}
-	if cfg.MaxPasswordHashes < 0 {
-		return nil, errors.New("auth: verifiers cannot be negative")
+	if cfg.MaxPasswordHashes < 0 || cfg.MaxQueued < 0 {
+		return nil, errors.New("auth: verifiers and queue cannot be negative")
 	}
-	a := &Authenticator{names: cfg.NameRules, verifier: newVerifier(cfg.MaxPasswordHashes, maxQueued),
+	a := &Authenticator{names: cfg.NameRules, verifier: newVerifier(cfg.MaxPasswordHashes, cmp.Or(cfg.MaxQueued, defaultMaxQueued)),
 		listenerMechanisms: cfg.ListenerMechanisms, scramSecret: cfg.SCRAMSecret, scramIterations: cfg.SCRAMIterations, minChallengeTime: defaultMinChallengeTime,
 		certificateName: cfg.External.SAN, log: log, iterationsWarning: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
@@ -159,15 +161,19 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 // asks the authentication server, as nginx does. The server may refuse the user, and returns
 // the backend of the mailbox.
 func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, error) {
-	id, err := Identity{user: l.User, method: l.proof.method}.orError(l.proof.err)
-	if err != nil || l.Mechanism != SASLExternal {
-		return id, err
+	if l.proof.err != nil {
+		return Identity{}, l.proof.err
+	}
+	id := Identity{user: l.User, method: l.proof.method}
+	if l.Mechanism != SASLExternal {
+		return id, nil
 	}
 	for _, m := range a.methods {
 		httpServer, ok := m.method.(authServerMethod)
 		if !ok {
 			continue
 		}
+		var err error
 		if id, err = httpServer.authenticate(ctx, l); err != nil {
 			return Identity{}, fmt.Errorf("method %s of a certificate's user: %w", m.name, err)
 		}

@@ -139,14 +139,6 @@ func (i Identity) Expires() time.Time { return i.expires }
 // credentials, such as a master user's, would accept any client.
 func (i Identity) IsVerified() bool { return i.method != "" && i.method != Passthrough }
 
-// orError returns i, or the zero Identity if err is not nil.
-func (i Identity) orError(err error) (Identity, error) {
-	if err != nil {
-		return Identity{}, err
-	}
-	return i, nil
-}
-
 // String returns the user and the method.
 func (i Identity) String() string { return i.user.String() + " by " + i.method }
 

@@ -104,10 +104,6 @@ func (e *Exchange) Mechanism() string { return e.mechanism }
 // Format implements fmt.Formatter. Without it fmt would print the password inside.
 func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 
-func (e *Exchange) isBearer() bool {
-	return e.mechanism == SASLOAuthBearer || e.mechanism == SASLXOAuth2
-}
-
 // PresentedLogin returns what the client has sent so far, also after an error.
 func (e *Exchange) PresentedLogin() PresentedLogin { return e.presented }
 
@@ -130,7 +126,8 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 		response = []byte{} // an empty line; with nil go-sasl's PLAIN would repeat its challenge for ever
 	}
 	e.isStarted = true
-	if len(response) > maxSASLMessage && !e.isBearer() { // bearerServer has its own bound
+	isBearer := e.mechanism == SASLOAuthBearer || e.mechanism == SASLXOAuth2 // bearerServer has its own bound
+	if len(response) > maxSASLMessage && !isBearer {
 		e.server, e.presented.Secret = nil, identity.NewSecret(string(response))
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxSASLMessage)
 	}

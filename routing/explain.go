@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
@@ -22,16 +21,10 @@ type Explanation struct {
 	User  string `json:"user"`
 	Steps []Step `json:"steps"` // in order of precedence
 
-	// The decision.
-	Backend string        `json:"backend,omitempty"`
-	Login   string        `json:"login,omitempty"`
-	Mode    event.Mode    `json:"mode,omitempty"`
-	Match   Match         `json:"source,omitempty"`
-	Key     string        `json:"key,omitempty"`
-	Origin  event.Origin  `json:"from,omitempty"`
-	Age     time.Duration `json:"age_ns"`
-	Error   string        `json:"error,omitempty"` // why there is no route
-	Outcome event.Origin  `json:"outcome"`         // as reported to Metrics.Lookup
+	Route // the decision; zero without a route
+
+	Error   string       `json:"error,omitempty"` // why there is no route
+	Outcome event.Origin `json:"outcome"`         // as reported to Metrics.Lookup
 	// Next is the decision of the current records, if the gateway has not noticed it yet.
 	Next *Decision `json:"next,omitempty"`
 
@@ -70,8 +63,7 @@ type Step struct {
 func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	route, err := r.lookup(ctx, u)
 	x := Explanation{
-		User: u.String(), Backend: route.Backend, Login: route.Login, Mode: route.Mode, Match: route.Match,
-		Key: route.Key, Origin: route.Origin, Age: route.Age, Outcome: outcome(route, err), Invalidation: InvalidationStatus{State: InvalidationOff},
+		User: u.String(), Route: route, Outcome: outcome(route, err), Invalidation: InvalidationStatus{State: InvalidationOff},
 	}
 	if err != nil {
 		x.Error = err.Error()

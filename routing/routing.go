@@ -69,14 +69,14 @@ type Metrics struct {
 
 // Route is the result of a lookup: the backend of a user.
 type Route struct {
-	User    identity.User // user the route is for, and no other
-	Backend string
-	Login   string     // login name at the backend
-	Mode    event.Mode // relay mode; "" for the backend's default
-	Match   Match
-	Key     string // key of the record that decided, or the configuration key
-	Age     time.Duration
-	Origin  event.Origin
+	User    identity.User `json:"-"` // user the route is for, and no other
+	Backend string        `json:"backend,omitempty"`
+	Login   string        `json:"login,omitempty"` // login name at the backend
+	Mode    event.Mode    `json:"mode,omitempty"`  // relay mode; "" for the backend's default
+	Match   Match         `json:"source,omitempty"`
+	Key     string        `json:"key,omitempty"` // key of the record that decided, or the configuration key
+	Origin  event.Origin  `json:"from,omitempty"`
+	Age     time.Duration `json:"age_ns"`
 }
 
 // Router looks up the backends of users. It is safe for concurrent use.

@@ -15,7 +15,6 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/breaker"
-	"imapgate/internal/identity"
 )
 
 const (
@@ -29,13 +28,9 @@ const (
 // introspector verifies tokens by introspection (RFC 7662).
 type introspector struct {
 	// Set once.
-	url          string
-	clientID     string
-	clientSecret identity.Secret
-	client       *http.Client
-	ttl          time.Duration
-	checkClaims  func(claims, time.Time) (Subject, error)
-	macKey       [sha256.Size]byte // key of the hashes that index the caches
+	settings Settings
+	client   *http.Client
+	macKey   [sha256.Size]byte // key of the hashes that index the caches
 
 	// cache has its own lock. It holds no negative results: a token may become valid, and
 	// repeating the request cannot accept a wrong one.
@@ -57,19 +52,16 @@ type cachedSubject struct {
 	until   time.Time
 }
 
-func newIntrospector(cfg Config, transport boundedTransport, checkClaims func(claims, time.Time) (Subject, error), log *zap.Logger) *introspector {
-	i := &introspector{
-		url: cfg.IntrospectionURL, clientID: cfg.ClientID, clientSecret: cfg.ClientSecret, ttl: cfg.CacheTTL, checkClaims: checkClaims,
-		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirect, Timeout: requestTimeout},
-	}
+func newIntrospector(s Settings, transport boundedTransport, log *zap.Logger) *introspector {
+	i := &introspector{settings: s, client: &http.Client{Transport: transport, CheckRedirect: refuseRedirect, Timeout: requestTimeout}}
 	_, _ = rand.Read(i.macKey[:])                                     // never fails (crypto/rand)
 	i.cache, _ = lru.New[[sha256.Size]byte, cachedSubject](maxCached) // fails only on a size of 0
 	i.backoffs, _ = lru.New[[sha256.Size]byte, time.Time](maxBackoffs)
 	i.breaker = breaker.NewMonitor(i.probeProvider, requestTimeout, func(open bool, lastErr error) {
 		if open {
-			log.Warn("token provider gives no answers", zap.String("url", i.url), zap.Error(lastErr))
+			log.Warn("token provider gives no answers", zap.String("url", s.IntrospectionURL), zap.Error(lastErr))
 		} else {
-			log.Info("token provider answers again", zap.String("url", i.url))
+			log.Info("token provider answers again", zap.String("url", s.IntrospectionURL))
 		}
 	})
 	return i
@@ -89,11 +81,15 @@ func (i *introspector) verify(ctx context.Context, token string) (Subject, error
 		return Subject{}, invalidToken("the provider reports that it is not active")
 	}
 	now := time.Now()
-	subject, err := i.checkClaims(c, now)
+	check := i.settings.checkClaims
+	if i.settings.Issuer != "" { // the signed claims are checked against the other rules
+		check = checkLifetime
+	}
+	subject, err := check(c, now)
 	if err != nil {
 		return Subject{}, err
 	}
-	until := now.Add(i.ttl)
+	until := now.Add(i.settings.CacheTTL)
 	if !subject.Expires.IsZero() && subject.Expires.Before(until) {
 		until = subject.Expires
 	}
@@ -163,13 +159,13 @@ func (i *introspector) probeProvider(ctx context.Context) error {
 // in RFC 6749 §2.3.1.
 func (i *introspector) newRequest(ctx context.Context, token string) (*http.Request, error) {
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.url, strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.settings.IntrospectionURL, strings.NewReader(form.Encode()))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	if i.clientID != "" {
-		req.SetBasicAuth(url.QueryEscape(i.clientID), url.QueryEscape(i.clientSecret.Reveal()))
+	if i.settings.ClientID != "" {
+		req.SetBasicAuth(url.QueryEscape(i.settings.ClientID), url.QueryEscape(i.settings.ClientSecret.Reveal()))
 	}
 	return req, nil
 }

@@ -57,11 +57,7 @@ func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 		v.keyring = newKeyring(cfg.Issuer, transport, log)
 	}
 	if cfg.IntrospectionURL != "" {
-		checkClaims := v.settings.checkClaims
-		if v.keyring != nil {
-			checkClaims = checkLifetime // the signed claims are checked against the other rules
-		}
-		v.introspector = newIntrospector(cfg, transport, checkClaims, log)
+		v.introspector = newIntrospector(cfg.Settings, transport, log)
 	}
 	return v, nil
 }

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
@@ -288,4 +289,49 @@ func (l *Log) appendRecord(e event.Event, result string, appendFields func([]byt
 		return nil
 	}
 	return l.readyLocked()
+}
+
+// appendReason appends a reason. A value outside the closed set is written as
+// internal, so that readers can rely on the set.
+func appendReason(b []byte, reason event.Reason) []byte {
+	if !event.Known(reason) {
+		reason = event.InternalError
+	}
+	b = append(b, `,"reason":"`...)
+	b = append(b, reason...)
+	return append(b, '"')
+}
+
+// appendAddress appends an address without its IPv6 zone, which is the name of an
+// interface.
+func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return b
+	}
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':', '"')
+	b = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()).AppendTo(b)
+	return append(b, '"')
+}
+
+func appendCount(b []byte, key string, n uint64) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':')
+	return strconv.AppendUint(b, n, 10)
+}
+
+// appendNonZero is appendCount, but appends nothing for 0.
+func appendNonZero(b []byte, key string, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return appendCount(b, key, n)
+}
+
+func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds()) }
+
+func appendDuration(b []byte, d time.Duration) []byte {
+	return appendCount(b, "duration_ms", milliseconds(d))
 }

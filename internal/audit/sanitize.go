@@ -2,13 +2,10 @@ package audit
 
 import (
 	"encoding/hex"
-	"net/netip"
 	"strconv"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
-	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
 )
@@ -85,42 +82,4 @@ func appendSanitized(b []byte, s string, bound int) []byte {
 		}
 	}
 	return b
-}
-
-// appendReason appends a reason. A value outside the closed set is written as
-// internal, so that readers can rely on the set.
-func appendReason(b []byte, reason event.Reason) []byte {
-	if !event.Known(reason) {
-		reason = event.InternalError
-	}
-	return appendText(b, "reason", string(reason), maxNameBytes)
-}
-
-// appendAddress appends an address without its IPv6 zone, which is the name of an
-// interface.
-func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
-	if !a.IsValid() {
-		return b
-	}
-	b = append(appendKey(b, key), '"')
-	b = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()).AppendTo(b)
-	return append(b, '"')
-}
-
-func appendCount(b []byte, key string, n uint64) []byte {
-	return strconv.AppendUint(appendKey(b, key), n, 10)
-}
-
-// appendNonZero is appendCount, but appends nothing for 0.
-func appendNonZero(b []byte, key string, n uint64) []byte {
-	if n == 0 {
-		return b
-	}
-	return appendCount(b, key, n)
-}
-
-func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds()) }
-
-func appendDuration(b []byte, d time.Duration) []byte {
-	return appendCount(b, "duration_ms", milliseconds(d))
 }

@@ -181,16 +181,11 @@ const maxCaps = 256
 // invalid characters, so that the list is safe to forward.
 func ParseCaps(words string) Caps {
 	fields := strings.Fields(words)
-	valid := slices.DeleteFunc(fields[:min(len(fields), maxCaps)], func(word string) bool {
-		return strings.ContainsFunc(word, isNotCapabilityRune)
-	})
+	isInvalid := func(r rune) bool { // RFC 9051: a capability is "AUTH=" or an atom, without resp-specials
+		return r > 0x7e || !isAtomChar(byte(r)) || strings.ContainsRune(`\*%]`, r)
+	}
+	valid := slices.DeleteFunc(fields[:min(len(fields), maxCaps)], func(word string) bool { return strings.ContainsFunc(word, isInvalid) })
 	return Caps{strings.Join(valid, " ")}
-}
-
-// isNotCapabilityRune reports whether a capability of RFC 9051 may not have r: it is "AUTH=" or
-// an atom, without resp-specials.
-func isNotCapabilityRune(r rune) bool {
-	return r > 0x7e || !isAtomChar(byte(r)) || strings.ContainsRune(`\*%]`, r)
 }
 
 // Has reports whether the list has the capability, given in upper case.
