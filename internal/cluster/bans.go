@@ -20,8 +20,13 @@ const MaxDuration = 10 * 365 * 24 * time.Hour
 // MaxNote bounds an operator's note, in bytes.
 const MaxNote = 200
 
-// liftBatch is how many bans one script ends.
-const liftBatch = 500
+const (
+	// followInterval is how often a gateway asks for changes, so that a ban holds everywhere
+	// within a second.
+	followInterval = 500 * time.Millisecond
+	// banBatch is how many bans are ended, or written again, at once.
+	banBatch = 500
+)
 
 // How a ban is imposed, for the ban script: by a gateway, by an operator, or by an operator's
 // order that another gateway may have given to Redis already.
@@ -31,10 +36,10 @@ const (
 	again     = "again"
 )
 
-// Ban bans a network at all gateways for first, twice as long for each earlier ban, up to
-// longest. It returns the ban that holds.
-func (c *Cluster) Ban(ctx context.Context, b ban.Ban, first, longest time.Duration) (ban.Ban, error) {
-	words, err := c.run(ctx, c.banCall(b, automatic, first, longest)).Slice()
+// Ban bans a network at all gateways, twice as long for each earlier ban. It returns the ban
+// that holds.
+func (c *Cluster) Ban(ctx context.Context, b ban.Ban) (ban.Ban, error) {
+	words, err := c.run(ctx, c.banCall(b, automatic, c.Failures.BanDuration, c.Failures.MaxBanDuration)).Slice()
 	if err != nil {
 		return b, err
 	}
@@ -54,24 +59,24 @@ func (c *Cluster) OrderBan(ctx context.Context, b ban.Ban) error {
 	return c.order(ctx, c.banCall(b, ordered, b.Remaining, b.Remaining))
 }
 
-// WriteBans writes bans that Redis has not or has lost. Of several gateways that do so the
-// first is believed. It returns those of which it is not known whether Redis has them.
-func (c *Cluster) WriteBans(ctx context.Context, bans []ban.Ban) (unwritten []netip.Prefix) {
-	calls := make([]Call, len(bans))
-	for i, b := range bans {
+// writeBans writes bans that Redis does not have, or has lost. Of several gateways that do so
+// the first is believed.
+func (c *Cluster) writeBans(ctx context.Context) {
+	bans := c.Table.Unwritten(banBatch)
+	var calls []Call
+	for _, b := range bans {
 		how := automatic
 		if b.Reason == event.BanOperator {
 			how = again
 		}
-		calls[i] = c.banCall(b, how, b.Remaining, b.Remaining)
+		calls = append(calls, c.banCall(b, how, b.Remaining, b.Remaining))
 	}
-	replies, _ := c.ask(ctx, calls...) // each has its own error
-	for i, r := range replies {
-		if r.Err() != nil && !isAnswer(r.Err()) {
-			unwritten = append(unwritten, bans[i].Net)
-		}
+	if len(calls) == 0 {
+		return
 	}
-	return unwritten
+	if _, err := c.ask(ctx, calls...); err == nil {
+		c.Table.MarkWritten(bans)
+	}
 }
 
 func (c *Cluster) banCall(b ban.Ban, how string, first, longest time.Duration) Call {
@@ -80,7 +85,7 @@ func (c *Cluster) banCall(b ban.Ban, how string, first, longest time.Duration) C
 		active = "1"
 	}
 	return Call{"ban", c.keys.bans(), []any{
-		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Reason), active, b.Note, how, c.MaxBans,
+		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Reason), active, b.Note, how, ban.Max,
 	}}
 }
 
@@ -96,26 +101,21 @@ func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Pr
 			gone = append(gone, b.Net.String())
 		}
 	})
-	for batch := range slices.Chunk(gone, liftBatch) {
+	for batch := range slices.Chunk(gone, banBatch) {
 		if err == nil {
 			err = c.order(ctx, Call{"lift", c.keys.bans(), batch})
 		}
 	}
 	if err == nil {
-		err = c.order(ctx, c.forgetNet(net))
+		err = c.order(ctx, c.Forget(penalty.Subject{Net: net}))
 	}
 	return ended, err
-}
-
-// forgetNet returns the call that forgets the failures of a network.
-func (c *Cluster) forgetNet(net netip.Prefix) Call {
-	return Call{"delete", []string{c.keys.failed(penalty.Subject{Net: net})}, nil}
 }
 
 // CheckUnban returns an error if this Redis user may not run all that Unban runs.
 func (c *Cluster) CheckUnban(ctx context.Context, net netip.Prefix) error {
 	k := c.keys.bans()
-	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.forgetNet(net).keys[0])
+	return c.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", c.keys.failed(penalty.Subject{Net: net}))
 }
 
 // Bans calls each with every ban, those that have ended included.
@@ -147,12 +147,8 @@ func parseBan(net string, remaining int64, record string) (b ban.Ban, ok bool) {
 		return b, false
 	}
 	n, err := strconv.Atoi(f[0])
-	left := time.Duration(max(remaining, -MaxDuration.Milliseconds())) * time.Millisecond
-	if remaining > 0 {
-		left = clamp(remaining)
-	}
 	return ban.Ban{
-		Net: p, Reason: event.BanReason(f[2]), Remaining: left, Count: min(max(n, 0), 64), Active: f[1] == "1", Note: sanitize.Line(f[3], MaxNote),
+		Net: p, Reason: event.BanReason(f[2]), Remaining: clamp(remaining), Count: min(max(n, 0), 64), Active: f[1] == "1", Note: sanitize.Line(f[3], MaxNote),
 	}, err == nil
 }
 
@@ -161,59 +157,79 @@ type Change struct {
 	Kind    string  // ban, again, lift, forgive
 	Subject string  // the network or the user
 	Ban     ban.Ban // the network's now; zero if it has none
-	at      Cursor
+	at      cursor
 }
 
-// Cursor is a position among the changes. The zero Cursor is before the first read.
-type Cursor struct {
+// cursor is a position among the changes. The zero cursor is before the first read.
+type cursor struct {
 	n  int64  // the counter of changes
 	id string // in the stream
 }
 
-// Progress is how changes continue from a Cursor.
-type Progress uint8
+// followBans applies the changes of other gateways and operators, and writes bans that Redis
+// does not have. It ends with ctx.
+func (c *Cluster) followBans(ctx context.Context) {
+	var at cursor
+	repeat(ctx, followInterval, func(ctx context.Context) {
+		next, err := c.followChanges(ctx, at)
+		if err == nil {
+			at = next
+			c.writeBans(ctx)
+		}
+	})
+}
 
-// Complete means that no change is missing. After Gap all bans have to be read. After Lost
-// Redis no longer has what it had, and has to be given it: it has fewer changes, or as many
-// and others, or none after those it had.
-const (
-	Complete Progress = iota
-	Gap
-	Lost
-)
+// followChanges applies the changes after a cursor, and returns the next cursor. If some are
+// missing all bans are read. Redis has lost what it had if it has fewer changes, or as many and
+// others, or none after those it had. Then it gets the bans of this gateway too.
+func (c *Cluster) followChanges(ctx context.Context, at cursor) (next cursor, err error) {
+	changes, next, err := c.changes(ctx, at)
+	if err != nil || next == at {
+		return at, err
+	}
+	isFirst := at.id == ""
+	isLost := !isFirst && (next.n <= at.n || len(changes) == 0 || changes[0].at.n <= at.n)
+	if isLost {
+		c.Table.MarkAllUnwritten()
+	}
+	if isFirst || isLost || changes[0].at.n > at.n+1 {
+		inRedis := make(map[netip.Prefix]bool)
+		err = c.Bans(ctx, func(b ban.Ban) {
+			inRedis[b.Net] = true
+			_ = c.Table.Put(b) // without room: the operator's own bans fill the table
+		})
+		if err == nil && !isLost {
+			c.Table.KeepOnly(inRedis)
+		}
+		return next, err
+	}
+	for _, change := range changes {
+		c.OnChange(change)
+	}
+	return changes[len(changes)-1].at, nil
+}
 
-// Changes returns the changes after a cursor, and the next cursor.
-func (c *Cluster) Changes(ctx context.Context, at Cursor) (changes []Change, next Cursor, p Progress, err error) {
+// changes returns the changes after a cursor, 500 at most, and the latest cursor.
+func (c *Cluster) changes(ctx context.Context, at cursor) (changes []Change, latest cursor, err error) {
 	const head, each = 2, 6
 	words, err := c.run(ctx, Call{"changes", c.keys.bans(), []any{at.id}}).Slice()
 	if err == nil && (len(words) < head || (len(words)-head)%each != 0) {
 		err = errForm
 	}
 	if err != nil {
-		return nil, at, Complete, err
+		return nil, at, err
 	}
 	for w := words[head:]; len(w) > 0; w = w[each:] {
-		change := Change{Kind: text(w[2]), Subject: text(w[3]), at: Cursor{number(w[1]), text(w[0])}}
+		change := Change{Kind: text(w[2]), Subject: text(w[3]), at: cursor{number(w[1]), text(w[0])}}
 		change.Ban, _ = parseBan(change.Subject, number(w[4]), text(w[5]))
 		changes = append(changes, change)
 	}
-	next = Cursor{number(words[0]), text(words[1])}
-	switch {
-	case at.id == "":
-		return nil, next, Gap, nil
-	case next == at:
-		return nil, at, Complete, nil
-	case next.n <= at.n || len(changes) == 0 || changes[0].at.n <= at.n:
-		return nil, next, Lost, nil
-	case changes[0].at.n > at.n+1:
-		return nil, next, Gap, nil
-	}
-	return changes, changes[len(changes)-1].at, Complete, nil
+	return changes, cursor{number(words[0]), text(words[1])}, nil
 }
 
 // clamp converts ms from Redis, which may be anything.
 func clamp(ms int64) time.Duration {
-	return time.Duration(min(max(ms, 0), MaxDuration.Milliseconds())) * time.Millisecond
+	return time.Duration(min(max(ms, -MaxDuration.Milliseconds()), MaxDuration.Milliseconds())) * time.Millisecond
 }
 
 func number(x any) int64 { n, _ := x.(int64); return n }

@@ -5,9 +5,9 @@
 // banned. All of its methods may be called by any goroutine. Each waits for Redis for at most
 // Options.Wait, and returns ErrUnavailable at once while Redis is down (health.go).
 //
-//	cluster.go   commands to Redis: keys, and scripts/ what runs there; uploads
+//	cluster.go   commands to Redis, and their keys; scripts/ what runs there; uploads
 //	health.go    whether Redis answers, and takes what is written
-//	counts.go    sessions of all gateways, exact; heartbeat.go which gateways are alive
+//	counts.go    sessions of all gateways, exact, and which gateways are alive
 //	failures.go  failed logins, and where users have logged in
 //	bans.go      bans, and the stream of their changes
 package cluster
@@ -19,6 +19,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +28,9 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/limit/ban"
+	"imapgate/internal/limit/counter"
+	"imapgate/internal/limit/penalty"
 )
 
 // Wait is the longest that a login waits for Redis, by default.
@@ -38,9 +42,6 @@ const uploadKept = 48 * time.Hour
 var (
 	// ErrUnavailable means that Redis was not asked, because it is down.
 	ErrUnavailable = errors.New("cluster: Redis does not answer")
-	// ErrBudgetSpent is the cause of a context that ends because a login has waited for
-	// Redis for as long as it may.
-	ErrBudgetSpent = errors.New("cluster: this login has waited for Redis long enough")
 
 	errForm = errors.New("cluster: Redis has answered in an unknown form")
 )
@@ -63,8 +64,10 @@ type Options struct {
 	Prefix   string        // of all keys, such as "imapgate:"
 	TTL      time.Duration // how long the sessions of a gateway count after its last heartbeat
 	Wait     time.Duration // for an answer of Redis
-	MaxBans  int           // that Redis has
-	OnChange func(up bool, why error)
+	Failures *penalty.Settings
+	Table    *ban.Table // which it keeps as Redis has the bans
+	OnHealth func(up bool, why error)
+	OnChange func(Change)
 }
 
 // Cluster is one gateway's part of a fleet.
@@ -140,10 +143,10 @@ func (call Call) writes() bool {
 }
 
 // ask runs calls in one round trip and returns a reply to each, with its own error. The error
-// is the one by which Redis, or a part of it, is down or refuses to work. The end of ctx is no
-// fault of Redis.
+// is the one by which Redis, or a part of it, is down or refuses to work. That ctx is canceled
+// is no fault of Redis.
 func (c *Cluster) ask(ctx context.Context, calls ...Call) ([]*redis.Cmd, error) {
-	writes, err := slices.ContainsFunc(calls, Call.writes), context.Cause(ctx)
+	writes, err := slices.ContainsFunc(calls, Call.writes), ctx.Err()
 	if err == nil && !c.allowed(writes) {
 		err = ErrUnavailable
 	}
@@ -158,7 +161,7 @@ func (c *Cluster) ask(ctx context.Context, calls ...Call) ([]*redis.Cmd, error) 
 	limited, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
 	replies, failed, err := c.send(limited, calls)
-	if ctx.Err() == nil || errors.Is(context.Cause(ctx), ErrBudgetSpent) {
+	if !errors.Is(ctx.Err(), context.Canceled) {
 		c.update(func(h *health) { h.record(err, writes, failed) })
 	}
 	return replies, err
@@ -259,4 +262,74 @@ func (c *Cluster) Upload(ctx context.Context, u identity.User, day string, n, li
 // Uploaded returns the uploads of a user on a day, in bytes.
 func (c *Cluster) Uploaded(ctx context.Context, u identity.User, day string) (int64, error) {
 	return c.run(ctx, Call{"uploaded", []string{c.keys.upload(u, day)}, nil}).Int64()
+}
+
+// keys makes the names of everything in Redis. No key can become another: a user has no
+// colon, and a network, which may, comes last.
+type keys struct{ prefix string }
+
+func (k keys) gateways() string             { return k.prefix + "limit:gateways" }
+func (k keys) rate(net netip.Prefix) string { return k.prefix + "limit:rate:" + net.String() }
+func (k keys) upload(u identity.User, day string) string {
+	return k.prefix + "limit:upload:" + day + ":" + u.String()
+}
+
+// sessions is where a count of sessions is.
+func (k keys) sessions(of counter.Key) string {
+	switch area := k.prefix + "limit:sessions:"; of.Scope {
+	case counter.AllSessions:
+		return area + "all"
+	case counter.UserSessions:
+		return area + "user:" + of.User.String()
+	case counter.AddressSessions:
+		return area + "net:" + of.Net.String()
+	case counter.PairSessions:
+		return area + "pair:" + of.User.String() + ":" + of.Net.String()
+	}
+	panic("cluster: a count of one gateway alone has no key")
+}
+
+// failed is where failures are counted.
+func (k keys) failed(s penalty.Subject) string {
+	switch area := k.prefix + "limit:failed:"; {
+	case s.User.IsZero():
+		return area + "net:" + s.Net.String()
+	case s.Net.IsValid():
+		return area + "pair:" + s.User.String() + ":" + s.Net.String()
+	default:
+		return area + "user:" + s.User.String()
+	}
+}
+
+// known is where successful logins are noted: those of a user, and those from a network.
+func (k keys) known(s penalty.Subject) string {
+	if s.User.IsZero() {
+		return k.prefix + "limit:lived:" + s.Net.String()
+	}
+	return k.prefix + "limit:good:" + s.User.String()
+}
+
+// bans are the keys of the bans. They share a slot of a Redis Cluster.
+func (k keys) bans() []string {
+	area := k.prefix + "ban:{all}:"
+	return []string{area + "nets", area + "ends", area + "changes", area + "count"}
+}
+
+// probe returns an unused key in the same slot of a Redis Cluster as another, to which the
+// same rights apply. That of such a key is the key itself.
+func (k keys) probe(of string) string {
+	area := "limit:probe:"
+	if strings.HasPrefix(of, k.prefix+"ban:") {
+		area = "ban:probe:"
+	}
+	return k.prefix + area + "{" + hashTag(of) + "}"
+}
+
+// hashTag returns the part of a key that determines its slot.
+func hashTag(key string) string {
+	_, after, found := strings.Cut(key, "{")
+	if tag, _, closed := strings.Cut(after, "}"); found && closed && tag != "" {
+		return tag
+	}
+	return key
 }

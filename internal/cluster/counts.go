@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"imapgate/internal/limit/counter"
+	"imapgate/internal/sleep"
 )
 
 // Each count is a hash with a number for each gateway. A session adds one to its gateway's
@@ -36,6 +37,12 @@ const (
 	// gather lets sessions that end together be written in one exchange, and a client that
 	// reconnects at once find its place free.
 	gather = 50 * time.Millisecond
+	// heartbeatsPerTTL is how often a gateway reports that it is alive.
+	heartbeatsPerTTL = 4
+	// signOffTime is how long a gateway that stops waits for the end of its sessions.
+	// signOffPause is how often it looks.
+	signOffTime  = time.Second
+	signOffPause = 10 * time.Millisecond
 )
 
 // Rate is a token bucket of logins. PerMinute 0 is no limit.
@@ -152,7 +159,7 @@ func (c *Cluster) exchange(ctx context.Context) {
 	all := context.WithoutCancel(ctx)
 	if end, ok := ctx.Deadline(); ok { // that of the session which sends; others may wait longer
 		var cancel func()
-		all, cancel = context.WithDeadlineCause(all, end, ErrBudgetSpent)
+		all, cancel = context.WithDeadline(all, end)
 		defer cancel()
 	}
 	replies, _ := c.ask(all, calls...) // each has its own error
@@ -351,4 +358,68 @@ func (c *Cluster) flush(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// Run sends heartbeats, writes counts, follows the bans of other gateways and operators, and
+// probes a Redis that has failed, until ctx ends.
+func (c *Cluster) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	all.Go(func() { repeat(ctx, c.TTL/heartbeatsPerTTL, c.heartbeat) })
+	all.Go(func() { repeat(ctx, probeInterval, c.heal) })
+	all.Go(func() { c.writeCounts(ctx) })
+	all.Go(func() { c.followBans(ctx) })
+	all.Wait()
+}
+
+// repeat runs f every interval until ctx ends.
+func repeat(ctx context.Context, interval time.Duration, f func(context.Context)) {
+	for ok := ctx.Err() == nil; ok; ok = pause(ctx, interval) {
+		f(ctx)
+	}
+}
+
+// pause waits for d, a fifth more or less, so that gateways do not act together. It reports
+// whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	return sleep.For(ctx, d*4/5+rand.N(d*2/5+1)) == nil
+}
+
+// heartbeat reports that this gateway is alive, and learns which others are. If Redis had
+// forgotten this one, all counts are written.
+func (c *Cluster) heartbeat(ctx context.Context) {
+	words, err := c.run(ctx, Call{"heartbeat", []string{c.keys.gateways()}, []any{c.self, c.TTL.Milliseconds()}}).Slice()
+	if err != nil || len(words) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.alive, c.fleet = words[1:], len(words)
+	c.mu.Unlock()
+	age := renewLeases * c.TTL
+	if words[0] == int64(0) {
+		age = 0
+	}
+	c.counts.renew(age)
+	c.counts.wake() // also for what could not be written before
+}
+
+// Sessions returns a count over all gateways.
+func (c *Cluster) Sessions(ctx context.Context, of counter.Key) (int, error) {
+	alive, err := c.run(ctx, Call{"alive", []string{c.keys.gateways()}, []any{c.TTL.Milliseconds()}}).Slice()
+	if err != nil {
+		return 0, err
+	}
+	args := append([]any{c.TTL.Milliseconds(), (believedLeases * c.TTL).Milliseconds()}, alive...)
+	return c.run(ctx, Call{"sessions", []string{c.keys.sessions(of)}, args}).Int()
+}
+
+// SignOff follows Run when the gateway stops. It waits for the last sessions to leave, for at
+// most signOffTime, and removes this gateway: otherwise they would count at the others for a
+// TTL, to which all of its clients connect at once.
+func (c *Cluster) SignOff() {
+	ctx, cancel := context.WithTimeout(context.Background(), signOffTime)
+	defer cancel()
+	for c.flush(ctx) && !c.Idle() && pause(ctx, signOffPause) {
+		continue
+	}
+	c.run(context.Background(), Call{"signoff", []string{c.keys.gateways()}, []any{c.self}}) // otherwise after a TTL
 }

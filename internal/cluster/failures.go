@@ -15,14 +15,14 @@ const noFailure, oneFailure = 0, 1
 // CountFailure adds a failure to those of subjects that c includes, and returns the counts of
 // all gateways, with windows as penalty.Failures has them. They are nil for a Subject that
 // could not be read.
-func (c *Cluster) CountFailure(ctx context.Context, counted penalty.Counted, banWithin time.Duration, subjects ...penalty.Subject) ([][]int, error) {
+func (c *Cluster) CountFailure(ctx context.Context, counted penalty.Counted, subjects ...penalty.Subject) ([][]int, error) {
 	calls := make([]Call, len(subjects))
 	for i, s := range subjects {
 		args := []any{noFailure}
 		if counted.Includes(i) {
 			args[0] = oneFailure
 		}
-		for _, length := range s.Windows(banWithin) {
+		for _, length := range s.Windows(c.Failures.BanWithin) {
 			args = append(args, length.Milliseconds())
 		}
 		calls[i] = Call{"failures", []string{c.keys.failed(s)}, args}
@@ -44,26 +44,27 @@ func (c *Cluster) CountFailure(ctx context.Context, counted penalty.Counted, ban
 	return counts, nil
 }
 
-// ForgetUser returns the call that forgets the failures of a user.
-func (c *Cluster) ForgetUser(u identity.User) Call {
-	return Call{"delete", []string{c.keys.failed(penalty.Subject{User: u})}, nil}
+// Forget returns the call that forgets failures.
+func (c *Cluster) Forget(s penalty.Subject) Call {
+	return Call{"delete", []string{c.keys.failed(s)}, nil}
 }
 
 // NoteLogin returns the call that notes a successful login from a network, of a user or of any
-// user, for a time.
-func (c *Cluster) NoteLogin(s penalty.Subject, keep time.Duration) Call {
+// user, for Settings.KnownFor.
+func (c *Cluster) NoteLogin(s penalty.Subject) Call {
 	member := ""
 	if !s.User.IsZero() {
 		member = s.Net.String()
 	}
-	return Call{"note", []string{c.keys.known(s)}, []any{member, keep.Milliseconds()}}
+	return Call{"note", []string{c.keys.known(s)}, []any{member, c.Failures.KnownFor.Milliseconds()}}
 }
 
-// Known returns those of subjects with a successful login within a time.
-func (c *Cluster) Known(ctx context.Context, keep time.Duration, subjects ...penalty.Subject) (known []penalty.Subject, err error) {
+// Known returns those of subjects with a successful login within
+// Settings.KnownFor.
+func (c *Cluster) Known(ctx context.Context, subjects ...penalty.Subject) (known []penalty.Subject, err error) {
 	calls := make([]Call, len(subjects))
 	for i, s := range subjects {
-		calls[i] = Call{"known", []string{c.keys.known(s)}, []any{keep.Milliseconds()}}
+		calls[i] = Call{"known", []string{c.keys.known(s)}, []any{c.Failures.KnownFor.Milliseconds()}}
 		if !s.User.IsZero() && s.Net.IsValid() {
 			calls[i].args = append(calls[i].args, s.Net.String())
 		}
@@ -89,8 +90,8 @@ type KnownNet struct {
 
 // KnownNets returns the networks from which a user has logged in, the latest first, without
 // the failures.
-func (c *Cluster) KnownNets(ctx context.Context, u identity.User, keep time.Duration) (nets []KnownNet, err error) {
-	words, err := c.run(ctx, Call{"networks", []string{c.keys.known(penalty.Subject{User: u})}, []any{keep.Milliseconds()}}).Slice()
+func (c *Cluster) KnownNets(ctx context.Context, u identity.User) (nets []KnownNet, err error) {
+	words, err := c.run(ctx, Call{"networks", []string{c.keys.known(penalty.Subject{User: u})}, []any{c.Failures.KnownFor.Milliseconds()}}).Slice()
 	for ; len(words) >= 2; words = words[2:] {
 		if net, err := netip.ParsePrefix(text(words[0])); err == nil {
 			nets = append(nets, KnownNet{Net: net, Ago: clamp(number(words[1]))})
@@ -101,7 +102,7 @@ func (c *Cluster) KnownNets(ctx context.Context, u identity.User, keep time.Dura
 
 // ResetUser forgets the failures of a user, at every gateway, for an operator.
 func (c *Cluster) ResetUser(ctx context.Context, u identity.User) error {
-	k, forget := c.keys.bans(), c.ForgetUser(u)
+	k, forget := c.keys.bans(), c.Forget(penalty.Subject{User: u})
 	err := c.checkRights(ctx, "XADD", k[2], "INCR", k[3], "DEL", forget.keys[0])
 	if err == nil {
 		err = c.order(ctx, forget)

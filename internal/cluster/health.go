@@ -36,7 +36,7 @@ type health struct {
 	busy     bool            // a report is in progress
 }
 
-// state is what OnChange reports.
+// state is what OnHealth reports.
 type state uint8
 
 const (
@@ -123,9 +123,9 @@ func (c *Cluster) allowed(writes bool) bool {
 	return c.health.reads.Allow(time.Now())
 }
 
-// probe tries everything that a gateway does in Redis at each place where something has
-// failed. It reports whether all of it works, if it did not before.
-func (c *Cluster) probe(ctx context.Context) bool {
+// heal tries everything that a gateway does in Redis at each place where something has failed,
+// and sends a heartbeat when all of it works again.
+func (c *Cluster) heal(ctx context.Context) {
 	c.mu.Lock()
 	var calls []Call
 	for _, key := range slices.Sorted(maps.Keys(c.health.failed)) {
@@ -134,16 +134,18 @@ func (c *Cluster) probe(ctx context.Context) bool {
 	clear(c.health.failed)
 	c.mu.Unlock()
 	if len(calls) == 0 {
-		return false
+		return
 	}
 	limited, cancel := context.WithTimeout(ctx, Wait)
 	defer cancel()
 	_, failed, err := c.send(limited, calls)
-	return ctx.Err() == nil && c.update(func(h *health) { h.recordProbe(err, failed) })
+	if ctx.Err() == nil && c.update(func(h *health) { h.recordProbe(err, failed) }) {
+		c.heartbeat(ctx)
+	}
 }
 
 // update applies what a round trip has shown, and returns whether Redis is up again. It calls
-// OnChange with the latest state, once. If another goroutine is reporting it is left to that
+// OnHealth with the latest state, once. If another goroutine is reporting it is left to that
 // one, so that the last report is the latest state.
 func (c *Cluster) update(apply func(*health)) (again bool) {
 	c.mu.Lock()
@@ -156,7 +158,7 @@ func (c *Cluster) update(apply func(*health)) (again bool) {
 		now, why := h.state(), h.why
 		h.busy, h.reported = true, now
 		c.mu.Unlock()
-		c.OnChange(now == up, why)
+		c.OnHealth(now == up, why)
 		c.mu.Lock()
 		h.busy = false
 	}

@@ -92,9 +92,9 @@ func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hoo
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	clients.Store(g, client)
-	run := g.followCluster // without signing off
-	if client == nil {
-		run = func(ctx context.Context) { _ = g.Run(ctx) }
+	run := func(ctx context.Context) { _ = g.Run(ctx) }
+	if client != nil {
+		run = g.cluster.Run // without signing off
 	}
 	go func() { run(ctx); done <- nil }() // ends with ctx; waited for by kill
 	kill := sync.OnceFunc(func() {

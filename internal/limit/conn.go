@@ -124,7 +124,7 @@ func (c *Conn) preauthBounds() []counter.Bound {
 // also if none is answered. Its second result ends it.
 func (c *Conn) askRedis(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.wait-c.waited, cluster.ErrBudgetSpent)
+	ctx, cancel := context.WithTimeout(ctx, c.limiter.cfg.wait-c.waited)
 	return ctx, func() {
 		cancel()
 		c.waited += time.Since(began)
@@ -184,7 +184,7 @@ func (c *Conn) askFamiliarity(ctx context.Context, u identity.User) bool {
 	}
 	ctx, done := c.askRedis(ctx)
 	defer done()
-	known, err := l.cluster.Known(ctx, l.cfg.Failures.KnownFor, penalty.KnownSubjects(u, c.addr)...)
+	known, err := l.cluster.Known(ctx, penalty.KnownSubjects(u, c.addr)...)
 	l.known.Learn(known)
 	return err == nil
 }
@@ -217,8 +217,7 @@ func (c *Conn) claim(ctx context.Context, u identity.User) error {
 	l, began, asked := c.limiter, time.Now(), false
 	for {
 		familiarity := l.known.Familiarity(u, c.addr)
-		claims, now, worst := l.failures.Begin(u, c.addr, familiarity)
-		l.addFamiliarity(&now, u, c.addr)
+		claims, worst := l.failures.Begin(u, c.addr, familiarity)
 		l.addFamiliarity(&worst, u, c.addr)
 		if familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
 			l.failures.End(claims)
@@ -226,14 +225,13 @@ func (c *Conn) claim(ctx context.Context, u identity.User) error {
 			c.askFamiliarity(ctx, u)
 			continue
 		}
-		_, certain := c.apply(now)
 		_, no := c.apply(worst)
 		if no == nil {
 			c.claims = claims
 			return nil
 		}
 		l.failures.End(claims)
-		if certain != nil || time.Since(began) >= pendingWait {
+		if _, certain := c.apply(l.record(u, c.addr)); certain != nil || time.Since(began) >= pendingWait {
 			return no
 		}
 		if err := sleep.For(ctx, jitter(pendingPause)); err != nil {

@@ -52,7 +52,7 @@ func runWatched(t *testing.T, cfg Config, client redis.UniversalClient) *watched
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { g.followCluster(ctx); done <- nil }() // ends with ctx; waited for below
+	go func() { g.cluster.Run(ctx); done <- nil }() // ends with ctx; waited for below
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

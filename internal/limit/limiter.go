@@ -5,7 +5,7 @@
 //	conn.go        one connection: Open, BeginLogin, LoginFailed, BeginSession, Close
 //	counter        how many connections and sessions there are here
 //	penalty        what failed logins cost, by one table
-//	ban            the banned networks; bansync.go follows other gateways and operators
+//	ban            the banned networks
 //	quota.go       the rate of new connections, and what a user's sessions may use
 //	operator.go    the operator's commands
 //
@@ -19,9 +19,10 @@
 package limit
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -29,11 +30,78 @@ import (
 	"golang.org/x/time/rate"
 
 	"imapgate/internal/cluster"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit/ban"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/limit/penalty"
 )
+
+// Config configures a Limiter. Limits of 0 are none.
+type Config struct {
+	Prefix    string              // of the keys in Redis, such as "imapgate:"
+	Settings                      // of every listener that Listeners does not name; the durations of bans, and KnownFor, of all
+	Listeners map[string]Settings // by name
+	Preauth   int                 // connections before login that this gateway has room for; 0: unknown
+
+	// HeartbeatTTL is how long the sessions of a gateway that has died count at the others. By
+	// default 45 s, so that they are gone within 60.
+	HeartbeatTTL time.Duration
+
+	wait time.Duration // for Redis; by default cluster.Wait. Tests on busy machines have more
+
+	Names identity.Names // how user names from other gateways are read
+}
+
+const (
+	defaultTTL = 45 * time.Second
+	day        = 24 * time.Hour
+)
+
+func (c *Config) setDefaults() error {
+	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, defaultTTL), cmp.Or(c.wait, cluster.Wait)
+	if f := &c.Failures; f.BanWithin < 0 || f.BanDuration < 0 || f.MaxBanDuration < f.BanDuration || f.KnownFor < 0 {
+		return errors.New("limit: no duration of bans may be below 0, nor the longest ban be shorter than the first")
+	}
+	return nil
+}
+
+// Hooks are called for metrics and the audit log. Any may be nil. They are called without a
+// lock and must not block.
+type Hooks struct {
+	OnBan        func(Ban)        // a ban imposed here, not those of other gateways
+	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
+	OnSpray      func(Spray)      // password spraying is suspected, or no longer
+	OnRedis      func(up bool)
+}
+
+func (h *Hooks) setDefaults() {
+	setDefault(&h.OnBan)
+	setDefault(&h.OnBanRequest)
+	setDefault(&h.OnSpray)
+	setDefault(&h.OnRedis)
+}
+
+func setDefault[T any](hook *func(T)) {
+	if *hook == nil {
+		*hook = func(T) {}
+	}
+}
+
+// Refusal is the error of a connection or login that is over a limit or banned. Ban is one
+// banned network, and Spray a suspicion of many users being tried with few guesses each.
+type (
+	Refusal = penalty.Refusal
+	Ban     = ban.Ban
+	Spray   = penalty.Spray
+)
+
+// BanRequest is a change of bans by an operator.
+type BanRequest struct {
+	Net      netip.Prefix
+	Duration time.Duration // of the ban; 0: it is ended
+	Note     string
+}
 
 // Limiter has all limits of a gateway.
 type Limiter struct {
@@ -70,7 +138,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 		l.countsUploads = l.countsUploads || own.UserQuota.AppendBytesPerDay > 0
 	}
 	if client != nil {
-		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.wait, MaxBans: ban.Max, OnChange: l.reportRedis})
+		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.wait, Failures: &l.cfg.Failures, Table: l.bans, OnHealth: l.reportRedis, OnChange: l.applyChange})
 	}
 	return l, nil
 }
@@ -83,17 +151,9 @@ func (l *Limiter) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	l.followCluster(ctx)
+	l.cluster.Run(ctx)
 	l.cluster.SignOff()
 	return nil
-}
-
-// followCluster is Run until ctx ends.
-func (l *Limiter) followCluster(ctx context.Context) {
-	var all sync.WaitGroup
-	all.Go(func() { l.cluster.Run(ctx) })
-	all.Go(func() { l.followBans(ctx) })
-	all.Wait()
 }
 
 // reportRedis reports that limits are shared, or no longer and why. Not every change of a
@@ -153,7 +213,7 @@ func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Add
 	if l.cluster == nil {
 		return
 	}
-	if fleet, err := l.cluster.CountFailure(ctx, counted, l.cfg.Failures.BanWithin, penalty.Subjects(u, a)...); err == nil {
+	if fleet, err := l.cluster.CountFailure(ctx, counted, penalty.Subjects(u, a)...); err == nil {
 		l.failures.Learn(u, a, fleet)
 	}
 }
@@ -173,10 +233,68 @@ func (l *Limiter) noteSuccess(u identity.User, a netip.Addr) (calls []cluster.Ca
 		return nil
 	}
 	for _, s := range stale {
-		calls = append(calls, l.cluster.NoteLogin(s, l.cfg.Failures.KnownFor))
+		calls = append(calls, l.cluster.NoteLogin(s))
 	}
 	if isNew {
-		calls = append(calls, l.cluster.ForgetUser(u))
+		calls = append(calls, l.cluster.Forget(penalty.Subject{User: u}))
 	}
 	return calls
+}
+
+// ban bans a network here and everywhere, and the /48 around it when it has too many banned
+// ones.
+func (l *Limiter) ban(ctx context.Context, net netip.Prefix, reason event.BanReason) {
+	settings, around := &l.cfg.Failures, penalty.UserNet(net.Addr())
+	isActive := net.Bits() < around.Bits() || l.known.IsActive(around)
+	if l.cluster != nil && !isActive {
+		known, _ := l.cluster.Known(ctx, penalty.Subject{Net: around})
+		isActive = len(known) > 0
+	}
+	b, isNew := l.bans.Impose(Ban{Net: net, Reason: reason, Active: isActive}, settings.BanDuration, settings.MaxBanDuration)
+	if !isNew {
+		return
+	}
+	if l.cluster != nil {
+		if longer, err := l.cluster.Ban(ctx, b); err == nil {
+			b = longer
+			_ = l.bans.Put(b) // it has its place already
+		}
+	}
+	l.hooks.OnBan(b)
+	if up, ok := l.bans.CrowdedParent(net); ok {
+		l.ban(ctx, up, event.BanNeighbors)
+	}
+}
+
+// applyChange takes over one change. One that cannot be read is for another version.
+func (l *Limiter) applyChange(change cluster.Change) {
+	if change.Kind == "forgive" {
+		if u, err := l.cfg.Names.Canonicalize(change.Subject); err == nil && u.String() == change.Subject {
+			l.failures.ForgetUser(u)
+		}
+		return
+	}
+	net, err := netip.ParsePrefix(change.Subject)
+	if err != nil {
+		return
+	}
+	if b := change.Ban; change.Kind == "lift" {
+		l.lift(net)
+	} else if b.Net.IsValid() { // "again": the order is on record already
+		if change.Kind == "ban" && b.Reason == event.BanOperator {
+			l.hooks.OnBanRequest(BanRequest{Net: net, Duration: max(0, b.Remaining), Note: b.Note})
+		}
+		_ = l.bans.Put(b)
+	}
+}
+
+// lift ends bans and forgets failures here, and reports the bans that had not ended. The
+// gateway that has given the order gets it from Redis again, when there is nothing left.
+func (l *Limiter) lift(net netip.Prefix) []netip.Prefix {
+	lifted := l.bans.Lift(net)
+	l.failures.ForgetNet(net)
+	for _, n := range lifted {
+		l.hooks.OnBanRequest(BanRequest{Net: n})
+	}
+	return lifted
 }

@@ -61,7 +61,7 @@ func TestLossIsWrittenOnceAndIsNoNewOrder(t *testing.T) {
 	testbed.Eventually(t, patienceOf, "all to have them on record", func() bool { return orders.Load() == int32(bans*len(gates)) })
 	r.CLI("flushall")
 	testbed.Eventually(t, patienceOf, "Redis to know them again", func() bool { all, err := gates[1].Bans(t.Context()); return err == nil && len(all) == bans })
-	pass(t, 4*followInterval) // all gateways have read it
+	pass(t, 4*500*time.Millisecond) // all gateways have read it
 	if n := r.CLI("get", "imapgate:ban:{all}:count"); n != fmt.Sprint(bans) {
 		t.Errorf("%d bans were announced %s times", bans, n)
 	}

@@ -173,7 +173,7 @@ func (l *Limiter) sharedRecord(ctx context.Context, u identity.User, addr netip.
 	if l.cluster == nil {
 		return l.failures.Record(u, addr), nil
 	}
-	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, l.cfg.Failures.BanWithin, penalty.Subjects(u, addr)...)
+	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, penalty.Subjects(u, addr)...)
 	return penalty.NewRecord(counts), err
 }
 
@@ -232,7 +232,7 @@ func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 
 // knownNets returns where a user has logged in, with what was tried on the user there.
 func (l *Limiter) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
-	nets, err := l.cluster.KnownNets(ctx, u, l.cfg.Failures.KnownFor)
+	nets, err := l.cluster.KnownNets(ctx, u)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +246,7 @@ func (l *Limiter) knownNets(ctx context.Context, u identity.User) (known []Known
 	if len(pairs) == 0 {
 		return nil, nil
 	}
-	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, l.cfg.Failures.BanWithin, pairs...)
+	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, pairs...)
 	for i := range counts {
 		if len(counts[i]) == 1 {
 			known[i].Hour = counts[i][0]

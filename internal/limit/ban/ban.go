@@ -88,7 +88,7 @@ func (e entry) at(now time.Duration) Ban {
 }
 
 // Impose bans a network for first, twice as long for each earlier ban, up to longest. A ban
-// that has not ended stays as it is.
+// that has not ended stays as it is. Redis does not have the ban until Put or MarkWritten.
 func (t *Table) Impose(b Ban, first, longest time.Duration) (Ban, bool) {
 	now := t.now()
 	t.mu.Lock()
@@ -105,10 +105,7 @@ func (t *Table) Impose(b Ban, first, longest time.Duration) (Ban, bool) {
 	for i := 1; i < b.Count && b.Remaining < longest; i++ {
 		b.Remaining = min(2*b.Remaining, longest)
 	}
-	if t.set(b, now) != nil {
-		return Ban{}, false
-	}
-	return b, true
+	return b, t.set(entry{Ban: b, until: now + b.Remaining, unwritten: true}) == nil
 }
 
 // Put enters a ban as an operator or another gateway has decided it. One that ended more than
@@ -120,19 +117,19 @@ func (t *Table) Put(b Ban) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.set(b, now)
+	return t.set(entry{Ban: b, until: now + b.Remaining})
 }
 
 // set is called with mu held. A full table is merged, where it can be, before a further
 // network is entered.
-func (t *Table) set(b Ban, now time.Duration) error {
-	if _, ok := t.nets[b.Net]; !ok && len(t.nets) >= Max {
-		t.compact(now)
+func (t *Table) set(e entry) error {
+	if _, ok := t.nets[e.Net]; !ok && len(t.nets) >= Max {
+		t.compact(t.now())
 		if len(t.nets) >= Max {
 			return ErrNoRoom
 		}
 	}
-	t.nets[b.Net] = entry{Ban: b, until: now + b.Remaining}
+	t.nets[e.Net] = e
 	return nil
 }
 
@@ -221,18 +218,6 @@ func (t *Table) KeepOnly(inRedis map[netip.Prefix]bool) {
 	})
 }
 
-// MarkUnwritten notes that Redis does not have some bans.
-func (t *Table) MarkUnwritten(nets ...netip.Prefix) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, net := range nets {
-		if e, ok := t.nets[net]; ok {
-			e.unwritten = true
-			t.nets[net] = e
-		}
-	}
-}
-
 // MarkAllUnwritten notes that Redis has lost all bans.
 func (t *Table) MarkAllUnwritten() {
 	t.mu.Lock()
@@ -243,22 +228,29 @@ func (t *Table) MarkAllUnwritten() {
 	}
 }
 
-// TakeUnwritten returns some of the bans that Redis does not have, and unmarks them.
-func (t *Table) TakeUnwritten(most int) (some []Ban) {
+// Unwritten returns some of the bans that Redis does not have.
+func (t *Table) Unwritten(most int) (some []Ban) {
 	now := t.now()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for net, e := range t.nets {
-		if !e.unwritten || len(some) == most {
-			continue
-		}
-		e.unwritten = false
-		t.nets[net] = e
-		if e.until > now {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, e := range t.nets {
+		if e.unwritten && e.until > now && len(some) < most {
 			some = append(some, e.at(now))
 		}
 	}
 	return some
+}
+
+// MarkWritten notes that Redis has some bans.
+func (t *Table) MarkWritten(bans []Ban) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, b := range bans {
+		if e, ok := t.nets[b.Net]; ok {
+			e.unwritten = false
+			t.nets[b.Net] = e
+		}
+	}
 }
 
 // Len returns the number of bans that have not ended.

@@ -107,8 +107,8 @@ type entry struct {
 // passwords are those that were tried on one user in one network.
 type passwords struct {
 	repeats      window            // of wrong ones that were recognised, in an hour
-	wrong        [lastWrong]uint32 // digests, the latest first
-	unclear      uint32            // digest of the one that may have been right; 0: none
+	wrong        [lastWrong]uint64 // digests, the latest first
+	unclear      uint64            // digest of the one that may have been right; 0: none
 	shown        time.Duration     // when that was presented last
 	unrecognised window            // failures without a password, in BanWithin
 }
@@ -168,18 +168,13 @@ func (f *Failures) table(s Subject) *simplelru.LRU[uint64, entry] {
 	return f.users
 }
 
-// digest returns a keyed digest of a password of a user.
+// digest returns a keyed digest of a password of a user, which is never 0.
 func (f *Failures) digest(u identity.User, password identity.Secret) uint64 {
 	mac := hmac.New(sha256.New, f.secret[:])
 	mac.Write([]byte(u.String()))
 	mac.Write([]byte{0}) // which no name has
 	mac.Write([]byte(password.Reveal()))
-	return binary.BigEndian.Uint64(mac.Sum(nil))
-}
-
-// shortDigest is a digest as entries have it, which is never 0.
-func (f *Failures) shortDigest(u identity.User, password identity.Secret) uint32 {
-	return max(1, uint32(f.digest(u, password)))
+	return max(1, binary.BigEndian.Uint64(mac.Sum(nil)))
 }
 
 // Weigh returns what a failure of a user from an address counts for, and how often wrong
@@ -188,7 +183,7 @@ func (f *Failures) Weigh(u identity.User, a netip.Addr, password identity.Secret
 	if u.IsZero() {
 		return f.weighUnnamed(UserNet(a), password)
 	}
-	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.shortDigest(u, password)
+	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.digest(u, password)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.passwords.Get(key)
@@ -241,7 +236,7 @@ func (f *Failures) MayBeRight(u identity.User, a netip.Addr, password identity.S
 	if password.IsZero() || u.IsZero() {
 		return 0, false
 	}
-	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.shortDigest(u, password)
+	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.digest(u, password)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.passwords.Get(key)
@@ -369,15 +364,15 @@ func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
 }
 
 // Begin notes that a login is in progress, until End of the claims. It returns the failures
-// around it: as they are, and as they will be if all logins in progress fail. Otherwise a burst
-// of guesses, of which none has failed yet, would pass as a whole. A user who is known at the
+// around it as they will be if all logins in progress fail. Otherwise a burst of guesses, of
+// which none has failed yet, would pass as a whole. A user who is known at the
 // address claims nothing of its networks, because the login succeeds nearly always.
-func (f *Failures) Begin(u identity.User, a netip.Addr, known Familiarity) (claims []uint64, now, worst Record) {
+func (f *Failures) Begin(u identity.User, a netip.Addr, known Familiarity) (claims []uint64, worst Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	subjects := Subjects(u, a)
 	counts := f.counts(subjects)
-	now = NewRecord(counts)
+	now := NewRecord(counts)
 	claimed := Counted{Nets: known < KnownAddress, User: known < KnownNetwork, Pairs: true}
 	for i, s := range subjects {
 		if !claimed.Includes(i) {
@@ -395,7 +390,7 @@ func (f *Failures) Begin(u identity.User, a netip.Addr, known Familiarity) (clai
 		worst.Nets[i].Ban = now.Nets[i].Ban
 	}
 	worst.User.Hour, worst.User.Fleet = now.User.Hour, now.User.Fleet
-	return claims, now, worst
+	return claims, worst
 }
 
 // End ends a login in progress.
