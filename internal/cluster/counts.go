@@ -112,23 +112,15 @@ func (c *Cluster) Enter(ctx context.Context, bounds []counter.Bound, r Rate, cal
 	}
 	s.queue = append(s.queue, e)
 	s.mu.Unlock()
-	for isUp := c.allowed(true); isUp && !e.isDone() && ctx.Err() == nil; {
-		select {
-		case <-e.done:
-		case s.exchanging <- struct{}{}:
-			if !e.isDone() {
-				c.exchange(ctx)
-			}
-			<-s.exchanging
-		case <-ctx.Done():
-		}
+	for isUp := c.allowed(true); isUp && !isClosed(e.done) && ctx.Err() == nil; {
+		c.exchange(ctx, e.done)
 	}
 	return c.result(e)
 }
 
-func (e *entry) isDone() bool {
+func isClosed(done <-chan struct{}) bool {
 	select {
-	case <-e.done:
+	case <-done:
 		return true
 	default:
 		return false
@@ -141,7 +133,7 @@ func (c *Cluster) result(e *entry) (full *counter.Bound, retryAfter time.Duratio
 	s := &c.counts
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.abandoned = !e.isDone()
+	e.abandoned = !isClosed(e.done)
 	if i := slices.Index(s.queue, e); i >= 0 {
 		s.queue = slices.Delete(s.queue, i, i+1)
 		c.settle(e, nil)
@@ -149,9 +141,21 @@ func (c *Cluster) result(e *entry) (full *counter.Bound, retryAfter time.Duratio
 	return e.full, e.retryAfter
 }
 
-// exchange sends the sessions that wait, and dirty counts, in one round trip. It is called by
-// the goroutine that has put a value into exchanging.
-func (c *Cluster) exchange(ctx context.Context) {
+// exchange sends the sessions that wait, and dirty counts, in one round trip, after the
+// exchange in progress. It does nothing if done is closed by that one.
+func (c *Cluster) exchange(ctx context.Context, done <-chan struct{}) {
+	s := &c.counts
+	select {
+	case s.exchanging <- struct{}{}:
+		defer func() { <-s.exchanging }()
+	case <-done:
+		return
+	case <-ctx.Done():
+		return
+	}
+	if isClosed(done) {
+		return
+	}
 	entries, calls := c.takeWork()
 	if len(calls) == 0 {
 		return
@@ -163,7 +167,6 @@ func (c *Cluster) exchange(ctx context.Context) {
 		defer cancel()
 	}
 	replies, _ := c.ask(all, calls...) // each has its own error
-	s := &c.counts
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range entries {
@@ -350,12 +353,7 @@ func (c *Cluster) flush(ctx context.Context) bool {
 		if left == 0 {
 			return true
 		}
-		select {
-		case s.exchanging <- struct{}{}:
-			c.exchange(ctx)
-			<-s.exchanging
-		case <-ctx.Done():
-		}
+		c.exchange(ctx, nil)
 	}
 	return false
 }

@@ -26,9 +26,9 @@ const (
 // which something has failed proves that all is well again. It is guarded by Cluster.mu.
 type health struct {
 	reads    breaker.Breaker
-	writes   breaker.Breaker // of writes without an answer; once open, until a probe
+	lost     int             // failures since a write has succeeded
 	missed   int             // consecutive probes without an answer
-	refused  bool            // Redis has answered with an error; until a probe
+	closed   bool            // only probes may write, until they succeed
 	failed   map[string]bool // keys to probe
 	proven   bool            // a write or probe has succeeded
 	why      error           // of the latest failure
@@ -46,7 +46,7 @@ const (
 )
 
 // down reports whether the fleet does not count together.
-func (h *health) down() bool { return h.reads.IsOpen() || h.closed() }
+func (h *health) down() bool { return h.reads.IsOpen() || h.closed }
 
 // state returns what there is to report.
 func (h *health) state() state {
@@ -59,11 +59,6 @@ func (h *health) state() state {
 	return unknown
 }
 
-// closed reports whether only probes may write.
-func (h *health) closed() bool {
-	return h.refused || h.writes.IsOpen() || h.missed >= maxMissedProbes
-}
-
 // record records how a round trip has ended. Where it failed is to be probed. A refusal is
 // certain, a missing answer only when it is one of several. A success that wrote shows that
 // answers are not missing five times in a row.
@@ -72,22 +67,17 @@ func (h *health) record(err error, writes bool, failed []string) {
 	switch {
 	case err == nil:
 		h.reads.RecordSuccess()
-		if writes && !h.closed() {
-			h.writes.RecordSuccess()
-			h.proven = true
+		if writes && !h.closed {
+			h.lost, h.proven = 0, true
 		}
 		return
-	case !IsRefusal(err):
-		h.reads.RecordFailure(now)
-		h.writes.RecordFailure(now)
-	case writes:
+	case IsRefusal(err) && writes:
 		h.reads.RecordSuccess()
-		h.refused = true
 	default:
 		h.reads.RecordFailure(now)
-		h.refused = true
+		h.lost++
 	}
-	h.why = err
+	h.why, h.closed = err, h.closed || IsRefusal(err) || h.lost >= breaker.Threshold
 	for _, key := range failed {
 		if len(h.failed) < maxFailed {
 			h.failed[key] = true
@@ -102,14 +92,14 @@ func (h *health) recordProbe(err error, failed []string) {
 		h.record(err, true, failed)
 		if !IsRefusal(err) {
 			h.missed++
+			h.closed = h.closed || h.missed >= maxMissedProbes
 		}
 		return
 	}
 	h.reads.RecordSuccess()
 	h.missed = 0
 	if len(h.failed) == 0 {
-		h.writes.RecordSuccess()
-		h.refused, h.proven = false, true
+		h.lost, h.closed, h.proven = 0, false, true
 	}
 }
 
@@ -118,7 +108,7 @@ func (c *Cluster) allowed(writes bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if writes {
-		return !c.health.closed()
+		return !c.health.closed
 	}
 	return c.health.reads.Allow(time.Now())
 }

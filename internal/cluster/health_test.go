@@ -24,13 +24,13 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 		h.record(nil, false, nil)
 	}
 	h.record(nil, true, nil) // which was under way
-	if !h.closed() || h.state() != down {
+	if !h.closed || h.state() != down {
 		t.Fatal("five of them in a row are not")
 	}
 	clear(h.failed) // a probe is sent
 	h.record(refusal, true, keys)
 	h.recordProbe(nil, nil)
-	if !h.closed() {
+	if !h.closed {
 		t.Error("a probe that was sent before a failure has healed it")
 	}
 	clear(h.failed)
