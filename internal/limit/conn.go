@@ -81,7 +81,7 @@ func (c *Conn) SetAddr(addr netip.Addr) error {
 	if c.exempt {
 		return nil
 	}
-	if b, ok := l.bans.Find(addr); ok && (b.Reason == event.BanOperator || !b.Active && !l.known.IsActive(penalty.UserNet(addr))) {
+	if b, ok := l.bans.Find(addr); ok && (b.Reason == event.BanOperator || !b.Active && !l.history.IsActive(penalty.UserNet(addr))) {
 		return &Refusal{Reason: event.LimitBanned, Net: b.Net, RetryAfter: b.Remaining}
 	}
 	bounds := c.preauthBounds()
@@ -167,10 +167,10 @@ func (c *Conn) CheckLogin(ctx context.Context, u identity.User) error {
 // evaluate applies the policy to what is known here and, where it matters, to what other
 // gateways know of the user.
 func (c *Conn) evaluate(ctx context.Context, u identity.User) (wait time.Duration, no *Refusal) {
-	r := c.limiter.record(u, c.addr)
+	r := c.limiter.history.Record(u, c.addr)
 	wait, no = c.apply(r)
 	if (wait > 0 || no != nil || c.isUnderAttack(&r)) && r.Familiarity < penalty.KnownAddress && c.askFamiliarity(ctx, u) {
-		wait, no = c.apply(c.limiter.record(u, c.addr))
+		wait, no = c.apply(c.limiter.history.Record(u, c.addr))
 	}
 	return wait, no
 }
@@ -185,7 +185,7 @@ func (c *Conn) askFamiliarity(ctx context.Context, u identity.User) bool {
 	ctx, done := c.askRedis(ctx)
 	defer done()
 	known, err := l.cluster.Known(ctx, penalty.KnownSubjects(u, c.addr)...)
-	l.known.Learn(known)
+	l.history.LearnKnown(known)
 	return err == nil
 }
 
@@ -216,11 +216,9 @@ func (c *Conn) apply(r penalty.Record) (wait time.Duration, no *Refusal) {
 func (c *Conn) claim(ctx context.Context, u identity.User) error {
 	l, began, asked := c.limiter, time.Now(), false
 	for {
-		familiarity := l.known.Familiarity(u, c.addr)
-		claims, worst := l.failures.Begin(u, c.addr, familiarity)
-		l.addFamiliarity(&worst, u, c.addr)
-		if familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
-			l.failures.End(claims)
+		claims, worst := l.history.Begin(u, c.addr)
+		if worst.Familiarity == penalty.KnownNowhere && !asked && c.isUnderAttack(&worst) { // another gateway may know the user
+			l.history.End(claims)
 			asked = true
 			c.askFamiliarity(ctx, u)
 			continue
@@ -230,8 +228,8 @@ func (c *Conn) claim(ctx context.Context, u identity.User) error {
 			c.claims = claims
 			return nil
 		}
-		l.failures.End(claims)
-		if _, certain := c.apply(l.record(u, c.addr)); certain != nil || time.Since(began) >= pendingWait {
+		l.history.End(claims)
+		if _, certain := c.apply(l.history.Record(u, c.addr)); certain != nil || time.Since(began) >= pendingWait {
 			return no
 		}
 		if err := sleep.For(ctx, jitter(pendingPause)); err != nil {
@@ -243,7 +241,7 @@ func (c *Conn) claim(ctx context.Context, u identity.User) error {
 // EndLogin ends the login in progress, if there is one, without a result.
 func (c *Conn) EndLogin() {
 	if c.claims != nil {
-		c.limiter.failures.End(c.claims)
+		c.limiter.history.End(c.claims)
 		c.claims = nil
 	}
 }
@@ -260,17 +258,14 @@ func (c *Conn) LoginFailed(ctx context.Context, u identity.User, password identi
 	}
 	defer c.EndLogin()
 	l := c.limiter
-	weight, repeats := l.failures.Weigh(u, c.addr, password)
+	weight, repeats := l.history.Weigh(u, c.addr, password)
 	if weight == penalty.Repeated {
 		return c.denialTime(repeats)
 	}
 	ctx, done := c.askRedis(ctx)
-	if weight == penalty.Full {
-		l.spray.Failed(u)
-	}
-	isKnown := l.known.Familiarity(u, c.addr) >= penalty.KnownNetwork
+	isKnown := l.history.Familiarity(u, c.addr) >= penalty.KnownNetwork
 	l.countFailure(ctx, u, c.addr, penalty.Counted{Nets: weight == penalty.Full, User: !isKnown, Pairs: true})
-	if n, limit := l.failures.Record(u, c.addr).Nets[0].Ban, c.limits.Failures.BanAfter; limit > 0 && n >= limit {
+	if n, limit := l.history.Record(u, c.addr).Nets[0].Ban, c.limits.Failures.BanAfter; limit > 0 && n >= limit {
 		l.ban(ctx, identity.AddrPrefix(c.addr), event.BanFailures)
 	}
 	done()
@@ -295,12 +290,12 @@ func (c *Conn) LoginUnclear(ctx context.Context, u identity.User, password ident
 		return 0
 	}
 	l := c.limiter
-	repeats, ok := l.failures.MayBeRight(u, c.addr, password)
+	repeats, ok := l.history.MayBeRight(u, c.addr, password)
 	if !ok {
 		return c.LoginFailed(ctx, u, password)
 	}
 	defer c.EndLogin()
-	if repeats == 0 && l.known.Familiarity(u, c.addr) < penalty.KnownNetwork {
+	if repeats == 0 && l.history.Familiarity(u, c.addr) < penalty.KnownNetwork {
 		ctx, done := c.askRedis(ctx)
 		l.countFailure(ctx, u, c.addr, penalty.Counted{User: true})
 		done()

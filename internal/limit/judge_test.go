@@ -76,7 +76,7 @@ func TestTheSameWrongPasswordCountsOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := g.failures.Record(alice, addr); n.Nets[0].Day != 1 || n.UserNet != 1 {
+		if n := g.history.Record(alice, addr); n.Nets[0].Day != 1 || n.UserNet != 1 {
 			t.Fatalf("500 failures with one password counted as %+v", n)
 		}
 		for range 5 { // a mechanism without a password has nothing to recognise
@@ -84,7 +84,7 @@ func TestTheSameWrongPasswordCountsOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := g.failures.Record(alice, addr); n.Nets[0].Day != 4 || n.UserNet != 6 {
+		if n := g.history.Record(alice, addr); n.Nets[0].Day != 4 || n.UserNet != 6 {
 			t.Fatalf("failures without a password: %+v", n)
 		}
 	})
@@ -284,7 +284,7 @@ func TestASprayAddsNothingToTheDelayOfAUserWithoutAKnownNetwork(t *testing.T) {
 		for i := range 50 { // at once: none of them is delayed
 			_, _ = guess(t, g, netip.AddrFrom4([4]byte{60, byte(i), 0, 1}), user(t, fmt.Sprint("user", i)), secret("Summer2024"))
 		}
-		if !g.spray.Suspected() {
+		if !g.history.Record(victim, at("198.51.100.7")).Spray {
 			t.Fatal("no spray is suspected")
 		}
 		if waited, err := logIn(t, g, at("198.51.100.7"), victim); err != nil || !within(waited, g.cfg.Failures.MaxDelay) {

@@ -114,9 +114,7 @@ type Limiter struct {
 	logged        rate.Sometimes
 	counts        counter.Table
 	quotas        *quotas
-	failures      *penalty.Failures
-	known         *penalty.Known
-	spray         *penalty.SprayAlert
+	history       *penalty.History
 	bans          *ban.Table
 	cluster       *cluster.Cluster // nil without Redis
 }
@@ -130,8 +128,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	l := &Limiter{
 		cfg: cfg, hooks: hooks, log: log, logged: rate.Sometimes{First: 20, Interval: 10 * time.Second},
 		listeners: make(map[string]*Settings, len(cfg.Listeners)), countsUploads: cfg.UserQuota.AppendBytesPerDay > 0,
-		quotas: newQuotas(), failures: penalty.NewFailures(&cfg.Failures), known: penalty.NewKnown(cfg.Failures.KnownFor),
-		spray: penalty.NewSprayAlert(hooks.OnSpray), bans: ban.New(),
+		quotas: newQuotas(), history: penalty.NewHistory(&cfg.Failures, hooks.OnSpray), bans: ban.New(),
 	}
 	for name, own := range cfg.Listeners {
 		l.listeners[name] = &own
@@ -189,46 +186,20 @@ func (l *Limiter) BanCount() int { return l.bans.Len() }
 // CountersInUse returns 0 when there are no connections and sessions.
 func (l *Limiter) CountersInUse() int { return l.counts.Sum() }
 
-// record returns what is known here of logins around one login.
-func (l *Limiter) record(u identity.User, a netip.Addr) penalty.Record {
-	r := l.failures.Record(u, a)
-	l.addFamiliarity(&r, u, a)
-	return r
-}
-
-// addFamiliarity adds to a record what is known of successful logins.
-func (l *Limiter) addFamiliarity(r *penalty.Record, u identity.User, a netip.Addr) {
-	r.Familiarity = l.known.Familiarity(u, a)
-	for i := range r.Active {
-		r.Active[i] = l.known.IsActive(penalty.Tier(a, i))
-	}
-	r.Spray = l.spray.Suspected() && !l.known.IsActive(penalty.UserNet(a))
-}
-
 // countFailure counts a failure at all gateways, and learns what they know.
 func (l *Limiter) countFailure(ctx context.Context, u identity.User, a netip.Addr, counted penalty.Counted) {
-	if s := l.failures.Count(u, a, counted); s.Suspected {
-		l.hooks.OnSpray(s)
-	}
+	l.history.Count(u, a, counted)
 	if l.cluster == nil {
 		return
 	}
 	if fleet, err := l.cluster.CountFailure(ctx, counted, penalty.Subjects(u, a)...); err == nil {
-		l.failures.Learn(u, a, fleet)
+		l.history.Learn(u, a, fleet)
 	}
 }
 
-// noteSuccess notes a successful login, and returns the calls that note it in the cluster. From
-// a network where the user was not known it proves the person, not their phone, and forgets
-// what was tried on the user.
+// noteSuccess notes a successful login, and returns the calls that note it in the cluster.
 func (l *Limiter) noteSuccess(u identity.User, a netip.Addr) (calls []cluster.Call) {
-	isNew := l.known.Familiarity(u, a) < penalty.KnownNetwork
-	if isNew {
-		l.failures.ForgetUser(u)
-	}
-	l.failures.Succeeded(u, a)
-	l.spray.Succeeded()
-	stale := l.known.Note(u, a)
+	stale, isNew := l.history.Succeeded(u, a)
 	if l.cluster == nil {
 		return nil
 	}
@@ -245,7 +216,7 @@ func (l *Limiter) noteSuccess(u identity.User, a netip.Addr) (calls []cluster.Ca
 // ones.
 func (l *Limiter) ban(ctx context.Context, net netip.Prefix, reason event.BanReason) {
 	settings, around := &l.cfg.Failures, penalty.UserNet(net.Addr())
-	isActive := net.Bits() < around.Bits() || l.known.IsActive(around)
+	isActive := net.Bits() < around.Bits() || l.history.IsActive(around)
 	if l.cluster != nil && !isActive {
 		known, _ := l.cluster.Known(ctx, penalty.Subject{Net: around})
 		isActive = len(known) > 0
@@ -270,7 +241,7 @@ func (l *Limiter) ban(ctx context.Context, net netip.Prefix, reason event.BanRea
 func (l *Limiter) applyChange(change cluster.Change) {
 	if change.Kind == "forgive" {
 		if u, err := l.cfg.Names.Canonicalize(change.Subject); err == nil && u.String() == change.Subject {
-			l.failures.ForgetUser(u)
+			l.history.ForgetUser(u)
 		}
 		return
 	}
@@ -292,7 +263,7 @@ func (l *Limiter) applyChange(change cluster.Change) {
 // gateway that has given the order gets it from Redis again, when there is nothing left.
 func (l *Limiter) lift(net netip.Prefix) []netip.Prefix {
 	lifted := l.bans.Lift(net)
-	l.failures.ForgetNet(net)
+	l.history.ForgetNet(net)
 	for _, n := range lifted {
 		l.hooks.OnBanRequest(BanRequest{Net: n})
 	}

@@ -186,7 +186,7 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 				if n := int(checked.Load()); n > c.most {
 					t.Errorf("%d of 1000 guesses were checked, %d may be", n, c.most)
 				}
-				if n := g.failures.Pending(); n != 0 {
+				if n := g.history.Pending(); n != 0 {
 					t.Errorf("%d claims are left behind", n)
 				}
 			})
@@ -225,7 +225,7 @@ func TestACheckIsNoLoginUnderWay(t *testing.T) {
 	if err := v.CheckLogin(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	if n := g.failures.Pending(); n != 0 {
+	if n := g.history.Pending(); n != 0 {
 		t.Errorf("%d claims are held", n)
 	}
 	for i := range g.cfg.Failures.PerMinute {
@@ -247,7 +247,7 @@ func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
 		}
 		v.Close()
 	}
-	if n := g.failures.Pending(); n != 0 {
+	if n := g.history.Pending(); n != 0 {
 		t.Fatalf("%d claims are left behind", n)
 	}
 }
@@ -308,7 +308,7 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
 		}
 	}
-	if n := g.failures.Record(identity.User{}, at("192.0.2.1")).Nets[0]; n.Ban != 1 || n.Day != 1 {
+	if n := g.history.Record(identity.User{}, at("192.0.2.1")).Nets[0]; n.Ban != 1 || n.Day != 1 {
 		t.Errorf("50 of the same count as %+v", n)
 	}
 	for i := range 10 {
@@ -336,7 +336,7 @@ func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.
 		v.LoginFailed(t.Context(), alice, identity.Secret{})
 		v.Close()
 	}
-	past := g.failures.Record(alice, at("192.0.2.1"))
+	past := g.history.Record(alice, at("192.0.2.1"))
 	if past.Nets[0].Ban != 3 || past.UserNet != 20 || past.UserAddress != 20 || past.User.Day != 20 {
 		t.Errorf("20 of them count as %+v", past)
 	}

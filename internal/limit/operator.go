@@ -139,7 +139,7 @@ func (l *Limiter) ResetUser(ctx context.Context, u identity.User) error {
 			return fmt.Errorf("forgive %v: %w", u, err)
 		}
 	}
-	l.failures.ForgetUser(u)
+	l.history.ForgetUser(u)
 	return nil
 }
 
@@ -171,7 +171,7 @@ func (l *Limiter) InspectAddress(ctx context.Context, addr netip.Addr) (AddressS
 // gateway has.
 func (l *Limiter) sharedRecord(ctx context.Context, u identity.User, addr netip.Addr) (penalty.Record, error) {
 	if l.cluster == nil {
-		return l.failures.Record(u, addr), nil
+		return l.history.Record(u, addr), nil
 	}
 	counts, err := l.cluster.CountFailure(ctx, penalty.Counted{}, penalty.Subjects(u, addr)...)
 	return penalty.NewRecord(counts), err
@@ -216,7 +216,7 @@ func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 	}
 	a.Hour, a.Day = r.User.Hour, r.User.Day
 	r = penalty.Record{User: r.User}
-	if len(a.Known) > 0 || l.known.Familiarity(u, nowhere) > penalty.KnownNowhere {
+	if len(a.Known) > 0 || l.history.Familiarity(u, nowhere) > penalty.KnownNowhere {
 		r.Familiarity = penalty.KnownElsewhere
 	}
 	s := &l.cfg.Failures

@@ -58,7 +58,7 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := g.failures.Record(u, nat); n.User.Day > 1 {
+		if n := g.history.Record(u, nat); n.User.Day > 1 {
 			t.Errorf("one password counts %d times", n.User.Day)
 		}
 		for i := range g.cfg.Failures.BanAfter {

@@ -123,14 +123,17 @@ const (
 	Full
 )
 
-// Failures remembers failed logins. Keys are keyed hashes, as in Known.
-type Failures struct {
+// History remembers logins, failed and successful ones. Its keys are keyed hashes of 64 bits, for
+// which no second user or network can be found.
+type History struct {
 	// Set once.
 	banWithin  time.Duration
-	underSiege int // failures of a day from which on a user is under attack
+	keep       time.Duration // successful logins
+	underSiege int           // failures of a day from which on a user is under attack
 	began      time.Time
 	seed       maphash.Seed
 	secret     [sha256.Size]byte // of the digests, which mean nothing outside of this process
+	spray      *SprayAlert
 
 	// Guarded by mu.
 	mu        sync.Mutex
@@ -138,39 +141,47 @@ type Failures struct {
 	users     *simplelru.LRU[uint64, entry]
 	pairs     *simplelru.LRU[uint64, entry]
 	passwords *simplelru.LRU[uint64, passwords]
-	unnamed   *simplelru.LRU[uint64, window] // repetitions, in an hour, of a failed login without a user
-	pending   map[uint64]int                 // logins in progress, by Subject; bound: the connections
+	unnamed   *simplelru.LRU[uint64, window]        // repetitions, in an hour, of a failed login without a user
+	logins    *simplelru.LRU[uint64, time.Duration] // the time of the latest successful one, by Subject
+	pending   map[uint64]int                        // logins in progress, by Subject; bound: the connections
 }
 
-// NewFailures returns Failures without any.
-func NewFailures(s *Settings) *Failures {
-	f := &Failures{
-		banWithin: s.BanWithin, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(),
-		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs),
-		passwords: newTable[passwords](maxPasswords), unnamed: newTable[window](maxUnnamed), pending: make(map[uint64]int),
+// NewHistory returns an empty History. It calls onSpray when a network has tried many users, and
+// when spraying is suspected or no longer.
+func NewHistory(s *Settings, onSpray func(Spray)) *History {
+	h := &History{
+		banWithin: s.BanWithin, keep: s.KnownFor, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(), spray: NewSprayAlert(onSpray),
+		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs), passwords: newTable[passwords](maxPasswords),
+		unnamed: newTable[window](maxUnnamed), logins: newTable[time.Duration](maxLogins), pending: make(map[uint64]int),
 	}
-	_, _ = rand.Read(f.secret[:]) // never fails
-	return f
+	_, _ = rand.Read(h.secret[:]) // never fails
+	return h
 }
 
-func (f *Failures) now() time.Duration { return time.Since(f.began) }
+// newTable returns a bounded table. The least recently used entry falls out.
+func newTable[V any](size int) *simplelru.LRU[uint64, V] {
+	t, _ := simplelru.NewLRU[uint64, V](size, nil) // fails only for a size below 1
+	return t
+}
 
-func (f *Failures) hash(s Subject) uint64 { return maphash.Comparable(f.seed, s) }
+func (h *History) now() time.Duration { return time.Since(h.began) }
+
+func (h *History) hash(s Subject) uint64 { return maphash.Comparable(h.seed, s) }
 
 // table returns where a Subject is counted.
-func (f *Failures) table(s Subject) *simplelru.LRU[uint64, entry] {
+func (h *History) table(s Subject) *simplelru.LRU[uint64, entry] {
 	switch {
 	case s.User.IsZero():
-		return f.nets
+		return h.nets
 	case s.Net.IsValid():
-		return f.pairs
+		return h.pairs
 	}
-	return f.users
+	return h.users
 }
 
 // digest returns a keyed digest of a password of a user, which is never 0.
-func (f *Failures) digest(u identity.User, password identity.Secret) uint64 {
-	mac := hmac.New(sha256.New, f.secret[:])
+func (h *History) digest(u identity.User, password identity.Secret) uint64 {
+	mac := hmac.New(sha256.New, h.secret[:])
 	mac.Write([]byte(u.String()))
 	mac.Write([]byte{0}) // which no name has
 	mac.Write([]byte(password.Reveal()))
@@ -179,20 +190,20 @@ func (f *Failures) digest(u identity.User, password identity.Secret) uint64 {
 
 // Weigh returns what a failure of a user from an address counts for, and how often wrong
 // passwords were repeated in an hour, this one included. One that is new is remembered.
-func (f *Failures) Weigh(u identity.User, a netip.Addr, password identity.Secret) (w Weight, repeats int) {
+func (h *History) Weigh(u identity.User, a netip.Addr, password identity.Secret) (w Weight, repeats int) {
 	if u.IsZero() {
-		return f.weighUnnamed(UserNet(a), password)
+		return h.weighUnnamed(UserNet(a), password)
 	}
-	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.digest(u, password)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p, _ := f.passwords.Get(key)
-	defer func() { f.passwords.Add(key, p) }()
+	t, key, d := h.now(), h.hash(Subject{u, UserNet(a)}), h.digest(u, password)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, _ := h.passwords.Get(key)
+	defer func() { h.passwords.Add(key, p) }()
 	switch {
-	case password.IsZero() && p.unrecognised.count(t, f.banWithin) >= maxUnrecognised:
+	case password.IsZero() && p.unrecognised.count(t, h.banWithin) >= maxUnrecognised:
 		return UserOnly, 0
 	case password.IsZero():
-		p.unrecognised = p.unrecognised.add(t, f.banWithin)
+		p.unrecognised = p.unrecognised.add(t, h.banWithin)
 		return Full, 0
 	case slices.Contains(p.wrong[:], d):
 		p.repeats = p.repeats.add(t, hour)
@@ -206,21 +217,21 @@ func (f *Failures) Weigh(u identity.User, a netip.Addr, password identity.Secret
 // weighUnnamed is Weigh for a name without an account, which is part of what was presented,
 // or for a token without a user. It cannot have been a guess at an account, but making up
 // many is what attackers do.
-func (f *Failures) weighUnnamed(net netip.Prefix, presented identity.Secret) (w Weight, repeats int) {
+func (h *History) weighUnnamed(net netip.Prefix, presented identity.Secret) (w Weight, repeats int) {
 	if presented.IsZero() {
 		return Full, 0
 	}
-	t, key := f.now(), maphash.Comparable(f.seed, struct {
+	t, key := h.now(), maphash.Comparable(h.seed, struct {
 		digest uint64
 		net    netip.Prefix
-	}{f.digest(identity.User{}, presented), net})
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p, seen := f.unnamed.Get(key)
+	}{h.digest(identity.User{}, presented), net})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, seen := h.unnamed.Get(key)
 	if seen {
 		p = p.add(t, hour)
 	}
-	f.unnamed.Add(key, p)
+	h.unnamed.Add(key, p)
 	if !seen {
 		return Full, 0
 	}
@@ -232,52 +243,49 @@ func (f *Failures) weighUnnamed(net netip.Prefix, presented identity.Secret) (w 
 // network, until the user logs in from there or another comes BanWithin after it was
 // presented last: passwords change. repeats is how often it came in an hour, 0 for the first
 // time.
-func (f *Failures) MayBeRight(u identity.User, a netip.Addr, password identity.Secret) (repeats int, ok bool) {
+func (h *History) MayBeRight(u identity.User, a netip.Addr, password identity.Secret) (repeats int, ok bool) {
 	if password.IsZero() || u.IsZero() {
 		return 0, false
 	}
-	t, key, d := f.now(), f.hash(Subject{u, UserNet(a)}), f.digest(u, password)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p, _ := f.passwords.Get(key)
+	t, key, d := h.now(), h.hash(Subject{u, UserNet(a)}), h.digest(u, password)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, _ := h.passwords.Get(key)
 	switch {
 	case p.unclear == d:
 		p.repeats = p.repeats.add(t, hour)
 		repeats = max(1, p.repeats.count(t, hour))
-	case p.unclear != 0 && t-p.shown < f.banWithin, slices.Contains(p.wrong[:], d):
+	case p.unclear != 0 && t-p.shown < h.banWithin, slices.Contains(p.wrong[:], d):
 		return 0, false
 	}
 	p.unclear, p.shown = d, t
-	f.passwords.Add(key, p)
+	h.passwords.Add(key, p)
 	return repeats, true
 }
 
-// Succeeded notes a successful login: another password than the one that may have been right
-// can be.
-func (f *Failures) Succeeded(u identity.User, a netip.Addr) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	key := f.hash(Subject{u, UserNet(a)})
-	if p, ok := f.passwords.Peek(key); ok && p.unclear != 0 {
-		p.unclear = 0
-		f.passwords.Add(key, p)
+// Count counts a failure. It is a suspicion if with it a network has tried many users.
+func (h *History) Count(u identity.User, a netip.Addr, c Counted) {
+	if c.Nets {
+		h.spray.Failed(u)
+	}
+	if s := h.count(u, a, c); s.Suspected {
+		h.spray.onChange(s)
 	}
 }
 
-// Count counts a failure. The result is a suspicion if with it a network has tried many users.
-func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (spray Spray) {
-	t := f.now()
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (h *History) count(u identity.User, a netip.Addr, c Counted) (spray Spray) {
+	t := h.now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for i, s := range Subjects(u, a) {
 		if !c.Includes(i) {
 			continue
 		}
-		f.update(s, func(e *entry) {
-			if i < Tiers && f.countTried(e, u, manyUsers*TierScale[i]) {
+		h.update(s, func(e *entry) {
+			if i < Tiers && h.countTried(e, u, manyUsers*TierScale[i]) {
 				spray = Spray{true, s.Net, distinctUsers(e.tried)}
 			}
-			for k, length := range s.Windows(f.banWithin) {
+			for k, length := range s.Windows(h.banWithin) {
 				e.windows[k] = e.windows[k].add(t, length)
 			}
 		})
@@ -287,51 +295,54 @@ func (f *Failures) Count(u identity.User, a netip.Addr, c Counted) (spray Spray)
 
 // countTried adds a user to those tried from a network, before its failure is counted. It
 // reports whether with this user they are many.
-func (f *Failures) countTried(e *entry, u identity.User, many int) bool {
-	if e.windows[1].period != e.windows[1].at(f.now(), f.banWithin).period {
+func (h *History) countTried(e *entry, u identity.User, many int) bool {
+	if e.windows[1].period != e.windows[1].at(h.now(), h.banWithin).period {
 		e.tried = 0
 	}
 	before := distinctUsers(e.tried)
-	e.tried |= 1 << (f.hash(Subject{User: u}) % 64)
+	e.tried |= 1 << (h.hash(Subject{User: u}) % 64)
 	return before < many && distinctUsers(e.tried) >= many
 }
 
 // update changes the windows of a Subject, with mu held.
-func (f *Failures) update(s Subject, change func(*entry)) {
-	table, key := f.table(s), f.hash(s)
+func (h *History) update(s Subject, change func(*entry)) {
+	table, key := h.table(s), h.hash(s)
 	e, known := table.Get(key)
 	change(&e)
-	if !known && table == f.users {
-		f.spare(f.now())
+	if !known && table == h.users {
+		h.spare(h.now())
 	}
 	table.Add(key, e)
 }
 
 // spare makes a user fall out of a full table who is not under attack, with mu held: a flood of
 // made-up names must not give an attacker another hundred guesses.
-func (f *Failures) spare(t time.Duration) {
+func (h *History) spare(t time.Duration) {
 	for range maxSpared {
-		key, e, ok := f.users.GetOldest()
-		if !ok || f.users.Len() < maxUsers || e.windows[1].count(t, day) < f.underSiege {
+		key, e, ok := h.users.GetOldest()
+		if !ok || h.users.Len() < maxUsers || e.windows[1].count(t, day) < h.underSiege {
 			return
 		}
-		f.users.Get(key) // now it is the latest
+		h.users.Get(key) // now it is the latest
 	}
 }
 
-// Record returns the failures around a login.
-func (f *Failures) Record(u identity.User, a netip.Addr) Record {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return NewRecord(f.counts(Subjects(u, a)))
+// Record returns what is known around a login.
+func (h *History) Record(u identity.User, a netip.Addr) Record {
+	isSprayed := h.spray.Suspected()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := NewRecord(h.counts(Subjects(u, a)))
+	h.addLogins(&r, u, a, isSprayed)
+	return r
 }
 
 // counts is called with mu held.
-func (f *Failures) counts(subjects []Subject) [][]int {
-	t, all := f.now(), make([][]int, len(subjects))
+func (h *History) counts(subjects []Subject) [][]int {
+	t, all := h.now(), make([][]int, len(subjects))
 	for i, s := range subjects {
-		e, _ := f.table(s).Get(f.hash(s))
-		for k, length := range s.Windows(f.banWithin) {
+		e, _ := h.table(s).Get(h.hash(s))
+		for k, length := range s.Windows(h.banWithin) {
 			all[i] = append(all[i], e.windows[k].count(t, length))
 		}
 		if i == Tiers {
@@ -343,17 +354,17 @@ func (f *Failures) counts(subjects []Subject) [][]int {
 
 // Learn raises the counts of Subjects to those of all gateways. Counts that are missing could
 // not be read.
-func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
-	t := f.now()
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (h *History) Learn(u identity.User, a netip.Addr, fleet [][]int) {
+	t := h.now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for i, s := range Subjects(u, a) {
 		counts := fleet[i]
 		if len(counts) == 0 || slices.Max(counts) == 0 {
 			continue
 		}
-		f.update(s, func(e *entry) {
-			for k, length := range s.Windows(f.banWithin) {
+		h.update(s, func(e *entry) {
+			for k, length := range s.Windows(h.banWithin) {
 				e.windows[k] = e.windows[k].raise(counts[k], t, length)
 			}
 			if i == Tiers {
@@ -363,66 +374,68 @@ func (f *Failures) Learn(u identity.User, a netip.Addr, fleet [][]int) {
 	}
 }
 
-// Begin notes that a login is in progress, until End of the claims. It returns the failures
-// around it as they will be if all logins in progress fail. Otherwise a burst of guesses, of
-// which none has failed yet, would pass as a whole. A user who is known at the
-// address claims nothing of its networks, because the login succeeds nearly always.
-func (f *Failures) Begin(u identity.User, a netip.Addr, known Familiarity) (claims []uint64, worst Record) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	subjects := Subjects(u, a)
-	counts := f.counts(subjects)
+// Begin notes that a login is in progress, until End of the claims. It returns what is known
+// around it if all logins in progress fail. Otherwise a burst of guesses, of which none has
+// failed yet, would pass as a whole. A user who is known at the address claims nothing of its
+// networks, because the login succeeds nearly always.
+func (h *History) Begin(u identity.User, a netip.Addr) (claims []uint64, worst Record) {
+	isSprayed := h.spray.Suspected()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	subjects, known := Subjects(u, a), h.familiarity(u, a)
+	counts := h.counts(subjects)
 	now := NewRecord(counts)
 	claimed := Counted{Nets: known < KnownAddress, User: known < KnownNetwork, Pairs: true}
 	for i, s := range subjects {
 		if !claimed.Includes(i) {
 			continue
 		}
-		key := f.hash(s)
+		key := h.hash(s)
 		claims = append(claims, key)
 		for k := range counts[i] {
-			counts[i][k] += f.pending[key]
+			counts[i][k] += h.pending[key]
 		}
-		f.pending[key]++
+		h.pending[key]++
 	}
 	worst = NewRecord(counts)
 	for i := range worst.Nets { // refusals, not delays
 		worst.Nets[i].Ban = now.Nets[i].Ban
 	}
 	worst.User.Hour, worst.User.Fleet = now.User.Hour, now.User.Fleet
+	h.addLogins(&worst, u, a, isSprayed)
 	return claims, worst
 }
 
 // End ends a login in progress.
-func (f *Failures) End(claims []uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (h *History) End(claims []uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, key := range claims {
-		if f.pending[key]--; f.pending[key] == 0 {
-			delete(f.pending, key)
+		if h.pending[key]--; h.pending[key] == 0 {
+			delete(h.pending, key)
 		}
 	}
 }
 
 // Pending returns how many counts logins in progress have claimed.
-func (f *Failures) Pending() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.pending)
+func (h *History) Pending() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.pending)
 }
 
 // ForgetUser forgets what was tried on a user, but not in which network.
-func (f *Failures) ForgetUser(u identity.User) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.users.Remove(f.hash(Subject{User: u}))
+func (h *History) ForgetUser(u identity.User) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.users.Remove(h.hash(Subject{User: u}))
 }
 
 // ForgetNet forgets the failures of exactly that network.
-func (f *Failures) ForgetNet(net netip.Prefix) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.nets.Remove(f.hash(Subject{Net: net}))
+func (h *History) ForgetNet(net netip.Prefix) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.nets.Remove(h.hash(Subject{Net: net}))
 }
 
 // window counts events within a length of time, approximately: those of this period, and of

@@ -10,7 +10,7 @@ import (
 )
 
 func TestFloodOfNamesDoesNotClearAVictim(t *testing.T) {
-	f := NewFailures(&Settings{PerUserHour: 10, BanWithin: time.Minute})
+	f := NewHistory(&Settings{PerUserHour: 10, BanWithin: time.Minute}, func(Spray) {})
 	victim := user(t, "victim")
 	for range 120 {
 		f.Count(victim, netip.MustParseAddr("192.0.2.1"), Counted{User: true})
@@ -27,7 +27,7 @@ func TestFloodOfNamesDoesNotClearAVictim(t *testing.T) {
 }
 
 func TestFailuresWithoutAUserAreBounded(t *testing.T) {
-	f := NewFailures(&Settings{BanWithin: time.Minute})
+	f := NewHistory(&Settings{BanWithin: time.Minute}, func(Spray) {})
 	for i := range 2 * maxUnnamed {
 		f.Weigh(identity.User{}, netip.MustParseAddr("192.0.2.1"), identity.NewSecret(fmt.Sprint(i)))
 	}

@@ -1,48 +1,20 @@
 package penalty
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"imapgate/internal/identity"
 )
 
 const (
-	// maxKnown bounds the successful logins that are known here: three pairs of user and
+	// maxLogins bounds the successful logins that are known here: three pairs of user and
 	// network for each address at most, three networks, and the user. Redis knows more.
-	maxKnown = 320 << 10
+	maxLogins = 320 << 10
 	// noteInterval is how old the note of a login may get before it is noted again.
 	noteInterval = time.Hour
 )
-
-// newTable returns a bounded table of keyed hashes. The least recently used entry falls out.
-func newTable[V any](size int) *simplelru.LRU[uint64, V] {
-	t, _ := simplelru.NewLRU[uint64, V](size, nil) // fails only for a size below 1
-	return t
-}
-
-// Known remembers from which networks users have logged in. Entries are keyed hashes of 64
-// bits, for which no second user or network can be found.
-type Known struct {
-	// Set once.
-	keep  time.Duration
-	began time.Time
-	seed  maphash.Seed
-
-	// Guarded by mu: the time of the latest login, by Subject.
-	mu     sync.Mutex
-	logins *simplelru.LRU[uint64, time.Duration]
-}
-
-// NewKnown returns an empty Known that remembers logins for a time.
-func NewKnown(keep time.Duration) *Known {
-	return &Known{keep: keep, began: time.Now(), seed: maphash.MakeSeed(), logins: newTable[time.Duration](maxKnown)}
-}
 
 // KnownSubjects returns whose successful logins matter to a login: those of the user in the
 // networks around the address, the narrowest first, of any user in the wider ones, and of the
@@ -56,66 +28,94 @@ func KnownSubjects(u identity.User, a netip.Addr) []Subject {
 	return append(append(user, active...), Subject{User: u})
 }
 
-// Note remembers a login. It returns what should be noted elsewhere too, because the last time
-// from the address is a while ago.
-func (k *Known) Note(u identity.User, a netip.Addr) (stale []Subject) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+// Succeeded notes a successful login. It returns what should be noted elsewhere too, because the
+// last time from the address is a while ago, and whether the user was not known in the network.
+// Then it proves the person, not their phone, and forgets what was tried on the user. Another
+// password than the one that may have been right can be right now.
+func (h *History) Succeeded(u identity.User, a netip.Addr) (stale []Subject, isNew bool) {
+	h.spray.Succeeded()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if isNew = h.familiarity(u, a) < KnownNetwork; isNew {
+		h.users.Remove(h.hash(Subject{User: u}))
+	}
+	key := h.hash(Subject{u, UserNet(a)})
+	if p, ok := h.passwords.Peek(key); ok && p.unclear != 0 {
+		p.unclear = 0
+		h.passwords.Add(key, p)
+	}
 	isStale := false
 	for i, s := range KnownSubjects(u, a) {
-		isNew := k.refresh(s)
-		isStale = isStale || isNew && i == 0
-		if isStale && s.Net.IsValid() && (isNew || !s.User.IsZero()) {
+		refreshed := h.refresh(s)
+		isStale = isStale || refreshed && i == 0
+		if isStale && s.Net.IsValid() && (refreshed || !s.User.IsZero()) {
 			stale = append(stale, s)
 		}
 	}
-	return stale
+	return stale, isNew
 }
 
 // refresh notes a login, and reports whether the last note was too old. It is called with mu
 // held.
-func (k *Known) refresh(s Subject) bool {
-	now, key := time.Since(k.began), maphash.Comparable(k.seed, s)
-	last, known := k.logins.Get(key)
-	if known && now-last <= noteInterval {
+func (h *History) refresh(s Subject) bool {
+	last, known := h.logins.Get(h.hash(s))
+	if known && h.now()-last <= noteInterval {
 		return false
 	}
-	k.logins.Add(key, now)
+	h.logins.Add(h.hash(s), h.now())
 	return true
 }
 
-// Learn remembers what other gateways know of earlier logins.
-func (k *Known) Learn(known []Subject) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+// LearnKnown remembers whose successful logins other gateways know.
+func (h *History) LearnKnown(known []Subject) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, s := range known {
-		k.refresh(s)
+		h.refresh(s)
 	}
 }
 
+// addLogins adds to a record what is known of successful logins, with mu held.
+func (h *History) addLogins(r *Record, u identity.User, a netip.Addr, isSprayed bool) {
+	r.Familiarity = h.familiarity(u, a)
+	for i := range r.Active {
+		r.Active[i] = h.isKnown(Subject{Net: Tier(a, i)})
+	}
+	r.Spray = isSprayed && !h.isKnown(Subject{Net: UserNet(a)})
+}
+
 // Familiarity returns that of a user with an address.
-func (k *Known) Familiarity(u identity.User, a netip.Addr) Familiarity {
+func (h *History) Familiarity(u identity.User, a netip.Addr) Familiarity {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.familiarity(u, a)
+}
+
+func (h *History) familiarity(u identity.User, a netip.Addr) Familiarity {
 	switch {
 	case u.IsZero():
 		return KnownNowhere
-	case k.isRecent(Subject{u, Tier(a, 0)}):
+	case h.isKnown(Subject{u, Tier(a, 0)}):
 		return KnownAddress
-	case k.isRecent(Subject{u, UserNet(a)}):
+	case h.isKnown(Subject{u, UserNet(a)}):
 		return KnownNetwork
-	case k.isRecent(Subject{u, Tier(a, 2)}):
+	case h.isKnown(Subject{u, Tier(a, 2)}):
 		return KnownRegion
-	case k.isRecent(Subject{User: u}):
+	case h.isKnown(Subject{User: u}):
 		return KnownElsewhere
 	}
 	return KnownNowhere
 }
 
 // IsActive reports whether any user has logged in from a network.
-func (k *Known) IsActive(net netip.Prefix) bool { return k.isRecent(Subject{Net: net}) }
+func (h *History) IsActive(net netip.Prefix) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.isKnown(Subject{Net: net})
+}
 
-func (k *Known) isRecent(s Subject) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	last, ok := k.logins.Get(maphash.Comparable(k.seed, s))
-	return ok && time.Since(k.began)-last < k.keep
+// isKnown is called with mu held.
+func (h *History) isKnown(s Subject) bool {
+	last, ok := h.logins.Get(h.hash(s))
+	return ok && h.now()-last < h.keep
 }

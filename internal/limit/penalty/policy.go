@@ -139,36 +139,31 @@ func (r *Refusal) Error() string {
 	return text
 }
 
-// failures are those of one column.
+// failures are those of one column in one of its windows.
 type failures struct {
 	cost
 	delays     int // the number for the delay
-	n, limit   [2]int
-	retryAfter [2]time.Duration
+	n, limit   int
+	retryAfter time.Duration
 	reason     event.Limit
 	net        netip.Prefix
 }
 
-// exceeded returns which limit has been reached so many times, -1 for none.
-func (f *failures) exceeded(times int) int {
-	for i, limit := range f.limit {
-		if times > 0 && limit > 0 && f.n[i] >= times*limit {
-			return i
-		}
-	}
-	return -1
+// exceed reports whether the limit has been reached so many times.
+func (f *failures) exceed(times int) bool {
+	return times > 0 && f.limit > 0 && f.n >= times*f.limit
 }
 
 // Evaluate returns how long a login from addr has to wait, or why it is refused.
 func (s *Settings) Evaluate(addr netip.Addr, r *Record) (wait time.Duration, no *Refusal) {
 	for _, f := range s.columns(addr, r) {
-		if i := f.exceeded(f.refuse); i >= 0 {
-			return 0, &Refusal{f.reason, f.net, f.retryAfter[i]}
+		if f.exceed(f.refuse) {
+			return 0, &Refusal{f.reason, f.net, f.retryAfter}
 		}
 		if f.delayFrom > 0 {
 			wait = max(wait, s.Step(f.delays-f.delayFrom+1))
 		}
-		if f.exceeded(f.slow) >= 0 {
+		if f.exceed(f.slow) {
 			wait = s.MaxDelay
 		}
 	}
@@ -186,29 +181,27 @@ func (s *Settings) columns(addr netip.Addr, r *Record) []failures {
 	} else if r.Familiarity == KnownAddress && r.UserAddress < freeFailures {
 		c.address.refuse = 0
 	}
-	pair := func(c cost, n int, net netip.Prefix) failures {
-		return failures{c, n, [2]int{n}, [2]int{s.PerUserNetworkHour}, [2]time.Duration{time.Hour / time.Duration(max(1, s.PerUserNetworkHour))}, event.LimitPairFailures, net}
-	}
-	all := []failures{
-		pair(c.userAddress, r.UserAddress, Tier(addr, 0)), pair(c.userNet, r.UserNet, UserNet(addr)),
-		{c.user, r.User.Hour - s.PerUserHour, [2]int{r.User.Day}, [2]int{s.PerUserDay}, [2]time.Duration{time.Hour}, event.LimitUserFailures, netip.Prefix{}},
-	}
 	if s.PerUserHour == 0 {
-		all[2].delayFrom = 0
+		c.user.delayFrom = 0
+	}
+	perHour, retryAfter := s.PerUserNetworkHour, time.Hour/time.Duration(max(1, s.PerUserNetworkHour))
+	all := []failures{
+		{c.userAddress, r.UserAddress, r.UserAddress, perHour, retryAfter, event.LimitPairFailures, Tier(addr, 0)},
+		{c.userNet, r.UserNet, r.UserNet, perHour, retryAfter, event.LimitPairFailures, UserNet(addr)},
+		{c.user, r.User.Hour - s.PerUserHour, r.User.Day, s.PerUserDay, time.Hour, event.LimitUserFailures, netip.Prefix{}},
 	}
 	for i, n := range r.Nets {
-		scale, f := TierScale[i], failures{reason: event.LimitAddressFailures, net: Tier(addr, i)}
-		f.delays, f.n, f.limit = n.Ban/scale, [2]int{n.Day, n.Minute}, [2]int{scale * s.PerDay, scale * s.PerMinute}
-		f.retryAfter = [2]time.Duration{time.Hour, time.Minute}
-		switch {
-		case i == 0:
-			f.cost = c.address
-		case r.Active[i]:
-			f.cost = c.activeNet
-		default:
-			f.cost = c.quietNet
+		perDay, scale, net := c.quietNet, TierScale[i], Tier(addr, i)
+		if i == 0 {
+			perDay = c.address
+		} else if r.Active[i] {
+			perDay = c.activeNet
 		}
-		all = append(all, f)
+		perMinute := perDay
+		perMinute.delayFrom = 0 // the delays are those of the first
+		all = append(all,
+			failures{perDay, n.Ban / scale, n.Day, scale * s.PerDay, time.Hour, event.LimitAddressFailures, net},
+			failures{perMinute, 0, n.Minute, scale * s.PerMinute, time.Minute, event.LimitAddressFailures, net})
 	}
 	return all
 }
