@@ -17,6 +17,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
+const day = 24 * time.Hour
+
 // usual are the defaults of the gateway, with no network exempt.
 func usual() Config {
 	return withTimes(Config{

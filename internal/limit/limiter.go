@@ -53,13 +53,8 @@ type Config struct {
 	Names identity.Names // how user names from other gateways are read
 }
 
-const (
-	defaultTTL = 45 * time.Second
-	day        = 24 * time.Hour
-)
-
 func (c *Config) setDefaults() error {
-	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, defaultTTL), cmp.Or(c.wait, cluster.Wait)
+	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, 45*time.Second), cmp.Or(c.wait, cluster.Wait)
 	if f := &c.Failures; f.BanWithin < 0 || f.BanDuration < 0 || f.MaxBanDuration < f.BanDuration || f.KnownFor < 0 {
 		return errors.New("limit: no duration of bans may be below 0, nor the longest ban be shorter than the first")
 	}
