@@ -120,7 +120,7 @@ func loadScripts() map[string]*redis.Script {
 func (c *Cluster) IsDown() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.health.down()
+	return c.health.closed
 }
 
 // Gateways returns how many gateways there were at the last heartbeat, this one included.

@@ -25,10 +25,10 @@ const (
 // one write prove another, in a cluster of which a part is down. Only a probe of each key at
 // which something has failed proves that all is well again. It is guarded by Cluster.mu.
 type health struct {
-	reads    breaker.Breaker
+	reads    breaker.Breaker // open only while closed
 	lost     int             // failures since a write has succeeded
 	missed   int             // consecutive probes without an answer
-	closed   bool            // only probes may write, until they succeed
+	closed   bool            // only probes may write, until they succeed: the fleet does not count together
 	failed   map[string]bool // keys to probe
 	proven   bool            // a write or probe has succeeded
 	why      error           // of the latest failure
@@ -45,13 +45,10 @@ const (
 	down
 )
 
-// down reports whether the fleet does not count together.
-func (h *health) down() bool { return h.reads.IsOpen() || h.closed }
-
 // state returns what there is to report.
 func (h *health) state() state {
 	switch {
-	case h.down():
+	case h.closed:
 		return down
 	case h.proven:
 		return up
@@ -141,9 +138,9 @@ func (c *Cluster) update(apply func(*health)) (again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := &c.health
-	was := h.down()
+	was := h.closed
 	apply(h)
-	again = was && !h.down()
+	again = was && !h.closed
 	for !h.busy && h.state() != h.reported {
 		now, why := h.state(), h.why
 		h.busy, h.reported = true, now

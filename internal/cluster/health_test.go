@@ -14,7 +14,7 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 			h.record(lost, true, keys)
 			h.record(nil, false, nil)
 		}
-		if h.down() {
+		if h.closed {
 			t.Fatal("four answers that did not come are the end")
 		}
 		h.record(nil, true, nil)
@@ -35,7 +35,7 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 	}
 	clear(h.failed)
 	h.recordProbe(nil, nil)
-	if h.down() || len(h.failed) > 0 || h.state() != up {
+	if h.closed || len(h.failed) > 0 || h.state() != up {
 		t.Errorf("behind a probe: %+v", h)
 	}
 	for i := range 1000 {
@@ -50,19 +50,19 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 func TestProbesThatAreNotAnsweredAreTheEndOfSharing(t *testing.T) {
 	h, lost, keys := health{failed: make(map[string]bool), proven: true}, os.ErrDeadlineExceeded, []string{"a"}
 	for i := range maxMissedProbes {
-		if h.down() {
+		if h.closed {
 			t.Fatalf("%d probes are the end", i)
 		}
 		clear(h.failed)
 		h.recordProbe(lost, keys)
 		h.record(nil, true, nil)
 	}
-	if h.record(nil, true, nil); !h.down() || h.state() != down {
+	if h.record(nil, true, nil); !h.closed || h.state() != down {
 		t.Fatalf("%d probes are not the end", maxMissedProbes)
 	}
 	clear(h.failed)
 	h.recordProbe(nil, nil)
-	if h.down() {
+	if h.closed {
 		t.Fatal("a probe that is answered does not begin it again")
 	}
 }
