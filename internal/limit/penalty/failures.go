@@ -107,8 +107,8 @@ type entry struct {
 // passwords are those that were tried on one user in one network.
 type passwords struct {
 	repeats      window            // of wrong ones that were recognised, in an hour
-	wrong        [lastWrong]uint64 // digests, the latest first
-	unclear      uint64            // digest of the one that may have been right; 0: none
+	wrong        [lastWrong]uint32 // digests, the latest first
+	unclear      uint32            // digest of the one that may have been right; 0: none
 	shown        time.Duration     // when that was presented last
 	unrecognised window            // failures without a password, in BanWithin
 }
@@ -180,12 +180,12 @@ func (h *History) table(s Subject) *simplelru.LRU[uint64, entry] {
 }
 
 // digest returns a keyed digest of a password of a user, which is never 0.
-func (h *History) digest(u identity.User, password identity.Secret) uint64 {
+func (h *History) digest(u identity.User, password identity.Secret) uint32 {
 	mac := hmac.New(sha256.New, h.secret[:])
 	mac.Write([]byte(u.String()))
 	mac.Write([]byte{0}) // which no name has
 	mac.Write([]byte(password.Reveal()))
-	return max(1, binary.BigEndian.Uint64(mac.Sum(nil)))
+	return max(1, binary.BigEndian.Uint32(mac.Sum(nil)))
 }
 
 // Weigh returns what a failure of a user from an address counts for, and how often wrong
@@ -222,7 +222,7 @@ func (h *History) weighUnnamed(net netip.Prefix, presented identity.Secret) (w W
 		return Full, 0
 	}
 	t, key := h.now(), maphash.Comparable(h.seed, struct {
-		digest uint64
+		digest uint32
 		net    netip.Prefix
 	}{h.digest(identity.User{}, presented), net})
 	h.mu.Lock()
