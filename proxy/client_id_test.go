@@ -125,7 +125,7 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 			u := openIDRequiringBackend(t)
 			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
 				s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, Settings: pool.Settings{PoolIdleTimeout: time.Hour}}}}
-				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.l.Addr().String(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
+				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.l.Addr().String(), TLS: event.NoTLS, Forward: upstream.ForwardNone}}
 			})
 			before := b.dialGreeted("none")
 			before.write("i ID (\"name\" \"Early\" \"version\" \"1.0\" \"x-session-id\" \"s\")\r\n")

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"imapgate/internal/event"
 	"imapgate/tlsconf"
 )
 
@@ -35,7 +36,7 @@ func (c checker) checkListeners() {
 	needsTLS := false
 	for i, l := range c.cfg.Listeners {
 		key := ItemKey("listeners", i)
-		needsTLS = needsTLS || l.TLS != "none"
+		needsTLS = needsTLS || l.TLS != event.NoTLS
 		for j, other := range c.cfg.Listeners[:i] {
 			if addressesOverlap(l.Address, other.Address) {
 				c.add(MemberKey(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
@@ -144,7 +145,7 @@ func (c checker) checkBackends() {
 		} else if i := c.listenerAt(b.Address); i >= 0 {
 			c.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
-		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
+		if b.TLS == event.NoTLS && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
 			c.add(key, "ca, server_name and client_certificate are used only with TLS")
 		}
 		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)

@@ -178,6 +178,11 @@ var sets = map[string][]Word{
 		{"resume", "", "as reuse, and the session survives the loss of its upstream"},
 		{"park", "", "as resume, and an idle session releases its upstream"},
 	},
+	"TLSMode": {
+		{"implicit", "", "TLS from the first byte"},
+		{"starttls", "", "STARTTLS before any credentials"},
+		{"none", "", "credentials travel in the clear: something else must protect them"},
+	},
 	"State": {
 		{"unselected", "", "no mailbox: an upstream is leased for single commands"},
 		{"attached", "", "a mailbox, and an upstream that has it selected"},
@@ -276,6 +281,9 @@ func (v PinReason) Known() bool { return isKnown("PinReason", string(v)) }
 
 // Known reports whether v is one of the constants.
 func (v Mode) Known() bool { return isKnown("Mode", string(v)) }
+
+// Known reports whether v is one of the constants.
+func (v TLSMode) Known() bool { return isKnown("TLSMode", string(v)) }
 
 // Known reports whether v is one of the constants.
 func (v State) Known() bool { return isKnown("State", string(v)) }

@@ -157,7 +157,7 @@ type request struct {
 
 // loginOn logs in over nc. On success the Conn owns nc; otherwise nc is closed.
 func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, req request) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != NoTLS {
+	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != event.NoTLS {
 		nc = b.cfg.WrapConn(tcp)
 	}
 	lc := newLoginConn(nc)

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -58,7 +59,7 @@ func (q *instantBackend) serve(nc net.Conn, r *bufio.Reader) {
 
 func BenchmarkLogin(b *testing.B) {
 	q := startInstantBackend(b)
-	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.l.Addr().String(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

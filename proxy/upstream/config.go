@@ -21,16 +21,6 @@ import (
 	"imapgate/internal/identity"
 )
 
-// TLSMode is how the connection to a backend is protected.
-type TLSMode string
-
-// TLS modes. Only NoTLS sends credentials in the clear.
-const (
-	ImplicitTLS TLSMode = "implicit"
-	StartTLS    TLSMode = "starttls"
-	NoTLS       TLSMode = "none"
-)
-
 // Kinds of login, styles of a master login, and ways to forward the client's address.
 const (
 	Passthrough = "passthrough" // with the client's own password or token
@@ -55,7 +45,7 @@ type Config struct {
 	Settings
 	LoginSettings
 
-	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
+	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with event.NoTLS
 	// WrapConn returns the connection to run TLS over; nil: the TCP connection.
 	WrapConn func(*net.TCPConn) net.Conn
 	// Sockets counts the connections; nil: without a limit.

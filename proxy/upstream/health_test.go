@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 )
 
@@ -153,7 +154,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: l.Addr().String(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	b.health.failingSince = time.Now().Add(-time.Minute)
 	var logins sync.WaitGroup
 	login := func() {

@@ -3,6 +3,7 @@ package upstream
 import (
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 )
 
@@ -18,7 +19,7 @@ func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 			return err
 		}
 	}
-	if b.cfg.TLS == ImplicitTLS {
+	if b.cfg.TLS == event.ImplicitTLS {
 		if err := lc.handshakeTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}
@@ -26,7 +27,7 @@ func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 	if err := lc.readGreeting(); err != nil {
 		return err
 	}
-	if b.cfg.TLS == StartTLS {
+	if b.cfg.TLS == event.StartTLS {
 		if err := lc.startTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}

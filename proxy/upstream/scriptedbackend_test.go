@@ -206,7 +206,7 @@ func logIn(t testing.TB, cfg Config, req Request, steps ...string) loginAttempt 
 func logInTLS(t testing.TB, cfg Config, req Request, p *scriptedBackend, pool *x509.CertPool) loginAttempt {
 	t.Helper()
 	cfg.Name, cfg.Address = "east", startScripted(t, p)
-	if cfg.TLS != NoTLS {
+	if cfg.TLS != event.NoTLS {
 		cfg.TLSConfig = testbed.StaticTLS(&tls.Config{RootCAs: pool})
 	}
 	if cfg.UpstreamLoginTimeout == 0 {

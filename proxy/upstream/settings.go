@@ -3,16 +3,17 @@ package upstream
 import (
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/tlsconf"
 )
 
 // Settings are the settings of one backend.
 type Settings struct {
-	Address    string  `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required."`
-	TLS        TLSMode `yaml:"tls" default:"implicit" oneof:"implicit starttls none" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
-	CA         string  `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
-	ServerName string  `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host in address."`
+	Address    string        `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required."`
+	TLS        event.TLSMode `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
+	CA         string        `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ServerName string        `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host in address."`
 
 	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"Presented to a server that requests one (mTLS)."`
 

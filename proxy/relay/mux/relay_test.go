@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
@@ -33,7 +34,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	s, err := newStub(nil, splitters["whole"])
 	must(t, err)
 	t.Cleanup(s.close)
-	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
+	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: event.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	name, err := identity.Canonicalize(user, "")
 	must(t, err)
 	login, err := up.Login(context.Background(), upstream.Request{User: name, Password: identity.NewSecret("right")})

@@ -274,7 +274,7 @@ func (s *stub) newPool(c Config) *testPool {
 		}
 	}
 	b := upstream.New(testbed.WithDefaults(upstream.Config{
-		Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
+		Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
 	}), upstream.Hooks{}, zap.NewNop())
 	return c.newTestPool(s.t, b)
 }
