@@ -33,7 +33,7 @@ func (c *connection) acceptClient() error {
 	if c.overLimit {
 		return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections."}
 	}
-	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
+	if c.listener.TLS != event.NoTLS && c.server.handshakes.isOverloaded() {
 		return &relay.CloseError{Reason: event.Overload, Bye: "[UNAVAILABLE] Too many connections.", Err: errOverloaded}
 	}
 	if containsPeer(c.listener.balancers, c.client.Record.Peer) {
@@ -45,7 +45,7 @@ func (c *connection) acceptClient() error {
 		return err
 	}
 	c.conn.SetDeadline(c.client.Deadline)
-	if c.listener.TLS == ImplicitTLS {
+	if c.listener.TLS == event.ImplicitTLS {
 		return c.upgradeTLS()
 	}
 	return nil

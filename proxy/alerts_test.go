@@ -49,8 +49,8 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 func TestDenialCarriesNoAlert(t *testing.T) {
 	v := openAnsweringBackend(t, func(_, secret string) string { return "* NO [ALERT] " + secret + "\r\nNO [AUTHENTICATIONFAILED] no" })
 	b := newHarness(t, v.Addr(), func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}}
-		s.backends["west"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS}}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: event.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}}
+		s.backends["west"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: event.NoTLS}}
 		s.routes.Static.Users["alice"] = "west"
 	})
 	c := b.dialGreeted("none")

@@ -65,7 +65,7 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 			u := testkit.StartIMAP(t, serveRequiringID)
 			b := newHarness(t, u.Addr(), func(s *harnessConfig) {
 				s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, Settings: pool.Settings{PoolIdleTimeout: time.Hour}}}}
-				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.Addr(), TLS: upstream.NoTLS, Forward: upstream.ForwardNone}}
+				s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: u.Addr(), TLS: event.NoTLS, Forward: upstream.ForwardNone}}
 			})
 			before := b.dialGreeted("none")
 			before.write("i ID (\"name\" \"Early\" \"version\" \"1.0\" \"x-session-id\" \"s\")\r\n")

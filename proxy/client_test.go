@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
@@ -29,11 +30,11 @@ func (b *harness) dial(listener string) *client {
 func (b *harness) dialGreeted(listener string) *client {
 	b.t.Helper()
 	c := b.dial(listener)
-	if strings.HasSuffix(listener, string(ImplicitTLS)) {
+	if strings.HasSuffix(listener, string(event.ImplicitTLS)) {
 		c.startTLS()
 	}
 	c.expectLine("* OK [CAPABILITY …] IMAP ready.")
-	if strings.HasSuffix(listener, string(StartTLS)) {
+	if strings.HasSuffix(listener, string(event.StartTLS)) {
 		c.write("tls STARTTLS\r\n")
 		c.expectLine("tls OK Begin TLS negotiation now.")
 		c.startTLS()

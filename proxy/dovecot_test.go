@@ -30,7 +30,7 @@ func startOffice(t *testing.T, mode event.Mode) (b *harness, suspicions *atomic.
 		s.limits, s.auth.Methods = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}, []string{auth.Passthrough}
 		s.hooks.OnSpray = func(limit.Spray) { suspicions.Add(1) }
 		s.hooks.OnBan = func(limit.Ban) { suspicions.Add(1) }
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: d.Plain, TLS: upstream.NoTLS}}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: d.Plain, TLS: event.NoTLS}}
 		s.routes.Static.Default = "east"
 		s.cfg.Modes = map[string]BackendSettings{"east": {Mode: mode}}
 		s.changeServer = func(srv *Server) { srv.logins.MinDenialTime, srv.logins.DenialJitter = 0, 1 }

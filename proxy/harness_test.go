@@ -136,12 +136,12 @@ func (b *harness) defaults(backend string) *harnessConfig {
 			"alice": "east", "frank": "east", "carol": "mastered", "dave": "mastered", "erin": "gone",
 		}}}, Names: identity.NamesInDomain("example.org")},
 		backends: map[string]upstream.Config{
-			"east":     {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS}},
-			"mastered": {Settings: upstream.Settings{Address: backend, TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}},
-			"gone":     {Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}},
+			"east":     {Settings: upstream.Settings{Address: backend, TLS: event.NoTLS}},
+			"mastered": {Settings: upstream.Settings{Address: backend, TLS: event.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}},
+			"gone":     {Settings: upstream.Settings{Address: refusingAddress, TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}},
 		},
 	}
-	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
+	for _, mode := range []event.TLSMode{event.NoTLS, event.StartTLS, event.ImplicitTLS} {
 		s.cfg.Listeners = append(s.cfg.Listeners,
 			ListenerSettings{Name: string(mode), Address: "127.0.0.1:0", TLS: mode},
 			ListenerSettings{Name: "trusting-" + string(mode), Address: "127.0.0.1:0", TLS: mode, TrustedNetworks: loopback},

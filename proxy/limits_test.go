@@ -263,7 +263,7 @@ func TestBackendDenialCountsWithPassthrough(t *testing.T) {
 
 func TestBackendOutageIsNoFailure(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{Failures: failureLimits()}}), func(s *harnessConfig) {
-		s.backends["refusing"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
+		s.backends["refusing"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
 		s.routes.Static.Users["frank"] = "refusing"
 	})
 	for i := range 12 {

@@ -179,7 +179,7 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), func(s *harnessConfig) {
 		hash := strings.TrimPrefix(strings.Split(s.users, "\n")[0], "carol@example.org")
 		s.users += "henry@example.org" + hash + "\nerin@example.org" + hash + "\n"
-		s.backends["down"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
+		s.backends["down"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: event.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: time.Second}}
 		s.routes.Static.Users["erin"] = "down"
 	})
 	for _, x := range []struct{ user, password, want string }{

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"imapgate/internal/event"
 	"imapgate/proxy/upstream"
 )
 
@@ -146,7 +147,7 @@ func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
 func TestPasswordAtTokenBackendRevealsNothing(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return "NO [AUTHENTICATIONFAILED] no" })
 	b := newHarness(t, v.Addr(), withCountedUsers, withTokens, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS, Login: upstream.OAuthLogin}}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: event.NoTLS, Login: upstream.OAuthLogin}}
 	})
 	for i := range 3 {
 		address := fmt.Sprintf("203.%d.113.7", i)

@@ -66,7 +66,7 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 
 func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["gone"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}
+		s.backends["gone"] = upstream.Config{Settings: upstream.Settings{Address: refusingAddress, TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}
 		s.limits = limit.Config{Settings: limit.Settings{Failures: failureLimits()}}
 	})
 	if got := b.tryLogin("203.0.113.7", "unknown", "wrong"); got != authFailedReply {
@@ -90,7 +90,7 @@ func TestUnknownUserIsUnavailableNoSooner(t *testing.T) {
 	const slow = 300 * time.Millisecond
 	v := openAnsweringBackend(t, func(string, string) string { return "nothing" })
 	b := newHarness(t, v.Addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: slow, AnswerTimeout: slow}}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: v.Addr(), TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: slow, AnswerTimeout: slow}}
 	})
 	for _, user := range []string{"a", "unknown"} {
 		start := time.Now()

@@ -25,7 +25,7 @@ type preauthState struct {
 // capabilities returns the capability list before the login: what the gateway itself
 // supports.
 func (c *connection) capabilities() string {
-	if c.listener.TLS == StartTLS && c.tls == nil {
+	if c.listener.TLS == event.StartTLS && c.tls == nil {
 		return "IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED"
 	}
 	client := c.authClient()
@@ -40,7 +40,7 @@ func (c *connection) capabilities() string {
 }
 
 // isCleartext reports whether TLS must start before credentials are accepted.
-func (c *connection) isCleartext() bool { return c.listener.TLS != NoTLS && c.tls == nil }
+func (c *connection) isCleartext() bool { return c.listener.TLS != event.NoTLS && c.tls == nil }
 
 // sendLine writes one line, or several joined by CRLF.
 func (c *connection) sendLine(line string) error {
@@ -186,7 +186,7 @@ func (c *connection) answerLogout(tag string) error {
 // startTLS starts TLS and clears what the client sent before it. Bytes after the command
 // were injected on the way: the connection ends.
 func (c *connection) startTLS(tag string) error {
-	if c.listener.TLS != StartTLS || c.tls != nil {
+	if c.listener.TLS != event.StartTLS || c.tls != nil {
 		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
 	}
 	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {

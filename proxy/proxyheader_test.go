@@ -243,7 +243,7 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 // include proxies in 192.0.2.0/24.
 func withTrustedBalancer(s *harnessConfig) {
 	trusted := append([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, loopback...)
-	s.cfg.Listeners = append(s.cfg.Listeners, ListenerSettings{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyProtocol: &ProxyProtocol{Trusted: loopback}, TrustedNetworks: trusted})
+	s.cfg.Listeners = append(s.cfg.Listeners, ListenerSettings{Name: "both", Address: "127.0.0.1:0", TLS: event.NoTLS, ProxyProtocol: &ProxyProtocol{Trusted: loopback}, TrustedNetworks: trusted})
 }
 
 func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {

@@ -39,7 +39,7 @@ func (c *connection) close(ctx context.Context, err error) {
 func (c *connection) closeWithBye(e *relay.CloseError) {
 	timer := time.AfterFunc(byeTimeout, func() { _ = c.socket.Close() }) // crypto/tls would wait five seconds to send close_notify
 	defer timer.Stop()
-	if e.Bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // without TLS the client cannot read a BYE
+	if e.Bye != "" && (c.tls != nil || c.listener.TLS != event.ImplicitTLS) { // without TLS the client cannot read a BYE
 		c.conn.WriteFinal(byeTimeout, "* BYE "+e.Bye+"\r\n")
 	}
 	if e.Bye != "" && e.Reason != event.TooManyConnections && e.Reason != event.Overload || e.Reason == event.ClientLogout {

@@ -41,17 +41,6 @@ import (
 	"imapgate/tlsconf"
 )
 
-// TLSMode is how a listener's clients are protected.
-type TLSMode string
-
-// The TLS modes of a listener. Only with NoTLS do passwords travel in the clear: something
-// else in front of the gateway must protect them.
-const (
-	ImplicitTLS TLSMode = "implicit"
-	StartTLS    TLSMode = "starttls"
-	NoTLS       TLSMode = "none"
-)
-
 // Config is the configuration of a Server.
 type Config struct {
 	LimitSettings
@@ -117,7 +106,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		refusalSlots: make(chan struct{}, maxRefusals), endedLog: logaggregator.New(deps.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
-		if l.TLS != NoTLS && deps.TLS == nil {
+		if l.TLS != event.NoTLS && deps.TLS == nil {
 			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
 		}
 		opened := &listener{

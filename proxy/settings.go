@@ -12,7 +12,7 @@ import (
 type ListenerSettings struct {
 	Address         string         `yaml:"address" default:"0.0.0.0:993" form:"listen" reload:"restart" doc:"host:port to listen on."`
 	Name            string         `yaml:"name" form:"label" reload:"restart" doc:"Its name in logs and metrics. Default: the address."`
-	TLS             TLSMode        `yaml:"tls" default:"implicit" oneof:"implicit starttls none" reload:"restart" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind a proxy that terminates TLS."`
+	TLS             event.TLSMode  `yaml:"tls" default:"implicit" set:"TLSMode" reload:"restart" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind a proxy that terminates TLS."`
 	ProxyProtocol   *ProxyProtocol `yaml:"proxy_protocol" doc:"If present, a PROXY v1 or v2 header is required from trusted peers and refused from all others, which are served as ordinary clients without one. Left out: no header is accepted."`
 	TrustedNetworks []netip.Prefix `yaml:"trusted_networks" example:"[10.1.0.0/16]" reload:"new" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and related ones are trusted. From all other clients they are ignored. Compared with the TCP peer, or with the address in the PROXY header if there is one."`
 }

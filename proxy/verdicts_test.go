@@ -329,7 +329,7 @@ func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 		return "NO [AUTHENTICATIONFAILED] at last"
 	})
 	b := newHarness(t, late.Addr(), withCountedUsers, func(s *harnessConfig) {
-		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: late.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: short, AnswerTimeout: 20 * time.Second}}
+		s.backends["east"] = upstream.Config{Settings: upstream.Settings{Address: late.Addr(), TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamLoginTimeout: short, AnswerTimeout: 20 * time.Second}}
 	})
 	runParallel(10, 10, func(i int) {
 		if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {

@@ -11,10 +11,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 func TestClientsReconnectAfterTheirBackendStops(t *testing.T) {
@@ -24,7 +23,7 @@ func TestClientsReconnectAfterTheirBackendStops(t *testing.T) {
 	}{{"by TERM", (*testbed.Dovecot).Stop}, {"by KILL", (*testbed.Dovecot).Kill}} {
 		t.Run(c.name, func(t *testing.T) {
 			backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-			g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
+			g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)))
 			clients := make([]*RawClient, 50)
 			for i := range clients {
 				clients[i] = mustLogin(t, g.endpoint(listeners[i%len(listeners)]), fmt.Sprint("user", i))
@@ -85,7 +84,7 @@ func isConnEnd(err error) bool {
 
 // tryLogin runs a short session: login, SELECT and logout.
 func tryLogin(g *gateway, user string) error {
-	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
+	c, err := dialIMAP(g.endpoint(event.ImplicitTLS), "")
 	if err != nil {
 		return err
 	}
@@ -101,7 +100,7 @@ func tryLogin(g *gateway, user string) error {
 // expectUnavailable checks that a login gets UNAVAILABLE, not AUTHENTICATIONFAILED.
 func expectUnavailable(t *testing.T, g *gateway, user string) {
 	t.Helper()
-	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+	c := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 	got, err := c.Do("LOGIN " + user + " " + password)
 	if err != nil || got[0].Text != "a1 NO [UNAVAILABLE] Account is temporarily unavailable." {
 		t.Errorf("a login while the backend is down: %v, %v", got, err)
@@ -112,7 +111,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	message := attachment(20 << 20)
 	deliverDirect(t, backend, "slow", message)
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)))
 	for _, listener := range listeners {
 		slow := mustLogin(t, g.endpoint(listener), "slow")
 		if _, err := slow.Do("SELECT INBOX"); err != nil {
@@ -140,7 +139,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 	const drain = 4 * time.Second
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)), fmt.Sprintf("limits: {drain_timeout: %v}", drain))
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)), fmt.Sprintf("limits: {drain_timeout: %v}", drain))
 	var before, preauthClient, staying []*RawClient
 	for i, listener := range listeners {
 		before = append(before, mustDial(t, g.endpoint(listener), ""))
@@ -155,7 +154,7 @@ func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 		}
 	}
 	testkit.Eventually(t, "no new client to be greeted", func() bool {
-		c, err := dialIMAP(g.endpoint(proxy.NoTLS), "")
+		c, err := dialIMAP(g.endpoint(event.NoTLS), "")
 		if err == nil {
 			_ = c.Close()
 		}

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // Faults of the connection between gateway and backend, during the login and in the
@@ -73,7 +73,7 @@ func TestBrokenBackendLoginIsUnavailable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c.apply()
-			client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+			client := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 			got, err := client.Do("LOGIN " + c.user + " " + password)
 			if err != nil || len(got) != 1 || got[0].Text != "a1 NO [UNAVAILABLE] Account is temporarily unavailable." {
 				t.Errorf("%v, %v", got, err)
@@ -104,7 +104,7 @@ func TestTruncatedMessageIsNeverCompleted(t *testing.T) {
 	g, all := startBreaks(t, backend, breakOffset)
 	message := messageOfSize(brokenMessageSize, "the whole truth")
 	for name, c := range all {
-		for _, listener := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.NoTLS} {
+		for _, listener := range []event.TLSMode{event.ImplicitTLS, event.NoTLS} {
 			deliverDirect(t, backend, c.user, newMessage("first"))
 			t.Run(fmt.Sprintf("%s, %s", name, listener), func(t *testing.T) {
 				c.proxy.SetRules(c.direction, faultproxy.Rules{})

@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
@@ -19,14 +19,14 @@ const (
 // upstreamVariant is one way to connect to a backend: the TLS mode, the login, and how the
 // backend receives the client's address.
 type upstreamVariant struct {
-	tls     upstream.TLSMode
+	tls     event.TLSMode
 	login   string // passthrough, or the style of the master login
 	forward string
 }
 
 // upstreamVariants returns all variants.
 func upstreamVariants() (all []upstreamVariant) {
-	for _, mode := range []upstream.TLSMode{upstream.ImplicitTLS, upstream.StartTLS, upstream.NoTLS} {
+	for _, mode := range []event.TLSMode{event.ImplicitTLS, event.StartTLS, event.NoTLS} {
 		for _, login := range []string{upstream.Passthrough, upstream.AuthzidStyle, upstream.SeparatorStyle} {
 			for _, forward := range []string{upstream.ForwardID, upstream.ForwardProxy} {
 				all = append(all, upstreamVariant{mode, login, forward})
@@ -43,7 +43,7 @@ func (w upstreamVariant) backendConf(t testing.TB, backend *testbed.Dovecot) str
 	conf := backendConf(backend, w.tls)
 	if w.forward == upstream.ForwardProxy {
 		address := backend.Proxied
-		if w.tls == upstream.ImplicitTLS {
+		if w.tls == event.ImplicitTLS {
 			address = backend.ProxiedTLS
 		}
 		conf = backendConfAt(address, w.tls, backend.CA)
@@ -101,7 +101,7 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 type endToEndCase struct {
 	g        *gateway
 	backend  *testbed.Dovecot
-	listener proxy.TLSMode
+	listener event.TLSMode
 	user, ip string
 }
 

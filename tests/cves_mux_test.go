@@ -14,8 +14,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // scriptedBackend is a backend with scripted responses and one message in INBOX.
@@ -110,7 +108,7 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode event.Mode) (*gateway
 	}
 	backend := plainBackend(testkit.StartIMAP(t, b.serve).Addr()) + muxMode(mode, ", command_hold_timeout: 1s")
 	g := startGateway(t, testbed.NewCA(t), singleBackend(backend))
-	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+	c := mustDial(t, g.endpoint(event.NoTLS), "")
 	mustExec(t, c, "LOGIN alice "+password)
 	mustExec(t, c, "SELECT INBOX")
 	return g, c
@@ -373,8 +371,8 @@ func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{"splice", event.ModeReuse, event.ModeResume} {
-		g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.NoTLS)+muxMode(mode, "")))
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.NoTLS)+muxMode(mode, "")))
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		mustExec(t, c, "LOGIN pipe."+string(mode)+" "+password)
 		for i := range 9 {
 			if err := checkOK(c.Do("APPEND INBOX {}", fmt.Appendf(nil, "Subject: %d\r\n\r\n", i+1))); err != nil {

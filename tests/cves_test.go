@@ -18,7 +18,6 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
@@ -70,7 +69,7 @@ func TestNestedParenthesesBeforeTheLoginHoldNoMemory(t *testing.T) {
 	g := startStubGateway(t)
 	var conns []*RawClient
 	for range 50 {
-		conns = append(conns, mustDial(t, g.endpoint(proxy.NoTLS), ""))
+		conns = append(conns, mustDial(t, g.endpoint(event.NoTLS), ""))
 	}
 	before := totalAlloc()
 	for _, c := range conns {
@@ -96,13 +95,13 @@ func TestBadBase64LeavesOtherLoginsIntact(t *testing.T) {
 	g := startStubGateway(t)
 	var waiting []*RawClient
 	for _, mechanism := range []string{"PLAIN", "LOGIN"} {
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		sendExpect(t, c, "a AUTHENTICATE "+mechanism+"\r\n", "+ ")
 		waiting = append(waiting, c)
 	}
 	for _, bad := range []string{"!", "=", "====", "YQ", "YQ=", "Y Q==", "YQ==YQ==", "\xff\xfe", "AA\x00A", strings.Repeat("A", 8001), strings.Repeat("!", 8001)} {
 		for _, format := range []string{"a AUTHENTICATE PLAIN %s\r\n", "a AUTHENTICATE LOGIN %s\r\n", "a AUTHENTICATE PLAIN\r\n%s\r\n", "a AUTHENTICATE LOGIN\r\n%s\r\n"} {
-			c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+			c := mustDial(t, g.endpoint(event.NoTLS), "")
 			if _, err := fmt.Fprintf(c, format+"!\r\n!\r\n", bad); err != nil { // "=" is an empty name; a password follows
 				t.Fatal(err)
 			}
@@ -237,7 +236,7 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %s %.20s", c.mechanism, c.header, c.binding), func(t *testing.T) {
 			t.Parallel() // refusals are delayed
-			got := runSCRAM(t, mustDial(t, c.g.endpoint(proxy.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
+			got := runSCRAM(t, mustDial(t, c.g.endpoint(event.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
 			if strings.HasPrefix(got, "a OK ") != c.right || !c.right && !strings.HasPrefix(got, "a NO ") && !strings.HasPrefix(got, "a BAD ") {
 				t.Errorf("binding %.60q: %.100q", c.binding, got)
 			}
@@ -250,7 +249,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 	g := startStubGateway(t)
 	before := totalAlloc()
 	for _, command := range []string{"a LOGIN", "a ID", "a NOOP", "a FROB"} {
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		_, _ = io.WriteString(c, command+strings.Repeat(" {1+}\r\nx", 10_000)+"\r\n") // the connection may end before
 		if got, err := c.Read(); err == nil && !isRejected(got) {
 			t.Errorf("%s: %q", command, got.Text)
@@ -269,7 +268,7 @@ func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
 		for _, mark := range []string{"", "+"} {
 			for _, login := range []string{"", "l LOGIN alice " + password + "\r\n"} {
-				c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+				c := mustDial(t, g.endpoint(event.NoTLS), "")
 				if login != "" {
 					sendExpect(t, c, login, "l OK ")
 				}
@@ -287,14 +286,14 @@ func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 	}
 	// Octets directly after a literal belong neither to it nor to another argument.
 	for _, text := range []string{"a LOGIN {3+}\r\nabcX " + password + "\r\n", "a LOGIN {3+}\r\nabc{2+}\r\npw\r\n", "a LOGIN {3+}\r\nabcpw\r\n", "a LOGIN abc {2+}\r\npwX\r\n"} {
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		_, _ = io.WriteString(c, text)
 		if got, err := c.Read(); err == nil && !isRejected(got) {
 			t.Errorf("%q: %q", text, got.Text)
 		}
 		_ = c.Close()
 	}
-	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+	c := mustDial(t, g.endpoint(event.NoTLS), "")
 	sendExpect(t, c, "a LOGIN {3}\r\n", "+ ")
 	sendExpect(t, c, "abcX "+password+"\r\n", "a BAD ")
 	sendExpect(t, c, "b LOGIN {5+}\r\nalice {2+}\r\npw\r\n", "b OK ")
@@ -333,7 +332,7 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 		})
 		g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(b.Addr())))
 		before := totalAlloc()
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		sendExpect(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")
 		if grown := totalAlloc() - before; grown > 8<<20 { // the backend's own copies included
 			t.Errorf("%s: %d octets were allocated", name, grown)

@@ -7,8 +7,6 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // Cyrus omits messages expunged by another session from SEARCH before it reports the
@@ -19,10 +17,10 @@ func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 	users := []string{"ann", "ben", "cat"}
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords(users)})
 	// auto fetches UIDs two seconds after SELECT, or when IDLE begins.
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeResume, ", uid_prefetch: auto")))
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)+muxMode(event.ModeResume, ", uid_prefetch: auto")))
 	var clients []*RawClient
 	for _, user := range users {
-		own, client := mustDial(t, directEndpoint(backend)(t, user), ""), mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+		own, client := mustDial(t, directEndpoint(backend)(t, user), ""), mustDial(t, g.endpoint(event.ImplicitTLS), "")
 		clients = append(clients, client)
 		for _, c := range []*RawClient{own, client} {
 			requireOK(t, c, "LOGIN "+user+" "+password)

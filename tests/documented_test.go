@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
@@ -83,7 +83,7 @@ func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	})
 	backends := map[string]string{}
 	for _, w := range upstreamVariants() {
-		if w.tls != upstream.NoTLS {
+		if w.tls != event.NoTLS {
 			backends[w.String()] = w.backendConf(t, d)
 		}
 	}
@@ -92,7 +92,7 @@ func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	i := 0
 	for name, conf := range backends {
 		i++
-		c := endToEndCase{g: g, backend: d, listener: proxy.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
+		c := endToEndCase{g: g, backend: d, listener: event.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
 		t.Run(name, func(t *testing.T) {
 			if strings.Contains(conf, "login: master") { // the gateway must verify the password
 				s.setRoute(t, c.user, name, "password", "{PLAIN}"+password)

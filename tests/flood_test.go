@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"imapgate/auth"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // Three thousand clients that send single bytes must not delay other logins. They are
@@ -76,7 +76,7 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	// 127.0.0.0/8 is exempt from the limits, which would refuse most guesses.
 	g := startGateway(t, ca, singleBackend(plainBackend(startStub(t, nil).Addr())),
 		fmt.Sprintf("auth: {methods: [file], file: {path: %q}}", writeText(t, "passwd", "alice:"+hash+"\n")))
-	target := g.endpoint(proxy.NoTLS)
+	target := g.endpoint(event.NoTLS)
 	session, err := dialLight(target, "")
 	if err == nil {
 		err = session.exec("LOGIN alice " + password)

@@ -20,8 +20,6 @@ import (
 	"imapgate/internal/event"
 	imapgate "imapgate/internal/gateway"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
 
@@ -113,12 +111,12 @@ func writeText(t testing.TB, name, text string) string {
 }
 
 // listeners are all kinds of listeners, which are also their names in these tests.
-var listeners = []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS, proxy.NoTLS}
+var listeners = []event.TLSMode{event.ImplicitTLS, event.StartTLS, event.NoTLS}
 
 // endpoint returns the endpoint of a listener.
-func (g *gateway) endpoint(kind proxy.TLSMode) endpoint {
-	e := endpoint{address: g.Addrs()[string(kind)].String(), caFile: g.ca.File, starttls: kind == proxy.StartTLS}
-	if kind != proxy.NoTLS {
+func (g *gateway) endpoint(kind event.TLSMode) endpoint {
+	e := endpoint{address: g.Addrs()[string(kind)].String(), caFile: g.ca.File, starttls: kind == event.StartTLS}
+	if kind != event.NoTLS {
 		e.tls = g.ca.ClientTLS("localhost")
 	}
 	return e
@@ -216,17 +214,17 @@ func backendsConf(backends map[string]string) string {
 }
 
 // backendConf returns the settings of a mail server with a TLS mode.
-func backendConf(backend mailServer, mode upstream.TLSMode) string {
+func backendConf(backend mailServer, mode event.TLSMode) string {
 	endpoints := backend.Endpoints()
-	if mode == upstream.ImplicitTLS {
+	if mode == event.ImplicitTLS {
 		return backendConfAt(endpoints.TLS, mode, endpoints.CA)
 	}
 	return backendConfAt(endpoints.Plain, mode, endpoints.CA)
 }
 
 // backendConfAt returns the settings of a backend at an address.
-func backendConfAt(address string, mode upstream.TLSMode, ca *testbed.CA) string {
-	if mode == upstream.NoTLS {
+func backendConfAt(address string, mode event.TLSMode, ca *testbed.CA) string {
+	if mode == event.NoTLS {
 		return plainBackend(address)
 	}
 	return fmt.Sprintf("address: %q, tls: %s, ca: %q, server_name: %s", address, mode, ca.File, testbed.DovecotName)
@@ -262,20 +260,20 @@ func directEndpoint(backend mailServer) endpointFunc {
 
 // gatewayEndpoint starts a gateway in front of the backend, with TLS on both sides.
 func gatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
-	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
-	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, event.ImplicitTLS)))
+	return func(testing.TB, string) endpoint { return g.endpoint(event.ImplicitTLS) }
 }
 
 // plainGatewayEndpoint starts a gateway without TLS on either side, so that the kernel
 // copies the bytes.
 func plainGatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
-	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.NoTLS)))
-	return func(testing.TB, string) endpoint { return g.endpoint(proxy.NoTLS) }
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, event.NoTLS)))
+	return func(testing.TB, string) endpoint { return g.endpoint(event.NoTLS) }
 }
 
 // muxGatewayEndpoint starts a gateway in a mux mode, with TLS on both sides. Fetching UIDs
 // and mod-sequences would change the backend's responses, so it is not eager.
 func muxGatewayEndpoint(t testing.TB, backend mailServer, mode event.Mode) endpointFunc {
-	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(mode, ", uid_prefetch: auto")))
-	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, event.ImplicitTLS)+muxMode(mode, ", uid_prefetch: auto")))
+	return func(testing.TB, string) endpoint { return g.endpoint(event.ImplicitTLS) }
 }

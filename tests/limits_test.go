@@ -8,14 +8,12 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // loginAnswer logs in on a new TLS connection and returns it with the response.
 func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, string) {
 	t.Helper()
-	e := g.endpoint(proxy.ImplicitTLS)
+	e := g.endpoint(event.ImplicitTLS)
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +35,7 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 	store.CLI("HSET", "imapgate:default", "backend", onlyBackend)
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
-			g := startGateway(t, backend.CA, backendsConf(map[string]string{onlyBackend: backendConf(backend, upstream.ImplicitTLS) + muxMode(mode, "")}),
+			g := startGateway(t, backend.CA, backendsConf(map[string]string{onlyBackend: backendConf(backend, event.ImplicitTLS) + muxMode(mode, "")}),
 				fmt.Sprintf("redis: {addresses: [%q]}", store.Address), "limits: {connections: {per_user: 2}}")
 			user := "user-" + string(mode) + "@example.org"
 			first, answer := loginAnswer(t, g, user, "pw")
@@ -66,14 +64,14 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 
 func TestBackendDenialsCauseABan(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)),
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)),
 		"limits: {exempt_networks: [], failures: {ban_after: 5, ban_duration: 1h, delay: 0s}}")
 	for i := range 5 {
 		if _, answer := loginAnswer(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {
 			t.Fatal(answer)
 		}
 	}
-	e := g.endpoint(proxy.NoTLS)
+	e := g.endpoint(event.NoTLS)
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // opensslClient is an interactive `openssl s_client`, whose lines end in LF.
@@ -77,7 +76,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)+muxMode(mode, "")))
-		for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
+		for _, kind := range []event.TLSMode{event.ImplicitTLS, event.StartTLS} {
 			t.Run(string(mode)+"/"+string(kind), func(t *testing.T) {
 				user := fmt.Sprintf("typist-%s-%s", mode, kind)
 				c := startOpenSSL(t, g.endpoint(kind))
@@ -115,7 +114,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)))
-	e := g.endpoint(proxy.StartTLS)
+	e := g.endpoint(event.StartTLS)
 	conn, err := net.DialTimeout("tcp", e.address, testbed.Timeout)
 	if err != nil {
 		t.Fatal(err)

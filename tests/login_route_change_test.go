@@ -7,7 +7,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // delayedBackend is a backend that answers a login when the test releases it. It records
@@ -68,7 +67,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 			user := name + "." + string(mode)
 			t.Run(user, func(t *testing.T) {
 				s.setRoute(t, user, "east", "mode", string(mode))
-				client := mustDial(t, g.endpoint(proxy.NoTLS), "")
+				client := mustDial(t, g.endpoint(event.NoTLS), "")
 				tag, err := client.Send("LOGIN " + user + " " + password)
 				if err != nil {
 					t.Fatal(err)

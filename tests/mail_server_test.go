@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
@@ -54,7 +54,7 @@ func saslPlain(user, password string) string {
 }
 
 // tlsModes are all TLS modes of a backend.
-var tlsModes = []upstream.TLSMode{upstream.ImplicitTLS, upstream.StartTLS, upstream.NoTLS}
+var tlsModes = []event.TLSMode{event.ImplicitTLS, event.StartTLS, event.NoTLS}
 
 // The mail server of the run accepts users by their own password and by the master's, with
 // and without TLS. The client gets its refusal of a wrong one.
@@ -78,13 +78,13 @@ func TestMailServerAcceptsEveryLoginMethod(t *testing.T) {
 		}
 		s.setRoute(t, name, name, more...)
 		for _, command := range []string{"LOGIN " + name + " wrong", "AUTHENTICATE PLAIN " + saslPlain(name, "wrong")} {
-			if got, err := mustDial(t, g.endpoint(proxy.ImplicitTLS), "").Do(command); err != nil || !strings.Contains(formatResponses(got), " NO [AUTHENTICATIONFAILED] ") {
+			if got, err := mustDial(t, g.endpoint(event.ImplicitTLS), "").Do(command); err != nil || !strings.Contains(formatResponses(got), " NO [AUTHENTICATIONFAILED] ") {
 				t.Errorf("%s: %v, %v", command, got, err)
 			}
 		}
 		for _, command := range []string{"LOGIN " + name + " " + password, "AUTHENTICATE PLAIN " + saslPlain(name, password)} {
 			n++
-			client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+			client := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 			requireOK(t, client, command)
 			if err := checkOK(client.Do("APPEND INBOX {+}", newMessage(name))); err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -105,9 +105,9 @@ func TestMailServerThatRequiresTLSGetsNoPasswordInClear(t *testing.T) {
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords([]string{user}), Secured: true})
 	for _, mode := range tlsModes {
 		g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, mode)))
-		got, err := mustDial(t, g.endpoint(proxy.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
+		got, err := mustDial(t, g.endpoint(event.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
 		want := " OK [CAPABILITY "
-		if mode == upstream.NoTLS {
+		if mode == event.NoTLS {
 			want = " NO [UNAVAILABLE] "
 		}
 		if err != nil || !strings.Contains(formatResponses(got), want) {
@@ -121,8 +121,8 @@ func TestCyrusWithoutPasswordCheckIsUnavailable(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords([]string{user}), Unchecked: true})
-	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
-	got, err := mustDial(t, g.endpoint(proxy.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
+	g := startGateway(t, backend.Endpoints().CA, singleBackend(backendConf(backend, event.ImplicitTLS)))
+	got, err := mustDial(t, g.endpoint(event.ImplicitTLS), "").Do("LOGIN " + user + " " + password)
 	if err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
 		t.Errorf("%v, %v", got, err)
 	}

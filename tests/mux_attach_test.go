@@ -9,8 +9,6 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // BenchmarkAttachToTenThousandMessages measures an attach to a pooled upstream in a changed
@@ -18,8 +16,8 @@ import (
 func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	backend := testbed.StartDovecot(b, testbed.DovecotConfig{Password: password})
 	// Every NOOP attaches.
-	g := startTunedGateway(b, backend.CA, alwaysDetach, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeResume, "")))
-	own, through := openLarge(b, directEndpoint(backend)(b, "")), openLarge(b, g.endpoint(proxy.ImplicitTLS))
+	g := startTunedGateway(b, backend.CA, alwaysDetach, singleBackend(backendConf(backend, event.ImplicitTLS)+muxMode(event.ModeResume, "")))
+	own, through := openLarge(b, directEndpoint(backend)(b, "")), openLarge(b, g.endpoint(event.ImplicitTLS))
 	storeMessages(b, own, 10_000)
 	mustDo(b, through, "SELECT INBOX")
 	var selects, attaches []time.Duration

@@ -9,7 +9,6 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // Each command of a client at a real Dovecot has one audit record, also after lost
@@ -19,7 +18,7 @@ func TestEachClientCommandIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")), "audit: {commands: all}")
-	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+	c := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 	mustExec(t, c, "LOGIN zoe "+canary)
 	mustExec(t, c, "CREATE Box")
 	for range 3 {

@@ -13,8 +13,6 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // testedModes are all modes, and one more in which every command needs an attach.
@@ -27,8 +25,8 @@ func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	if mode == "detached" {
 		name, tune = event.ModeResume, alwaysDetach
 	}
-	g := startTunedGateway(t, backend.Endpoints().CA, tune, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(name, "")))
-	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
+	g := startTunedGateway(t, backend.Endpoints().CA, tune, singleBackend(backendConf(backend, event.ImplicitTLS)+muxMode(name, "")))
+	return func(testing.TB, string) endpoint { return g.endpoint(event.ImplicitTLS) }
 }
 
 // A random script has the same responses and leaves the same mailboxes in every mode.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"imapgate/internal/event"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -12,8 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"imapgate/proxy"
 )
 
 // isolationTest is a gateway for users with marked mail, and the results of their sessions.
@@ -83,9 +82,9 @@ func (c *workload) generateScript(random *rand.Rand) {
 
 // run runs the session, completely or up to a random byte sent or received.
 func (c *workload) run(random *rand.Rand) error {
-	e := c.g.endpoint(proxy.NoTLS)
+	e := c.g.endpoint(event.NoTLS)
 	if random.IntN(8) == 0 {
-		e = c.g.endpoint(proxy.ImplicitTLS)
+		e = c.g.endpoint(event.ImplicitTLS)
 	}
 	// From many addresses, because each has its own ports.
 	from := &net.TCPAddr{IP: net.IPv4(127, 7, byte(random.IntN(64)), byte(1+random.IntN(250)))}

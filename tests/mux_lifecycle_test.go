@@ -11,7 +11,6 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // The capabilities are the same before and after a lost upstream, and none of them leads to
@@ -20,7 +19,7 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")))
-	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+	c := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 	welcome, err := c.Do("LOGIN amy " + password)
 	if err := checkOK(welcome, err); err != nil {
 		t.Fatal(err)
@@ -70,7 +69,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")))
 	log := func(user string, commands ...string) *RawClient {
 		t.Helper()
-		c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+		c := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 		for _, command := range append([]string{fmt.Sprintf("LOGIN %s %q", user, secret)}, commands...) {
 			if got, err := c.Do(command); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 				t.Fatalf("%s: %s: %v, %v", user, command, got, err)
@@ -144,7 +143,7 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(testkit.StartIMAP(t, serveShrinkingMailbox).Addr())+muxMode(event.ModeResume, "")))
 	runSession := func(i int) {
 		t.Helper()
-		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(event.NoTLS), "")
 		for _, command := range []string{fmt.Sprintf("LOGIN user%d %s", i, password), "SELECT INBOX", "NOOP", "NOOP", "LOGOUT"} {
 			if err := checkOK(c.Do(command)); err != nil {
 				t.Fatalf("user%d: %s: %v", i, command, err)

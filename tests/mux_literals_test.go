@@ -17,7 +17,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // literalForms are commands with a literal at L: where it is allowed, where it is not, in
@@ -240,7 +239,7 @@ type literalProber struct {
 
 func (p *literalProber) open() {
 	p.Helper()
-	p.c = mustDial(p.T, p.g.endpoint(proxy.NoTLS), "")
+	p.c = mustDial(p.T, p.g.endpoint(event.NoTLS), "")
 	p.sessions++
 	mustExec(p.T, p.c, "LOGIN "+p.user+" "+password)
 }

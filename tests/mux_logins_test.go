@@ -14,8 +14,6 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // Targets for returning users, compared with direct logins at the backend.
@@ -30,8 +28,8 @@ const (
 // the machine may be busy.
 func TestReturningUsersReuseBackendLogins(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1}) // Dovecot's default
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+muxMode(event.ModeReuse, "")))
-	ways := []endpoint{directEndpoint(backend)(t, ""), g.endpoint(proxy.ImplicitTLS), g.endpoint(proxy.NoTLS)}
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)+muxMode(event.ModeReuse, "")))
+	ways := []endpoint{directEndpoint(backend)(t, ""), g.endpoint(event.ImplicitTLS), g.endpoint(event.NoTLS)}
 	rates, costs := make([]float64, len(ways)), make([]time.Duration, len(ways))
 	n := testSize(100, 2_000)
 	for i, e := range ways {

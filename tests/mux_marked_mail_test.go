@@ -14,7 +14,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy/upstream"
 )
 
 const (
@@ -41,7 +40,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	// enough for reuse even on a slow machine.
 	mode := muxMode(event.ModeReuse, fmt.Sprintf(", pool_idle_timeout: %ds", testSize(60, 2)))
 	backends := map[string]string{
-		"real": backendConf(real, upstream.NoTLS) + mode,
+		"real": backendConf(real, event.NoTLS) + mode,
 		"stub": plainBackend(testkit.StartIMAP(t, serveMarkedBackend).Addr()) + mode,
 	}
 	g := startGateway(t, ca, staticBackends(backends, users), fmt.Sprintf("auth: {methods: [file], file: {path: %q}}", writeText(t, "passwd", passwords.String())))

@@ -17,9 +17,7 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/settings"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
 	"imapgate/proxy/relay/mux"
-	"imapgate/proxy/upstream"
 )
 
 // outageTest is a gateway in mode resume, a Dovecot that is down for some time, and clients
@@ -127,7 +125,7 @@ func startOutageTest(t *testing.T, sessions int) *outageTest {
 	o.backend = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	o.faultProxy = faultproxy.Start(t, o.backend.Endpoints().TLS)
 	mode := muxMode(event.ModeResume, fmt.Sprintf(", command_hold_timeout: %v", o.holdTimeout))
-	o.g = startGateway(t, o.backend.CA, singleBackend(backendConfAt(o.faultProxy.Address(), upstream.ImplicitTLS, o.backend.CA)+mode))
+	o.g = startGateway(t, o.backend.CA, singleBackend(backendConfAt(o.faultProxy.Address(), event.ImplicitTLS, o.backend.CA)+mode))
 	return o
 }
 
@@ -174,7 +172,7 @@ func (o *outageTest) runClient(i int, onStarted func()) error {
 	onStarted = sync.OnceFunc(onStarted)
 	defer onStarted()
 	activity := activities[i%len(activities)]
-	raw, err := dialIMAP(o.g.endpoint(proxy.ImplicitTLS), "")
+	raw, err := dialIMAP(o.g.endpoint(event.ImplicitTLS), "")
 	if err != nil {
 		return err
 	}
@@ -417,8 +415,8 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	// Without read_after_write the last login is the session's.
 	mode := muxMode(event.ModeResume, ", silence_timeout: 2s, read_after_write: false")
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)+mode))
-	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)+mode))
+	c, err := dialIMAP(g.endpoint(event.ImplicitTLS), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -461,7 +459,7 @@ func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 		t.Skipf("it waits for 12 s; set %s=1", soakEnv)
 	}
 	o := startOutageTest(t, 6)
-	first := mustDial(t, o.g.endpoint(proxy.ImplicitTLS), "")
+	first := mustDial(t, o.g.endpoint(event.ImplicitTLS), "")
 	mustExec(t, first, "LOGIN six "+password)
 	messages := settings.Default[mux.Settings]().FlagResyncMaxMessages + 500
 	var literals [][]byte
@@ -473,7 +471,7 @@ func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 	}
 	all := []*RawClient{first}
 	for range o.sessions - 1 {
-		c := mustDial(t, o.g.endpoint(proxy.ImplicitTLS), "")
+		c := mustDial(t, o.g.endpoint(event.ImplicitTLS), "")
 		mustExec(t, c, "LOGIN six "+password)
 		all = append(all, c)
 	}

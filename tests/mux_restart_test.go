@@ -16,8 +16,6 @@ import (
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // restartTest is a gateway, a backend that is restarted, and client sessions.
@@ -75,8 +73,8 @@ func startRestartTest(t *testing.T) *restartTest {
 	ca := h.backend.Endpoints().CA
 	mode := muxMode(event.ModeResume, fmt.Sprintf(", command_hold_timeout: %v", 4*testbed.Timeout)) // all sessions reattach at once, and each starts a process
 	h.g = startGateway(t, ca, staticBackends(map[string]string{
-		onlyBackend: backendConfAt(h.faultProxy.Address(), upstream.ImplicitTLS, ca) + mode,
-		"muted":     backendConfAt(h.mutedProxy.Address(), upstream.ImplicitTLS, ca) + mode,
+		onlyBackend: backendConfAt(h.faultProxy.Address(), event.ImplicitTLS, ca) + mode,
+		"muted":     backendConfAt(h.mutedProxy.Address(), event.ImplicitTLS, ca) + mode,
 	}, users))
 	h.forEachUser(func(user string) error {
 		return h.runDirectSession(user, func(c *RawClient) error {
@@ -132,7 +130,7 @@ func checkOK(got []Response, err error) error {
 
 // openSession logs in and calls begin; resume is called after the restart.
 func (h *restartTest) openSession(user string, begin func(*restingSession) error, resume func(*restingSession) error) error {
-	c, err := dialIMAP(h.g.endpoint(proxy.ImplicitTLS), "")
+	c, err := dialIMAP(h.g.endpoint(event.ImplicitTLS), "")
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // closedSeries returns the metric series of pooled connections closed for a reason.
@@ -36,7 +35,7 @@ func startMoveTest(t *testing.T, mode event.Mode, tune func(*config.Config)) mov
 // runSession logs in and out, which leaves an idle upstream in the pool.
 func (r moveTest) runSession(user string) {
 	r.t.Helper()
-	client := mustDial(r.t, r.g.endpoint(proxy.ImplicitTLS), "")
+	client := mustDial(r.t, r.g.endpoint(event.ImplicitTLS), "")
 	for _, command := range []string{"LOGIN " + user + " " + password, "SELECT INBOX", "LOGOUT"} {
 		mustExec(r.t, client, command)
 	}
@@ -93,7 +92,7 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 		{"villain", "east", []string{"state", "blocked"}, event.LoginRevoked, event.DiscardCredentials},
 	} {
 		r.store.setRoute(t, c.user, "east")
-		client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
+		client := mustDial(t, r.g.endpoint(event.ImplicitTLS), "")
 		mustExec(t, client, "LOGIN "+c.user+" "+password)
 		mustExec(t, client, "SELECT INBOX")
 		r.store.setRoute(t, c.user, c.home, c.more...)
@@ -120,7 +119,7 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 			r := startMoveTest(t, mode, func(*config.Config) {})
 			r.store.setRoute(t, "boxer", "east", "login", "box.a")
 			r.runSession("boxer") // leaves an idle upstream of box.a
-			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
+			client := mustDial(t, r.g.endpoint(event.ImplicitTLS), "")
 			mustExec(t, client, "LOGIN boxer "+password)
 			if mode == event.ModeResume {
 				mustExec(t, client, "SELECT INBOX")

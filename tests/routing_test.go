@@ -7,10 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // The documented properties of routing by Redis: a change takes effect within a second, and
@@ -63,7 +62,7 @@ func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 // with a comma.
 func (c *cluster) backends(more string) string {
 	return backendsConf(map[string]string{
-		"east": backendConf(c.east, upstream.ImplicitTLS) + more, "west": backendConf(c.west, upstream.ImplicitTLS) + more,
+		"east": backendConf(c.east, event.ImplicitTLS) + more, "west": backendConf(c.west, event.ImplicitTLS) + more,
 	})
 }
 
@@ -87,7 +86,7 @@ func (c *cluster) addUser(prefix string) string {
 // loginBackend logs in and returns the name of the backend, or the refusal.
 func loginBackend(t *testing.T, g *gateway, user string) (backend string) {
 	t.Helper()
-	client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+	client := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 	defer client.Close() // all responses were read
 	got, err := client.Do("LOGIN " + user + " " + password)
 	if err != nil {

@@ -14,11 +14,10 @@ import (
 	"github.com/emersion/go-imap/v2/imapclient"
 	"github.com/emersion/go-sasl"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // Real clients, by each of their SASL mechanisms.
@@ -27,8 +26,8 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	t.Parallel()
 	curl := testbed.FindProgram(t, "curl", "curl")
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, upstream.ImplicitTLS)))
-	for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
+	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)))
+	for _, kind := range []event.TLSMode{event.ImplicitTLS, event.StartTLS} {
 		e := g.endpoint(kind)
 		_, port := splitAddress(t, e.address)
 		url := "imaps://localhost:" + port

@@ -20,10 +20,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
-	"imapgate/proxy/upstream"
 )
 
 // soakEnv is the environment variable that, set to 1, runs the long tests at full size:
@@ -154,12 +153,12 @@ func newSessionKind(run func(p *lightClient, login string) error) func(e endpoin
 func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 	n := testSize(1_000, 100_000)
 	ca := testbed.NewCA(t)
-	secured, plain := startStubConfig(t, ca, upstream.ImplicitTLS), startStubConfig(t, ca, upstream.NoTLS)
+	secured, plain := startStubConfig(t, ca, event.ImplicitTLS), startStubConfig(t, ca, event.NoTLS)
 	var endpoints []endpoint
 	for _, v := range []struct {
 		backend  string
-		listener proxy.TLSMode
-	}{{secured, proxy.ImplicitTLS}, {plain, proxy.NoTLS}, {plain, proxy.NoTLS}, {secured, proxy.NoTLS}} {
+		listener event.TLSMode
+	}{{secured, event.ImplicitTLS}, {plain, event.NoTLS}, {plain, event.NoTLS}, {secured, event.NoTLS}} {
 		g := startGateway(t, ca, singleBackend(v.backend))
 		endpoints = append(endpoints, g.endpoint(v.listener))
 	}
@@ -182,9 +181,9 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 }
 
 // startStubConfig starts a stub and returns its backend settings.
-func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) string {
+func startStubConfig(t testing.TB, ca *testbed.CA, mode event.TLSMode) string {
 	t.Helper()
-	if mode == upstream.NoTLS {
+	if mode == event.NoTLS {
 		return plainBackend(startStub(t, nil).Addr())
 	}
 	cert, key := ca.Issue(t, testbed.DovecotName)

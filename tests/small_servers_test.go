@@ -15,7 +15,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/proxy"
 )
 
 // smallServers are mail servers with fewer extensions than Dovecot and Cyrus. start creates
@@ -130,7 +129,7 @@ func TestASmallServerAnswersAsDirectly(t *testing.T) {
 			want := runAnswers(t, direct, "direct", server.prefix)
 			for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 				g := startPlainGateway(t, address, mode)
-				if got := runAnswers(t, mustDial(t, g.endpoint(proxy.ImplicitTLS), ""), string(mode), server.prefix); got != want {
+				if got := runAnswers(t, mustDial(t, g.endpoint(event.ImplicitTLS), ""), string(mode), server.prefix); got != want {
 					t.Errorf("%s:\n%s\ndirectly:\n%s", mode, got, want)
 				}
 			}
@@ -148,7 +147,7 @@ func TestConnectionsOfASmallServerAreReusedAndNothingIsExpunged(t *testing.T) {
 			t.Parallel()
 			g := startPlainGateway(t, server.start(t, user), event.ModeReuse)
 			for i := range sessions {
-				client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+				client := mustDial(t, g.endpoint(event.ImplicitTLS), "")
 				requireOK(t, client, "LOGIN "+user+" "+password)
 				if i == 0 {
 					if err := checkOK(client.Do("APPEND INBOX (\\Deleted) {}", newMessage("kept"))); err != nil {

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
-	"imapgate/proxy/upstream"
 )
 
 const stormUserCount = 50
@@ -32,7 +32,7 @@ func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 		testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 		testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
 	}
-	upstreams["secured"], upstreams["plain"] = backendConf(backends[0], upstream.ImplicitTLS), backendConf(backends[1], upstream.NoTLS)
+	upstreams["secured"], upstreams["plain"] = backendConf(backends[0], event.ImplicitTLS), backendConf(backends[1], event.NoTLS)
 	for i := range stormUserCount {
 		user := fmt.Sprintf("user%d", i)
 		users[user] = []string{"secured", "plain"}[i%2]

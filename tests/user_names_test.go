@@ -14,7 +14,6 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 )
 
@@ -56,7 +55,7 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 		Users: accounts, Master: "gateway", MasterPassword: "master-password", Settings: "auth_username_chars =\n", Settings24: "auth_username_chars =\n",
 	})
 	store := testbed.StartRedis(t)
-	passes := backendConf(backend, upstream.ImplicitTLS)
+	passes := backendConf(backend, event.ImplicitTLS)
 	// The names have every optional character.
 	sections := []string{
 		fmt.Sprintf(`auth: {methods: [file], file: {path: %q}, default_domain: example.org, names: {characters: %q, utf8: true, prefixes: {DOMAIN: corp.example}}}`,
@@ -112,7 +111,7 @@ type loginCase struct {
 
 // checkLogin logs in and checks that the mailbox it creates is the user's.
 func (g *gateway) checkLogin(backend *testbed.Dovecot, e loginCase) error {
-	c, err := Connect(g.endpoint(proxy.NoTLS).address, nil)
+	c, err := Connect(g.endpoint(event.NoTLS).address, nil)
 	if err != nil {
 		return err
 	}

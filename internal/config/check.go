@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/routing"
@@ -54,7 +55,7 @@ func (c checker) checkListeners() {
 	needsTLS := false
 	for i, l := range c.cfg.Listeners {
 		key := ItemKey("listeners", i)
-		needsTLS = needsTLS || l.TLS != "none"
+		needsTLS = needsTLS || l.TLS != event.NoTLS
 		for j, other := range c.cfg.Listeners[:i] {
 			if addressesOverlap(l.Address, other.Address) {
 				c.add(MemberKey(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
@@ -150,7 +151,7 @@ func (c checker) checkBackends() {
 			c.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
 		usesTLS := b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil
-		c.checkRules(rule{b.TLS == "none" && usesTLS, key, "ca, server_name and client_certificate are used only with TLS"})
+		c.checkRules(rule{b.TLS == event.NoTLS && usesTLS, key, "ca, server_name and client_certificate are used only with TLS"})
 		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
 		c.checkBackendLogin(key, b)
 	}

@@ -252,6 +252,16 @@ const (
 	ModePark   Mode = "park"   // as resume, and an idle session releases its upstream
 )
 
+// TLSMode is how the connections of a listener, or those to a backend, are protected.
+type TLSMode string
+
+// The TLS modes.
+const (
+	ImplicitTLS TLSMode = "implicit" // TLS from the first byte
+	StartTLS    TLSMode = "starttls" // STARTTLS before any credentials
+	NoTLS       TLSMode = "none"     // credentials travel in the clear: something else must protect them
+)
+
 // State is what a multiplexed session is doing.
 type State string
 

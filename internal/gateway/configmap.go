@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/parking"
@@ -29,7 +30,7 @@ type (
 // The functions below convert the configuration to the settings of each package.
 
 func needsTLS(cfg *config.Config) bool {
-	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != proxy.NoTLS })
+	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != event.NoTLS })
 }
 
 func (g *Gateway) proxyConfig(instance string) proxy.Config {
@@ -70,7 +71,7 @@ func dialRedis(r *routing.RedisSettings, tlsConfig func() *tls.Config) (redis.Un
 func (g *Gateway) upstreamConfig(b config.Backend, instance string) upstream.Config {
 	out := upstream.Config{Name: b.Name, Settings: b.Settings, LoginSettings: g.cfg.Limits.LoginSettings,
 		TLSConfig: g.files.clientTLS(backendKey(b.Name)), SessionPrefix: instance, Sockets: g.descriptors}
-	if b.TLS != upstream.NoTLS {
+	if b.TLS != event.NoTLS {
 		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
 	}
 	return out

@@ -18,9 +18,9 @@ import (
 	"imapgate/auth/authhttp"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/event"
 	"imapgate/internal/filewatch"
 	"imapgate/internal/plainfile"
-	"imapgate/proxy/upstream"
 	"imapgate/tlsconf"
 )
 
@@ -129,7 +129,7 @@ func clientBlocks(cfg *config.Config) (list []clientBlock) {
 		}
 	}
 	for name, b := range cfg.Backends {
-		if b.TLS != upstream.NoTLS {
+		if b.TLS != event.NoTLS {
 			add(backendKey(name), tlsconf.ClientConfig{CA: b.CA, ServerName: cmp.Or(b.ServerName, hostOf(b.Address)),
 				Certificate: b.ClientCertificate.OrNone(), ALPN: tlsconf.IMAP})
 		}

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -38,7 +39,7 @@ func (z *testResolver) resolve(ctx context.Context, _, host string) ([]netip.Add
 func newTestIndex(z *testResolver, backends map[string]string) *backendIndex {
 	made := make(map[string]*upstream.Backend)
 	for name, address := range backends {
-		made[name] = upstream.New(testbed.WithDefaults(upstream.Config{Name: name, Settings: upstream.Settings{Address: address, TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
+		made[name] = upstream.New(testbed.WithDefaults(upstream.Config{Name: name, Settings: upstream.Settings{Address: address, TLS: event.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	}
 	p := newBackendIndex(made, time.Minute)
 	p.resolve = z.resolve

@@ -25,7 +25,7 @@ func parseUser(t testing.TB, name string) identity.User {
 // unreachableError returns upstream's error for an unreachable backend.
 func unreachableError(t testing.TB) error {
 	t.Helper()
-	b := upstream.New(testbed.WithDefaults(upstream.Config{Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}), upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}), upstream.Hooks{}, zap.NewNop())
 	_, err := b.Login(t.Context(), upstream.Request{User: parseUser(t, "x"), Password: identity.NewSecret("y")})
 	if upstream.ResultOf(err) != event.ConnectUnreachable {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func fullBacklog(t *testing.T) string {
 
 func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	results := make(chan event.ConnectResult, 1)
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: fullBacklog(t), TLS: NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: 500 * time.Millisecond}}),
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: fullBacklog(t), TLS: event.NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: 500 * time.Millisecond}}),
 		Hooks{OnConnect: func(r event.ConnectResult) { results <- r }}, zap.NewNop())
 	began := time.Now()
 	conn, err := b.Login(context.Background(), testRequest(t))
@@ -57,7 +57,7 @@ func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	b = New(testbed.WithDefaults(Config{Settings: Settings{Address: b.cfg.Address, TLS: NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Hour}}), Hooks{}, zap.NewNop())
+	b = New(testbed.WithDefaults(Config{Settings: Settings{Address: b.cfg.Address, TLS: event.NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Hour}}), Hooks{}, zap.NewNop())
 	if _, err := b.Login(ctx, testRequest(t)); err == nil { // not after an hour
 		t.Error("the client's own time does not count")
 	}

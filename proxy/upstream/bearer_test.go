@@ -41,7 +41,7 @@ func TestATokenIsSentByTheMechanismOfTheBackend(t *testing.T) {
 		"a list and no AS": {"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=oauthbearer SASL-IR\r\n{C} OK", "< AUTHENTICATE OAUTHBEARER " + encodeBase64(bearerPayload), loginOK},
 	} {
 		for _, login := range []string{Passthrough, OAuthLogin} {
-			a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: login}}, tokenRequest(t), steps...)
+			a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS, Login: login}}, tokenRequest(t), steps...)
 			a.finish()
 			if a.err != nil || a.Err != nil || a.result != event.ConnectOK {
 				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.Err, a.result)
@@ -62,7 +62,7 @@ func TestARejectedTokenIsDenied(t *testing.T) {
 		"with empty reasons": {greetingOAuth, []string{"> + ", "< AQ==\r\n", "> * OK x\r\n{L} NO no"}},
 	} {
 		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, tokenRequest(t), steps...)
 		a.finish()
 		if !errors.Is(a.err, ErrDenied) || a.Err != nil || a.result != event.ConnectDenied {
 			t.Errorf("%s: %v, %v, %s", what, a.err, a.Err, a.result)
@@ -88,7 +88,7 @@ func TestAnUnverifiableTokenIsNotDenied(t *testing.T) {
 		"no object":            {`["internal_failure"]`, "NO no", false},
 		"half an object":       {`{"status":"internal_failure"`, "NO no", false},
 	} {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), greetingOAuth, "< ID", "< AUTHENTICATE", "> {I} OK",
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, tokenRequest(t), greetingOAuth, "< ID", "< AUTHENTICATE", "> {I} OK",
 			"> + "+encodeBase64(c.challenge), "< AQ==", "> {L} "+c.end)
 		a.finish()
 		var refused *RefusedError
@@ -118,14 +118,14 @@ func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
 		"them coded":              {[]string{"> {L} BAD " + encodeBase64(bearerPayload), "fin"}, event.ConnectNotAccepted},
 		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, event.ConnectProtocol},
 	} {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), append(front, c.steps...)...)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, tokenRequest(t), append(front, c.steps...)...)
 		a.finish()
 		if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != c.result || leaksCredentials(a.err.Error()) && what != "BAD" {
 			t.Errorf("%s: %v, %s", what, a.err, a.result)
 		}
 	}
 	// PLAIN has no such challenge, whatever other mechanisms the backend offers.
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), append(front, "> + ")...)
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), append(front, "> + ")...)
 	if a.finish(); !errors.Is(a.err, errContinuation) {
 		t.Errorf("a password: %v", a.err)
 	}
@@ -143,18 +143,18 @@ func TestStartTLSAttacksGetNoToken(t *testing.T) {
 
 func TestATokenIsNotSentWithoutAMechanism(t *testing.T) {
 	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR", "IMAP4rev1 AUTH=OAUTHBEARERS"} {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, tokenRequest(t), "> * OK [CAPABILITY "+caps+"] hi")
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, tokenRequest(t), "> * OK [CAPABILITY "+caps+"] hi")
 		a.finish()
 		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaksCredentials(a.Plaintext.String()) {
 			t.Errorf("%s: %v, %q", caps, a.err, a.Plaintext.String())
 		}
 	}
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, tokenRequest(t), greetingOAuth, "< ID",
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, tokenRequest(t), greetingOAuth, "< ID",
 		"< AUTHENTICATE PLAIN "+encodeBase64("joe@example.org\x00boss\x00m-pw"), "> {I} OK", loginOK)
 	if a.finish(); a.err != nil || a.Err != nil {
 		t.Errorf("a master's login: %v, %v", a.err, a.Err)
 	}
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS, Login: OAuthLogin}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS, Login: OAuthLogin}}), Hooks{}, zap.NewNop())
 	if _, err := b.Login(t.Context(), testRequest(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 		t.Errorf("a password where only tokens are accepted: %v", err)
 	}
@@ -173,7 +173,7 @@ func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 	req := tokenRequest(t)
 	req.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
 	message := encodeBase64("n,a=joe@example.org,\x01auth=Bearer " + req.Token.Reveal() + "\x01\x01")
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, req, greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, req, greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
 	if a.finish(); a.err != nil || a.Err != nil {
 		t.Fatalf("%v, %.200v", a.err, a.Err)
 	}
@@ -181,7 +181,7 @@ func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 		"closed": {"fin"}, "reset": {"rst"}, "BYE": {"> * BYE Authentication response too large", "fin"},
 	} {
 		steps := append([]string{greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, req, steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, req, steps...)
 		a.finish()
 		if !errors.Is(a.err, ErrUnavailable) || a.result != event.ConnectNotAccepted || VerdictOf(a.err) != VerdictNone {
 			t.Errorf("%s: %v, %s, verdict %d", what, a.err, a.result, VerdictOf(a.err))
@@ -200,7 +200,7 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := event.ConnectResult("")
-			b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: c.steps}).Start(t), TLS: NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
+			b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: c.steps}).Start(t), TLS: event.NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
 			b.health.failingSince = since
 			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.health.failingSince.Equal(since) {
 				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)
@@ -222,7 +222,7 @@ func TestAcceptsCredentialsDependsOnTheLogin(t *testing.T) {
 }
 
 func TestANameIsEscapedForOAuthBearer(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := tokenRequest(t)
 	req.Login = "joe,a=x=2C"
 	creds, err := b.buildCredentials(req)

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
@@ -23,7 +24,7 @@ func serveInstantly(c *testkit.Conn) {
 
 func BenchmarkLogin(b *testing.B) {
 	q := testkit.StartIMAP(b, serveInstantly)
-	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	backend := New(testbed.WithDefaults(Config{Settings: Settings{Address: q.Addr(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

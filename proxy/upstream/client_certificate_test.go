@@ -37,9 +37,9 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 	}
 	good, goodKey := ca.Issue(t, "gateway")
 	wrong, wrongKey := otherCA.Issue(t, "gateway")
-	begin := map[TLSMode][]string{
-		ImplicitTLS: {"tls", "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] hi"},
-		StartTLS:    {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
+	begin := map[event.TLSMode][]string{
+		event.ImplicitTLS: {"tls", "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] hi"},
+		event.StartTLS:    {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
 	}
 	rest := []string{"< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", "> {L} OK [CAPABILITY IMAP4rev1] in"}
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -77,7 +77,7 @@ func TestDovecotAcceptsTheClientCertificate(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
 	good, goodKey := ca.Issue(t, "gateway")
 	wrong, wrongKey := otherCA.Issue(t, "gateway")
-	for mode, address := range map[TLSMode]string{ImplicitTLS: d.TLS, StartTLS: d.Plain} {
+	for mode, address := range map[event.TLSMode]string{event.ImplicitTLS: d.TLS, event.StartTLS: d.Plain} {
 		for name, c := range map[string]struct {
 			tls    func() *tls.Config
 			result event.ConnectResult

@@ -21,16 +21,6 @@ import (
 	"imapgate/tlsconf"
 )
 
-// TLSMode is how the connection to a backend is protected.
-type TLSMode string
-
-// TLS modes. Only NoTLS sends credentials in the clear.
-const (
-	ImplicitTLS TLSMode = "implicit"
-	StartTLS    TLSMode = "starttls"
-	NoTLS       TLSMode = "none"
-)
-
 // Kinds of login, styles of a master login, and ways to forward the client's address.
 const (
 	Passthrough = "passthrough" // with the client's own password or token
@@ -51,10 +41,10 @@ const answerTimeout = 20 * time.Second
 
 // Settings are the settings of one backend.
 type Settings struct {
-	Address    string  `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required."`
-	TLS        TLSMode `yaml:"tls" default:"implicit" oneof:"implicit starttls none" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
-	CA         string  `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
-	ServerName string  `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host in address."`
+	Address    string        `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required."`
+	TLS        event.TLSMode `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
+	CA         string        `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ServerName string        `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host in address."`
 
 	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"Presented to a server that requests one (mTLS)."`
 
@@ -91,7 +81,7 @@ type Config struct {
 	Settings
 	LoginSettings
 
-	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
+	TLSConfig func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with event.NoTLS
 	// WrapConn returns the connection to run TLS over; nil: the TCP connection.
 	WrapConn func(*net.TCPConn) net.Conn
 	// Sockets counts the connections; nil: without a limit.

@@ -24,7 +24,7 @@ func TestDovecotAcceptsTheClientsToken(t *testing.T) {
 		t.Run(mechanisms, func(t *testing.T) {
 			d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, mechanisms)})
 			for _, cfg := range []Config{
-				{Settings: Settings{Address: d.Plain, TLS: StartTLS, Login: OAuthLogin}}, {Settings: Settings{Address: d.TLS, TLS: ImplicitTLS, Login: Passthrough}},
+				{Settings: Settings{Address: d.Plain, TLS: event.StartTLS, Login: OAuthLogin}}, {Settings: Settings{Address: d.TLS, TLS: event.ImplicitTLS, Login: Passthrough}},
 			} {
 				cfg.Name, cfg.TLSConfig = "east", d.CA.ClientTLSFunc(testbed.DovecotName)
 				b := New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
@@ -23,13 +24,13 @@ import (
 
 // loginVariant is one combination of connection and login at a real backend.
 type loginVariant struct {
-	mode           TLSMode
+	mode           event.TLSMode
 	login, forward string
 	style          string
 }
 
 func loginVariants() (all []loginVariant) {
-	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
+	for _, mode := range []event.TLSMode{event.NoTLS, event.StartTLS, event.ImplicitTLS} {
 		for _, forward := range []string{ForwardID, ForwardProxy} {
 			all = append(all, loginVariant{mode, Passthrough, forward, ""},
 				loginVariant{mode, MasterLogin, forward, AuthzidStyle}, loginVariant{mode, MasterLogin, forward, SeparatorStyle})
@@ -41,16 +42,16 @@ func loginVariants() (all []loginVariant) {
 func (w loginVariant) backend(d *testbed.Dovecot) *Backend {
 	cfg := Config{Name: "east", Settings: Settings{TLS: w.mode, Login: w.login, Forward: w.forward, Master: Master{User: "gateway", Password: identity.NewSecret("m-pw"), Style: w.style, Separator: "*"}}}
 	switch {
-	case w.mode == ImplicitTLS && w.forward == ForwardProxy:
+	case w.mode == event.ImplicitTLS && w.forward == ForwardProxy:
 		cfg.Address = d.ProxiedTLS
-	case w.mode == ImplicitTLS:
+	case w.mode == event.ImplicitTLS:
 		cfg.Address = d.TLS
 	case w.forward == ForwardProxy:
 		cfg.Address = d.Proxied
 	default:
 		cfg.Address = d.Plain
 	}
-	if w.mode != NoTLS {
+	if w.mode != event.NoTLS {
 		cfg.TLSConfig = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
 	return New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())
@@ -99,7 +100,7 @@ func checkSession(t *testing.T, conn *Conn, w loginVariant) {
 	}
 	nc, rest := conn.Detach()
 	defer func() { _ = nc.Close() }()
-	if _, secure := nc.(*tls.Conn); secure == (w.mode == NoTLS) {
+	if _, secure := nc.(*tls.Conn); secure == (w.mode == event.NoTLS) {
 		t.Errorf("%v: a %T", w, nc)
 	}
 	if len(rest) > 0 {
@@ -121,7 +122,7 @@ func TestDovecotRefusalsAreReported(t *testing.T) {
 		wg.Go(func() { checkRefusal(t, d, w) }) // Dovecot delays each
 	}
 	wg.Wait()
-	b := loginVariant{mode: ImplicitTLS}.backend(d)
+	b := loginVariant{mode: event.ImplicitTLS}.backend(d)
 	b.cfg.TLSConfig = d.CA.ClientTLSFunc("another.test")
 	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errTLS) {
 		t.Errorf("%v", err)
@@ -143,7 +144,7 @@ func checkRefusal(t *testing.T, d *testbed.Dovecot, w loginVariant) {
 
 func TestConcurrentLoginsDoNotMixUsers(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw"})
-	b := loginVariant{mode: ImplicitTLS, forward: ForwardID}.backend(d)
+	b := loginVariant{mode: event.ImplicitTLS, forward: ForwardID}.backend(d)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		name := fmt.Sprintf("user%d", i)

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/testbed"
@@ -95,7 +96,7 @@ func FuzzUpstreamLogin(f *testing.F) {
 				caps += c
 			}
 		}
-		cfg := Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}
+		cfg := Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}
 		req := Request{User: user(t, "joe"), Login: name, Password: identity.NewSecret(password)}
 		if name == "" {
 			name = "joe"
@@ -232,7 +233,7 @@ func FuzzBackendLogin(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, req := range []Request{testRequest(t), tokenRequest(t)} {
 			checkLogin(t, b, req, text)

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
@@ -135,7 +136,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 		tag, _, _ := c.ReadCommand()
 		_ = c.Send(tag + " OK [CAPABILITY IMAP4rev1] in")
 	})
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	b.health.failingSince = time.Now().Add(-time.Minute)
 	var logins sync.WaitGroup
 	login := func() {

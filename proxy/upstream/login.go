@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/tlsconf"
 )
@@ -53,7 +54,7 @@ type loginConn struct {
 // loginOn logs in over nc, until ctx ends or the deadline. On success the Conn owns nc;
 // otherwise nc is closed.
 func (b *Backend) loginOn(ctx context.Context, deadline time.Time, nc net.Conn, req Request, creds credentials) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != NoTLS {
+	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != event.NoTLS {
 		nc = b.cfg.WrapConn(tcp)
 	}
 	random := rand.Text() // 26 characters of 5 bits
@@ -90,7 +91,7 @@ func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
 			return nil, err
 		}
 	}
-	if cfg.TLS == ImplicitTLS {
+	if cfg.TLS == event.ImplicitTLS {
 		if err := c.handshakeTLS(cfg.clientTLS()); err != nil {
 			return nil, err
 		}
@@ -98,7 +99,7 @@ func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
 	if err := c.readGreeting(); err != nil {
 		return nil, err
 	}
-	if cfg.TLS == StartTLS {
+	if cfg.TLS == event.StartTLS {
 		if err := c.startTLS(cfg.clientTLS()); err != nil {
 			return nil, err
 		}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -22,7 +23,7 @@ const (
 )
 
 func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -67,7 +68,7 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 		"no address by ID":            {Config{Settings: Settings{Forward: ForwardNone}}, []string{greetingFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tc.cfg.TLS = NoTLS
+			tc.cfg.TLS = event.NoTLS
 			a := logIn(t, tc.cfg, testRequest(t), tc.steps...)
 			if a.err != nil {
 				a.finish()
@@ -93,16 +94,16 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 func TestThePROXYHeaderIsSentFirst(t *testing.T) {
 	header := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x03\xe1"
 	local := "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
-	for _, mode := range []TLSMode{NoTLS, ImplicitTLS} {
+	for _, mode := range []event.TLSMode{event.NoTLS, event.ImplicitTLS} {
 		for want, client := range map[string]Client{header: testRequest(t).Client, local: {Session: "s-1"}} {
 			req := testRequest(t)
 			req.Client = client
 			a := logIn(t, Config{Settings: Settings{TLS: mode, Forward: ForwardProxy}}, req, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetingFull, "fin")
 			a.finish()
-			if got := a.Plaintext.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
+			if got := a.Plaintext.String(); !strings.HasPrefix(got, want) || mode == event.NoTLS && !strings.HasPrefix(got[len(want):], "I") {
 				t.Errorf("%s: %q", mode, got)
 			}
-			if mode == NoTLS && !strings.Contains(a.Plaintext.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
+			if mode == event.NoTLS && !strings.Contains(a.Plaintext.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
 				t.Errorf("%q", a.Plaintext.String())
 			}
 		}
@@ -116,7 +117,7 @@ func testMaster(style string) Master {
 // The client's password was right when a master login is tried. Clients forget a password that
 // is reported wrong.
 func TestAFailedMasterLoginIsUnavailable(t *testing.T) {
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, testRequest(t),
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS, Login: MasterLogin, Master: testMaster("authzid")}}, testRequest(t),
 		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
 	if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != "denied" {
 		t.Errorf("%v %s", a.err, a.result)
@@ -127,17 +128,17 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 	const cleartext = "> * OK [ALERT] in the clear"
 	long := strings.Repeat("x", 2*maxText)
 	for what, c := range map[string]struct {
-		mode  TLSMode
+		mode  event.TLSMode
 		steps []string
 		want  string
 	}{
-		"with the login":    {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon."}, "* NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon.\r\n"},
-		"with ID":           {NoTLS, []string{greetingFull, "< ID", "> * bad [alert] One.\r\n{I} OK", "< AUTHENTICATE"}, "* BAD [ALERT] One.\r\n"},
-		"in the greeting":   {ImplicitTLS, []string{"tls", "> * OK [ALERT] Down at noon.", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR\r\n{C} OK", "< AUTHENTICATE"}, "* OK [ALERT] Down at noon.\r\n"},
-		"not before TLS":    {StartTLS, completeLogin(greetingStartTLS, "< STARTTLS", cleartext+"\r\n{S} OK begin"), ""},
-		"as others' texts":  {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERT] \x1b[2Jcall {5}\r\n* NO [ALERT] " + long}, "* OK [ALERT] ?[2Jcall (5)\r\n* NO [ALERT] " + long[:maxText] + "\r\n"},
-		"within bounds":     {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> " + strings.Repeat("* OK [ALERT] x\r\n", 9) + "* OK x"}, strings.Repeat("* OK [ALERT] x\r\n", maxAlerts)},
-		"with another code": {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERTS] x\r\n* OK [WEBALERT x] x\r\n* ALERT x\r\n* OK [ALERT]"}, ""},
+		"with the login":    {event.NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon."}, "* NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon.\r\n"},
+		"with ID":           {event.NoTLS, []string{greetingFull, "< ID", "> * bad [alert] One.\r\n{I} OK", "< AUTHENTICATE"}, "* BAD [ALERT] One.\r\n"},
+		"in the greeting":   {event.ImplicitTLS, []string{"tls", "> * OK [ALERT] Down at noon.", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR\r\n{C} OK", "< AUTHENTICATE"}, "* OK [ALERT] Down at noon.\r\n"},
+		"not before TLS":    {event.StartTLS, completeLogin(greetingStartTLS, "< STARTTLS", cleartext+"\r\n{S} OK begin"), ""},
+		"as others' texts":  {event.NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERT] \x1b[2Jcall {5}\r\n* NO [ALERT] " + long}, "* OK [ALERT] ?[2Jcall (5)\r\n* NO [ALERT] " + long[:maxText] + "\r\n"},
+		"within bounds":     {event.NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> " + strings.Repeat("* OK [ALERT] x\r\n", 9) + "* OK x"}, strings.Repeat("* OK [ALERT] x\r\n", maxAlerts)},
+		"with another code": {event.NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERTS] x\r\n* OK [WEBALERT x] x\r\n* ALERT x\r\n* OK [ALERT]"}, ""},
 	} {
 		for answer, refused := range map[string]bool{"OK [CAPABILITY IMAP4rev1] in": false, "NO [LIMIT] no": true} {
 			steps := append(append([]string{}, c.steps...), "> {L} "+answer)
@@ -161,7 +162,7 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 			}
 		}
 	}
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
 	if a.finish(); !errors.Is(a.err, ErrDenied) || errors.As(a.err, new(*RefusedError)) {
 		t.Errorf("a denial with an alert: %v", a.err)
 	}
@@ -179,7 +180,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 		"without a list": {[]string{"> * OK before\r\n{L} OK in\r\n* OK [ALERT] one", "< CAPABILITY", "> * OK two\r\n* CAPABILITY IMAP4rev1\r\n{A} OK done\r\n* OK three"}, "* OK [ALERT] one\r\n* OK two\r\n* OK three\r\n"},
 	} {
 		steps := append([]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE"}, tc.steps...)
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), steps...)
 		if a.err != nil {
 			t.Errorf("%s: %v", name, a.err)
 			continue
@@ -192,7 +193,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 
 // Literals are skipped until the login, so that a response with one cannot be forwarded.
 func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
 		"> {L} OK in\r\n* 1 FETCH (X {3}\r\nabc)", "< CAPABILITY", "> * CAPABILITY IMAP4rev1\r\n{A} OK done")
 	if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
 		t.Errorf("%v", a.err)
@@ -201,7 +202,7 @@ func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
 
 func TestTaggedResponsesAfterTheOKFailTheLogin(t *testing.T) {
 	for _, after := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t),
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t),
 			"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", ">> {L} OK [CAPABILITY IMAP4rev1] in\r\n"+after)
 		if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
 			t.Errorf("%q: %v", after, a.err)
@@ -210,7 +211,7 @@ func TestTaggedResponsesAfterTheOKFailTheLogin(t *testing.T) {
 }
 
 func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -241,7 +242,7 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 	} {
 		req := testRequest(t)
 		req.Client = tc.client
-		tc.cfg.TLS = NoTLS
+		tc.cfg.TLS = event.NoTLS
 		a := logIn(t, tc.cfg, req, greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:])
 		if errors.Is(a.err, ErrLoop) != tc.loop || (a.err == nil) == tc.loop {
 			t.Errorf("%s: %v", name, a.err)
@@ -256,7 +257,7 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 }
 
 func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	long := strings.Repeat("v", 250)
 	c := Client{
 		Addr: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1"), Local: netip.MustParseAddrPort("[fe80::1%eth0]:2"), Session: "bad\r\nid",
@@ -271,7 +272,7 @@ func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
 
 // RFC 2971 §3.3 allows 30 pairs, and a gateway after this one accepts no more.
 func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	c := Client{Addr: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("192.0.2.8:2"), Session: "s-1"}
 	for i := range 30 {
 		c.ID = append(c.ID, [2]string{fmt.Sprint("f", i), "v"})

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
@@ -49,13 +50,13 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 		"an answer to another":    {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> {L} OK in"}, errLoginBad, VerdictUnclear},
 		"an answer come too soon": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD what\r\n{L} OK in"}, errLoginBad, VerdictUnclear},
 	} {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, c.req, c.steps...)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, c.req, c.steps...)
 		a.finish()
 		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.Err != nil {
 			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.Err)
 		}
 	}
-	a := logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
+	a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
 	if a.finish(); !errors.Is(a.err, errLoginBad) || a.Err != nil {
 		t.Errorf("a master's authorization identity has no other form: %v, %v", a.err, a.Err)
 	}
@@ -64,7 +65,7 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 // A login begins with the form that was accepted last. A BAD to that form is taken to be about
 // the credentials.
 func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	const (
 		continuation    = "< AUTHENTICATE PLAIN\r\n"
 		initialResponse = "< AUTHENTICATE PLAIN A"
@@ -97,7 +98,7 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 
 // Until a login succeeds, each login begins with the form after those rejected.
 func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	for i, steps := range [][]string{
 		{greetingSASLIR, "< AUTHENTICATE PLAIN A", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"},
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},

@@ -33,7 +33,7 @@ func startSilentBackend(t *testing.T) (address string, received <-chan struct{})
 
 func TestASlowLoginReleasesItsSlot(t *testing.T) {
 	address, logins := startSilentBackend(t)
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: time.Hour}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: time.Hour}}), Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 3)
 	began := time.Now()
@@ -91,7 +91,7 @@ func (c *loginCounter) serve(conn *testkit.Conn) {
 func TestConcurrentLoginsAreBounded(t *testing.T) {
 	var counter loginCounter
 	s := testkit.StartIMAP(t, counter.serve)
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	var clients sync.WaitGroup
 	for range 1000 {
 		clients.Go(func() {
@@ -113,7 +113,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 func TestNewConnectionsAreRateLimited(t *testing.T) {
 	address, logins := startSilentBackend(t)
 	waits := make(chan Wait, 6)
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 4}}), Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 4}}), Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 6)
 	waited := make([]time.Duration, cap(results))
@@ -150,7 +150,7 @@ func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 	address, logins := startSilentBackend(t)
 	var last event.ConnectResult
 	var wait Wait
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 1, UpstreamLoginTimeout: 500 * time.Millisecond}}),
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 1, UpstreamLoginTimeout: 500 * time.Millisecond}}),
 		Hooks{OnConnect: func(result event.ConnectResult) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
 	if !b.connRate.Allow() {
 		t.Fatal("nothing is allowed")

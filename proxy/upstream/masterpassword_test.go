@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
@@ -13,7 +14,7 @@ func TestAReloadedMasterPasswordIsUsedForNewLogins(t *testing.T) {
 	password := identity.NewLiveSecret("old")
 	for _, style := range []string{AuthzidStyle, SeparatorStyle} {
 		password.Replace("old")
-		b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS, Login: MasterLogin, Master: Master{User: "boss", Password: password.Secret(), Style: style}}}), Hooks{}, zap.NewNop())
+		b := New(testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS, Login: MasterLogin, Master: Master{User: "boss", Password: password.Secret(), Style: style}}}), Hooks{}, zap.NewNop())
 		first, err := b.buildCredentials(Request{User: user(t, "joe")})
 		if err != nil {
 			t.Fatal(err)

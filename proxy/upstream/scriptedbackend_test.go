@@ -95,7 +95,7 @@ func logIn(t testing.TB, cfg Config, req Request, steps ...string) loginAttempt 
 func logInTLS(t testing.TB, cfg Config, req Request, p *testkit.Steps, pool *x509.CertPool) loginAttempt {
 	t.Helper()
 	cfg.Name, cfg.Address = "east", p.Start(t)
-	if cfg.TLS != NoTLS {
+	if cfg.TLS != event.NoTLS {
 		cfg.TLSConfig = testbed.StaticTLS(&tls.Config{RootCAs: pool})
 	}
 	if cfg.UpstreamLoginTimeout == 0 {

@@ -31,7 +31,7 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 		serve(server)
 		_, _ = io.Copy(io.Discard, server)
 	}()
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
 	creds, err := b.buildCredentials(req)
 	if err != nil {
@@ -99,7 +99,7 @@ func TestALoginEndsWhenItsContextIsCanceled(t *testing.T) {
 func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
 	creds, err := b.buildCredentials(req)
 	if err != nil {
@@ -149,7 +149,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 		ErrDenied: false, ErrLoop: false, errBusy: false, errDown: false, errMasterDenied: false,
 		error(&RefusedError{Code: "UNAVAILABLE"}): false,
 	} {
-		b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+		b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 		b.recordResult(context.Background(), nil, err)
 		if b.health.failingSince.IsZero() == counts {
 			t.Errorf("%v: %v", err, !counts)
@@ -157,7 +157,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 	}
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	if b.recordResult(canceled, nil, io.EOF); !b.health.failingSince.IsZero() {
 		t.Error("a client that disconnected counts against the backend")
 	}
@@ -165,7 +165,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 
 // A client may begin its login shortly before its own deadline.
 func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: []string{"hang"}}).Start(t), TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: []string{"hang"}}).Start(t), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
@@ -182,7 +182,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	address := l.Addr().String()
 	_ = l.Close()
 	var results []event.ConnectResult
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
 	tries := 0
 	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error { tries++; return nil }
 	began := time.Now()
@@ -214,7 +214,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 	}
 	address := l.Addr().String()
 	_ = l.Close()
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: NoTLS}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	var tries atomic.Int32
 	p := &testkit.Steps{Lines: []string{greetingFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}}
 	var backend *testkit.ScriptedIMAP
@@ -235,7 +235,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 }
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
-	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
+	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
 	if err := b.awaitSlot(context.Background(), time.Now()); err != nil {
 		t.Fatal(err)
 	}

@@ -82,12 +82,12 @@ var answerCases = map[string]answerCase{
 func TestAnswersAreClassified(t *testing.T) {
 	for name, req := range map[string]Request{"AUTH=PLAIN": testRequest(t), "AUTH=OAUTHBEARER": tokenRequest(t), "AUTH=XOAUTH2": tokenRequest(t)} {
 		for answer, tc := range answerCases {
-			a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, req, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer, "fin")
+			a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, req, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer, "fin")
 			tc.check(t, name+" "+answer, a)
 		}
 	}
 	for answer, tc := range answerCases {
-		a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN", "< ", "< ", "> {L} "+answer)
+		a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN", "< ", "< ", "> {L} "+answer)
 		tc.check(t, "LOGIN "+answer, a)
 	}
 }
@@ -141,8 +141,8 @@ func TestALoginWithoutAnAnswerIsUnclearAfterTheCredentialsAreSent(t *testing.T) 
 		"BYE at the credentials":      {[]string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n* BYE no"}, VerdictUnclear},
 		"at the last literal":         {[]string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN", "> + ", "< ", "> + ", "< ", "fin"}, VerdictUnclear},
 	} {
-		h := attack{name: "silence", mode: NoTLS} // has short limits
-		cfg := Config{Settings: Settings{TLS: NoTLS}}
+		h := attack{name: "silence", mode: event.NoTLS} // has short limits
+		cfg := Config{Settings: Settings{TLS: event.NoTLS}}
 		h.shortenTimeouts(&cfg)
 		a := logIn(t, cfg, testRequest(t), tc.steps...)
 		if got := VerdictOf(a.err); got != tc.want || !errors.Is(a.err, ErrUnavailable) {
@@ -212,7 +212,7 @@ func TestErrorsDoNotRepeatTheBackend(t *testing.T) {
 			"{L} BAD Unknown: %", "{L} NO %", "{L} NO [%] no", "{L} NO [LIMIT %] no", "{L} NO [AUTHENTICATIONFAILED] %", "{L} NO [ALERT] %", "{L} NO [UNAVAILABLE] %",
 			"{L} NO [REFERRAL %] %", "* BYE %", "* BYE [%] %", "* BYE [ALERT] %", "% OK in", "{L} %", "{L} OK% in", "+ %", "% %", "%",
 		} {
-			a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), append(front, "> "+strings.ReplaceAll(answer, "%", word), "fin")...)
+			a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), append(front, "> "+strings.ReplaceAll(answer, "%", word), "fin")...)
 			checkNoLeak(t, answer, a.err, word)
 			a.finish()
 		}
@@ -220,14 +220,14 @@ func TestErrorsDoNotRepeatTheBackend(t *testing.T) {
 			{"> * BYE " + word}, {"> * BYE [" + word + "] x"}, {"> " + word}, {"> * NO " + word}, {"> * PREAUTH " + word},
 			{"> * OK [CAPABILITY " + word + "] " + word + "\r\n* BYE " + word}, {"> * OK hi", "< CAPABILITY", "> {C} NO " + word},
 		} {
-			a := logIn(t, Config{Settings: Settings{TLS: NoTLS}}, testRequest(t), steps...)
+			a := logIn(t, Config{Settings: Settings{TLS: event.NoTLS}}, testRequest(t), steps...)
 			checkNoLeak(t, steps[len(steps)-1], a.err, word)
 			a.finish()
 		}
-		a := logIn(t, Config{Settings: Settings{TLS: StartTLS}}, testRequest(t), greetingStartTLS, "< STARTTLS", "> {S} NO ["+word+"] "+word)
+		a := logIn(t, Config{Settings: Settings{TLS: event.StartTLS}}, testRequest(t), greetingStartTLS, "< STARTTLS", "> {S} NO ["+word+"] "+word)
 		checkNoLeak(t, "STARTTLS", a.err, word)
 		a.finish()
-		a = logIn(t, Config{Settings: Settings{TLS: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), append(front, "> {L} NO "+word)...)
+		a = logIn(t, Config{Settings: Settings{TLS: event.NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}}, testRequest(t), append(front, "> {L} NO "+word)...)
 		checkNoLeak(t, "master", a.err, word)
 		a.finish()
 	}

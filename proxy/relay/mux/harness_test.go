@@ -96,11 +96,11 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	s.settings.CommandHoldTimeout = cmp.Or(s.settings.CommandHoldTimeout, 5*time.Second)
 	s.settings.UIDPrefetch = cmp.Or(s.settings.UIDPrefetch, PrefetchLazy)
 	h := &harness{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
-	up := upstream.Config{Name: "stub", Settings: upstream.Settings{TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testTimeout},
+	up := upstream.Config{Name: "stub", Settings: upstream.Settings{TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testTimeout},
 		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
 	var secure *tls.Config
 	if s.transport == "tls" {
-		secure, up.TLSConfig, up.TLS = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
+		secure, up.TLSConfig, up.TLS = certs.backend, testbed.StaticTLS(certs.client), event.ImplicitTLS
 	}
 	var err error
 	h.stub, err = newStub(secure, splitters[cmp.Or(s.split, "whole")])

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/parking"
@@ -34,7 +35,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	s, err := newStub(nil, splitters["whole"])
 	testkit.NoError(t, err)
 	t.Cleanup(s.close)
-	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
+	up := upstream.New(testbed.WithDefaults(upstream.Config{Name: "stub", Settings: upstream.Settings{Address: s.l.Addr().String(), TLS: event.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	name, err := identity.Canonicalize(user, "")
 	testkit.NoError(t, err)
 	login, err := up.Login(context.Background(), upstream.Request{User: name, Password: identity.NewSecret("right")})

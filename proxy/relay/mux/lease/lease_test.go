@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
@@ -43,7 +44,7 @@ func newTestConn(t *testing.T, script func(command string) string) *Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS}}), upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: s.Addr(), TLS: event.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	up, err := b.Login(context.Background(), upstream.Request{User: user, Password: identity.NewSecret("pw")})
 	if err != nil {
 		t.Fatal(err)

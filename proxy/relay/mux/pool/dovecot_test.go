@@ -23,13 +23,13 @@ import (
 )
 
 // newDovecotBackend returns a backend at a Dovecot, with TLS or without.
-func newDovecotBackend(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backend {
+func newDovecotBackend(d *testbed.Dovecot, mode event.TLSMode, login string) *upstream.Backend {
 	cfg := upstream.Config{Name: "dovecot", Settings: upstream.Settings{Address: d.Plain, TLS: mode, Login: login, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}},
 		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
-	if mode != upstream.NoTLS {
+	if mode != event.NoTLS {
 		cfg.TLSConfig = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
-	if mode == upstream.ImplicitTLS {
+	if mode == event.ImplicitTLS {
 		cfg.Address = d.TLS
 	}
 	return upstream.New(testbed.WithDefaults(cfg), upstream.Hooks{}, nopLog())
@@ -37,10 +37,10 @@ func newDovecotBackend(d *testbed.Dovecot, mode upstream.TLSMode, login string) 
 
 func loginModes() map[string][2]string {
 	return map[string][2]string{
-		"plain":    {string(upstream.NoTLS), upstream.Passthrough},
-		"tls":      {string(upstream.ImplicitTLS), upstream.Passthrough},
-		"starttls": {string(upstream.StartTLS), upstream.Passthrough},
-		"master":   {string(upstream.ImplicitTLS), upstream.MasterLogin},
+		"plain":    {string(event.NoTLS), upstream.Passthrough},
+		"tls":      {string(event.ImplicitTLS), upstream.Passthrough},
+		"starttls": {string(event.StartTLS), upstream.Passthrough},
+		"master":   {string(event.ImplicitTLS), upstream.MasterLogin},
 	}
 }
 
@@ -69,7 +69,7 @@ func TestDovecotLoginIsReusedByManySessions(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Master: "gateway", MasterPassword: "m-pw"})
 	for name, mode := range loginModes() {
 		t.Run(name, func(t *testing.T) {
-			tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, upstream.TLSMode(mode[0]), mode[1]))
+			tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, event.TLSMode(mode[0]), mode[1]))
 			for range 5 {
 				a := tp.mustLogIn(name, "pw", VerifiedHere)
 				c := acquireLease(t, a, "QRESYNC", "CONDSTORE")
@@ -100,7 +100,7 @@ func TestDovecotLoginIsReusedByManySessions(t *testing.T) {
 
 func TestDovecotExtensionsAreEnabled(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, upstream.NoTLS, upstream.Passthrough))
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, event.NoTLS, upstream.Passthrough))
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	for _, names := range [][]string{{"QRESYNC", "X-UNKNOWN"}, {"CONDSTORE"}, {"CONDSTORE", "QRESYNC", "SORT"}} {
 		enabled, err := a.ProbeExtensions(context.Background(), names)
@@ -118,7 +118,7 @@ func TestDovecotExtensionsAreEnabled(t *testing.T) {
 
 func TestDovecotVerifiesUnverifiedLogins(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "right"}})
-	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute, CredentialCache: true}}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute, CredentialCache: true}}.newTestPool(t, newDovecotBackend(d, event.ImplicitTLS, upstream.Passthrough))
 	tp.mustLogIn("alice", "right", BackendDecides).Close()
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "wrong"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestDovecotVerifiesUnverifiedLogins(t *testing.T) {
 
 func TestUnselectOfEmptiedMailboxLeavesConnectionClean(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, upstream.NoTLS, upstream.Passthrough))
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, event.NoTLS, upstream.Passthrough))
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	c, other := acquireLease(t, a), acquireLease(t, a)
 	runCommand(t, c, "CREATE box")
@@ -152,7 +152,7 @@ func TestUnselectOfEmptiedMailboxLeavesConnectionClean(t *testing.T) {
 
 func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute}}.newTestPool(t, newDovecotBackend(d, event.ImplicitTLS, upstream.Passthrough))
 	for _, u := range []string{"alice", "bob"} {
 		a := tp.mustLogIn(u, "pw", VerifiedHere)
 		a.Release(acquireLease(t, a))
@@ -170,7 +170,7 @@ func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 
 func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "old", "bob": "bob's"}})
-	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute, CredentialCache: true}}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp := Config{Settings: Settings{PoolIdleTimeout: time.Minute, CredentialCache: true}}.newTestPool(t, newDovecotBackend(d, event.ImplicitTLS, upstream.Passthrough))
 	for range 2 { // the second login is cached
 		tp.mustLogIn("alice", "old", BackendDecides).Close()
 		tp.mustLogIn("bob", "bob's", BackendDecides).Close()

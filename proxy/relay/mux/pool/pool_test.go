@@ -138,7 +138,7 @@ func TestExpiredTokenIsNotSent(t *testing.T) {
 	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
 	passthrough := s.newPool(Config{})
 	master := Config{Settings: Settings{PoolIdleTimeout: time.Hour}}.newTestPool(t, upstream.New(testbed.WithDefaults(upstream.Config{
-		Name: "m", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
+		Name: "m", Settings: upstream.Settings{Address: s.Addr(), TLS: event.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
 	}), upstream.Hooks{}, nopLog()))
 	for tp, more := range map[*testPool]int{passthrough: 0, master: 2} { // logins after the token expired
 		req := newRequest(t, "alice", "")
@@ -369,7 +369,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 }
 
 func TestMasterLoginNeedsVerification(t *testing.T) {
-	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "m", Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: upstream.NoTLS, Login: upstream.MasterLogin}}), upstream.Hooks{}, nopLog())
+	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "m", Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: event.NoTLS, Login: upstream.MasterLogin}}), upstream.Hooks{}, nopLog())
 	tp := Config{Settings: Settings{PoolIdleTimeout: time.Hour, CredentialCache: true}}.newTestPool(t, b)
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "any"), BackendDecides); !errors.Is(err, errUnverifiedMaster) {
 		t.Error(err)

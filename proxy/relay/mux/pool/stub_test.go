@@ -240,7 +240,7 @@ func (s *stub) newPool(c Config) *testPool {
 		}
 	}
 	b := upstream.New(testbed.WithDefaults(upstream.Config{
-		Name: "stub", Settings: upstream.Settings{Address: s.Addr(), TLS: upstream.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
+		Name: "stub", Settings: upstream.Settings{Address: s.Addr(), TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: testbed.Timeout}, Sockets: s.sockets,
 	}), upstream.Hooks{}, zap.NewNop())
 	return c.newTestPool(s.t, b)
 }
