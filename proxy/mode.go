@@ -24,7 +24,11 @@ func (s *Server) newHub() (*mux.Hub, error) {
 // lookupLocation returns the current location of a user, by routing.
 func (s *Server) lookupLocation(ctx context.Context, user identity.User) (mux.Location, error) {
 	route, err := s.deps.Routes.Lookup(ctx, user)
-	return mux.Location{Backend: route.Backend, Login: route.Login}, err
+	location := mux.Location{Backend: route.Backend, Login: route.Login}
+	if s.deps.Backends[route.Backend] != nil {
+		location.Mode = s.logins.SelectMode(user, &route)
+	}
+	return location, err
 }
 
 // offeredCaps returns the backend's capabilities that the client may use.

@@ -58,5 +58,5 @@ func (q *quota) recordThrottle(limitName event.Limit, wait time.Duration) time.D
 
 func (q *quota) recordHit(limitName event.Limit, measure event.Result) {
 	s := q.session
-	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.User.String(), Result: measure})
+	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.Info().User.String(), Result: measure})
 }

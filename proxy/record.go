@@ -160,7 +160,7 @@ type session struct {
 
 // end records the end of a session and releases its slots. It is called once.
 func (s *session) end(r relay.Result) {
-	srv, live := s.server, s.live
+	srv, live := s.server, s.live.Info()
 	record := audit.Session{
 		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
 		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative

@@ -13,7 +13,8 @@ import (
 )
 
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there
-// and a mode. A session keeps the values it was admitted with, also after it is pinned.
+// and a mode. A session keeps the values it was admitted with, also after it is pinned, unless
+// it moves.
 type SessionRoute struct {
 	Backend string     `json:"backend"`
 	Login   string     `json:"login"`
@@ -26,11 +27,15 @@ type SessionCount struct {
 	Count int `json:"count"`
 }
 
+// Registry returns the live sessions.
+func (s *Server) Registry() *relay.Registry { return s.sessions }
+
 // SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
-// their route until they end, even if the route changes.
+// their route until they end or are moved, even if the route changes.
 func (s *Server) SessionsOf(user identity.User) (counts []SessionCount) {
 	for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.User == user }) {
-		route := SessionRoute{live.Backend, live.Login, live.Mode}
+		info := live.Info()
+		route := SessionRoute{info.Backend, info.Login, info.Mode}
 		i := slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
 		if i < 0 {
 			i, counts = len(counts), append(counts, SessionCount{SessionRoute: route})
@@ -57,7 +62,7 @@ func (s *Server) Backends() []BackendState {
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
 		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Mode, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
 		for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.Backend == name }) {
-			b.Sessions[live.Mode]++
+			b.Sessions[live.Info().Mode]++
 		}
 		all = append(all, b)
 	}

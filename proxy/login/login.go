@@ -190,7 +190,7 @@ func (c *Connector) verify(ctx context.Context, a *Attempt) (auth.Identity, erro
 func (c *Connector) logInUpstream(ctx context.Context, a *Attempt, id auth.Identity, forwarded upstream.Client) (Upstream, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.deps.Backends[a.Route.Backend].MaxLoginTime())
 	defer cancel()
-	a.Mode = c.selectMode(id.User(), &a.Route)
+	a.Mode = c.SelectMode(id.User(), &a.Route)
 	start := time.Now()
 	up, err := c.loginInMode(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.Route.Login, Password: id.Password(), Token: id.Token(), Client: forwarded, WaitTime: &a.queueTime,

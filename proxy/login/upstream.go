@@ -30,9 +30,9 @@ func (p Pooled) Close() error {
 	return nil
 }
 
-// selectMode returns the mode for a user's session on a route. A backend that violates the
+// SelectMode returns the mode for a user's session on a route. A backend that violates the
 // protocol assumptions of the mux modes is spliced.
-func (c *Connector) selectMode(user identity.User, r *routing.Route) event.Mode {
+func (c *Connector) SelectMode(user identity.User, r *routing.Route) event.Mode {
 	name := r.Mode
 	if name == "" {
 		name = c.cfg.Modes[r.Backend]

@@ -51,7 +51,7 @@ func (r *Registry) Close() {
 
 // Add registers a session, which has no relay yet. onEnd is called once, by Finish.
 func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
-	s := &Session{Info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
+	s := &Session{info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sessions[s] = struct{}{}
@@ -83,7 +83,10 @@ func (r *Registry) Sessions() []*Session {
 
 // Select returns the sessions that match, in no order.
 func (r *Registry) Select(match func(*Info) bool) []*Session {
-	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool { return !match(&s.Info) })
+	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool {
+		info := s.Info()
+		return !match(&info)
+	})
 }
 
 // AbortAll aborts all sessions.
