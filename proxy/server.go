@@ -164,7 +164,11 @@ func (s *Server) newHub() (*mux.Hub, error) {
 	}
 	locate := func(ctx context.Context, user identity.User) (mux.Location, error) {
 		route, err := s.deps.Routes.Lookup(ctx, user)
-		return mux.Location{Backend: route.Backend, Login: route.Login}, err
+		location := mux.Location{Backend: route.Backend, Login: route.Login}
+		if s.deps.Backends[route.Backend] != nil {
+			location.Mode = s.logins.SelectMode(user, &route)
+		}
+		return location, err
 	}
 	return mux.NewHub(mux.Config{
 		ParkAfter: parkAfter, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLineLength, Locate: locate,

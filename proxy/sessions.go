@@ -28,7 +28,7 @@ type session struct {
 
 // end records the end of a session and releases its slots. It is called once.
 func (s *session) end(r relay.Result) {
-	srv, live := s.server, s.live
+	srv, live := s.server, s.live.Info()
 	record := audit.Session{
 		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
 		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative
@@ -95,11 +95,12 @@ func (q *quota) recordThrottle(limitName event.Limit, wait time.Duration) time.D
 
 func (q *quota) recordHit(limitName event.Limit, measure event.Result) {
 	s := q.session
-	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.User.String(), Result: measure})
+	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.Info().User.String(), Result: measure})
 }
 
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there
-// and a mode. A session keeps the values it was admitted with, also after it is pinned.
+// and a mode. A session keeps the values it was admitted with, also after it is pinned, unless
+// it moves.
 type SessionRoute struct {
 	Backend string     `json:"backend"`
 	Login   string     `json:"login"`
@@ -112,11 +113,15 @@ type SessionCount struct {
 	Count int `json:"count"`
 }
 
+// Registry returns the live sessions.
+func (s *Server) Registry() *relay.Registry { return s.sessions }
+
 // SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
-// their route until they end, even if the route changes.
+// their route until they end or are moved, even if the route changes.
 func (s *Server) SessionsOf(user identity.User) (counts []SessionCount) {
 	for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.User == user }) {
-		route := SessionRoute{live.Backend, live.Login, live.Mode}
+		info := live.Info()
+		route := SessionRoute{info.Backend, info.Login, info.Mode}
 		i := slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
 		if i < 0 {
 			i, counts = len(counts), append(counts, SessionCount{SessionRoute: route})
@@ -143,7 +148,7 @@ func (s *Server) Backends() []BackendState {
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
 		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Mode, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
 		for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.Backend == name }) {
-			b.Sessions[live.Mode]++
+			b.Sessions[live.Info().Mode]++
 		}
 		all = append(all, b)
 	}

@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
+	"imapgate/proxy/relay"
 )
 
 // closedSeries returns the metric series of pooled connections closed for a reason.
@@ -144,5 +145,81 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 				return countReasons(r.g.records("session_ended", "boxer"))[string(event.LoginChanged)] == 1
 			})
 		})
+	}
+}
+
+// Two clients of a user, one of them in IDLE, are paused, moved and resumed. A third one is
+// asked to move only. The two backends are one server, so both have the same mail.
+func TestConnectedSessionsMoveToAnotherBackend(t *testing.T) {
+	ca := testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
+	c := &cluster{t: t, store: redisStores["single"](t), name: "moves", east: d, west: d}
+	r := moveTest{c, startTunedGateway(t, ca, func(*config.Config) {}, c.backends(muxMode(event.ModeResume, "")), c.store.conf)}
+	r.store.setRoute(t, "mover", "east")
+	logIn := func() *RawClient {
+		client := mustDial(t, r.g.endpoint(event.ImplicitTLS), "")
+		mustExec(t, client, "LOGIN mover "+password)
+		return client
+	}
+	reader, idler, mover := logIn(), logIn(), logIn()
+	for _, client := range []*RawClient{reader, idler, mover} {
+		mustExec(t, client, "SELECT INBOX")
+	}
+	idle, err := idler.Send("IDLE")
+	if err == nil {
+		_, err = idler.Read()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := r.g.Registry().Sessions()
+	for _, live := range all {
+		if !live.Pause() {
+			t.Error("a session cannot pause")
+		}
+	}
+	for _, live := range all {
+		testkit.Eventually(t, "a session to leave", func() bool { return !live.IsLeaving() })
+	}
+	r.store.setRoute(t, "mover", "west")
+	testkit.Eventually(t, "the route to be followed", func() bool {
+		mustExec(t, logIn(), "APPEND INBOX {1+}\r\nx") // while the others are paused
+		return len(r.g.Registry().Select(func(i *relay.Info) bool { return i.Backend == "west" })) > 0
+	})
+	noop, err := reader.Send("NOOP")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, live := range all {
+		live.Resume()
+	}
+	got, err := reader.ReadUntil(noop)
+	if err != nil || !strings.Contains(formatResponses(got), "EXISTS") {
+		t.Errorf("NOOP: %v, %v", got, err)
+	}
+	for {
+		response, err := idler.Read()
+		if err != nil {
+			t.Fatalf("IDLE: %v", err)
+		}
+		if strings.Contains(response.Text, "EXISTS") {
+			break
+		}
+	}
+	if _, err := idler.Write([]byte("DONE\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idler.ReadUntil(idle); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, mover, "UID FETCH 1:* FLAGS")
+	for _, live := range all {
+		if name := live.Info().Backend; name != "west" {
+			t.Errorf("a session is at %s", name)
+		}
+		live.Move() // and back to the pool, and out of it
+	}
+	for _, client := range []*RawClient{reader, idler, mover} {
+		mustExec(t, client, "UID FETCH 1:* FLAGS")
 	}
 }

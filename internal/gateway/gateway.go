@@ -29,6 +29,7 @@ import (
 	"imapgate/internal/listen"
 	"imapgate/internal/metrics"
 	"imapgate/proxy"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -136,6 +137,9 @@ func (g *Gateway) Close() {
 
 // Addrs returns the addresses on which clients can connect, by the listeners' names.
 func (g *Gateway) Addrs() map[string]net.Addr { return g.proxy.Addrs() }
+
+// Registry returns the live sessions.
+func (g *Gateway) Registry() *relay.Registry { return g.proxy.Registry() }
 
 // AdminAddr returns the address for operators, which must be enabled.
 func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }

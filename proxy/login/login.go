@@ -286,16 +286,22 @@ func (c *Connector) logIn(ctx context.Context, a *Attempt, id auth.Identity, for
 	return up, nil
 }
 
-// loginInMode chooses the mode of the user's session, and logs the user in for it. A backend
-// that violates the protocol assumptions of the mux modes is spliced.
-func (c *Connector) loginInMode(ctx context.Context, a *Attempt, id auth.Identity, request upstream.Request) (Upstream, error) {
-	a.Mode = cmp.Or(a.Route.Mode, c.cfg.Modes[a.Route.Backend], event.ModeSplice)
+// SelectMode returns the mode for a user's session on a route. A backend that violates the
+// protocol assumptions of the mux modes is spliced.
+func (c *Connector) SelectMode(user identity.User, r *routing.Route) event.Mode {
+	mode := cmp.Or(r.Mode, c.cfg.Modes[r.Backend], event.ModeSplice)
 	switch {
-	case c.deps.Hub.ShouldSplice(a.Route.Backend, id.User()):
-		a.Mode = event.ModeSplice
-	case a.Mode == event.ModePark: // it is handled as resume
-		a.Mode = event.ModeResume
+	case c.deps.Hub.ShouldSplice(r.Backend, user):
+		return event.ModeSplice
+	case mode == event.ModePark: // it is handled as resume
+		return event.ModeResume
 	}
+	return mode
+}
+
+// loginInMode logs the user in for the mode of the session.
+func (c *Connector) loginInMode(ctx context.Context, a *Attempt, id auth.Identity, request upstream.Request) (Upstream, error) {
+	a.Mode = c.SelectMode(id.User(), &a.Route)
 	location := mux.Location{Backend: a.Route.Backend}
 	if a.LoginFromRoute { // a login name from an auth server is not looked up again
 		location.Login = a.Route.Login

@@ -180,9 +180,10 @@ func (s *Session) checkTimes() {
 	}
 	next, reason := s.due()
 	s.timer.Reset(next)
+	expiresAt := s.info.ExpiresAt
 	s.mu.Unlock()
 	switch {
-	case reason == event.TokenExpired && time.Since(s.ExpiresAt) >= finishTimeout:
+	case reason == event.TokenExpired && time.Since(expiresAt) >= finishTimeout:
 		s.Abort(reason)
 	case reason != "":
 		s.End(reason)
@@ -198,8 +199,8 @@ func (s *Session) due() (next time.Duration, reason event.Reason) {
 			reason = s.idleReason
 		}
 	}
-	if !s.ExpiresAt.IsZero() {
-		left := time.Until(s.ExpiresAt)
+	if !s.info.ExpiresAt.IsZero() {
+		left := time.Until(s.info.ExpiresAt)
 		if left <= 0 {
 			reason = event.TokenExpired
 		}

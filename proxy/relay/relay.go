@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"imapgate/internal/event"
@@ -60,7 +61,8 @@ func (e *CloseError) Error() string {
 
 func (e *CloseError) Unwrap() error { return e.Err }
 
-// Info identifies a session. It does not change, also when the session is pinned.
+// Info identifies a session. Backend and Login change when the session moves; the rest does
+// not, also when the session is pinned.
 type Info struct {
 	ID        string
 	User      identity.User
@@ -118,7 +120,7 @@ func (r *Registry) Close() {
 
 // Add registers a session, which has no relay yet. onEnd is called once, by Finish.
 func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
-	s := &Session{Info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
+	s := &Session{info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sessions[s] = struct{}{}
@@ -141,7 +143,10 @@ func (r *Registry) Sessions() []*Session {
 
 // Select returns the sessions that match, in no order.
 func (r *Registry) Select(match func(*Info) bool) []*Session {
-	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool { return !match(&s.Info) })
+	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool {
+		info := s.Info()
+		return !match(&info)
+	})
 }
 
 // AbortAll aborts all sessions.
@@ -153,15 +158,17 @@ func (r *Registry) AbortAll(reason event.Reason) {
 
 // Session is a client after its login.
 type Session struct {
-	Info // Set once.
-
 	// Set once.
 	registry *Registry
 	onEnd    func(Result)
 
 	Commands uint64 // Owned by the relay. Commands of the client, as far as they were seen.
 
+	leaving atomic.Bool           // set by Move and Pause, cleared by ReportLeft
+	pause   atomic.Pointer[pause] // nil: not paused
+
 	mu          sync.Mutex
+	info        Info          // Guarded by mu.
 	relay       Relay         // Guarded by mu. nil before Start, after Detach, and at the end.
 	idleTimeout time.Duration // Guarded by mu. 0: none.
 	idleReason  event.Reason  // Guarded by mu.
@@ -169,12 +176,24 @@ type Session struct {
 	base        Usage         // Guarded by mu. Bytes of the relay before a Detach.
 	reported    Usage         // Guarded by mu. Bytes passed to Config.OnBytes.
 	endReason   event.Reason  // Guarded by mu. The reason of the first End or Abort; "": none.
+	ended       bool          // Guarded by mu. Finish was called.
 }
 
-// Start makes relay the session's. An end that was requested before applies to it.
+// Info returns what identifies the session.
+func (s *Session) Info() Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.info
+}
+
+// Start makes relay the session's. An end that was requested before applies to it. So does a
+// move or a pause: a relay that cannot move ends.
 func (s *Session) Start(relay Relay) {
 	s.mu.Lock()
 	s.relay = relay
+	if _, ok := s.mover(); !ok && (s.IsLeaving() || s.Paused() != nil) {
+		s.endReason = cmp.Or(s.endReason, event.Moved)
+	}
 	if s.timer == nil {
 		next, _ := s.due()
 		s.timer = time.AfterFunc(next, s.checkTimes)
@@ -225,7 +244,8 @@ func (s *Session) Finish(r Result) {
 	s.mu.Lock()
 	u := s.usage()
 	r.Up, r.Down, r.Commands = u.Up, u.Down, s.Commands
-	s.base, s.relay = u, nil
+	s.base, s.relay, s.ended = u, nil, true
+	s.leaving.Store(false)
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil

@@ -212,7 +212,7 @@ func TestSelectFindsSessions(t *testing.T) {
 		}
 		var ids []string
 		for _, s := range r.Select(func(i *Info) bool { return i.Backend == "west" }) {
-			ids = append(ids, s.ID)
+			ids = append(ids, s.Info().ID)
 		}
 		if slices.Sort(ids); !slices.Equal(ids, []string{"1", "3"}) {
 			t.Errorf("found %v", ids)

@@ -112,7 +112,7 @@ func (w *imapConn) isReadable() bool {
 		return true
 	}
 	raw, err := w.conn.SyscallConn()
-	if err != nil {
+	if err != nil || w.conn.SetReadDeadline(time.Time{}) != nil { // one that has passed would count as readable
 		return true
 	}
 	ready := true

@@ -17,13 +17,19 @@ const (
 // The chances per command, in a thousand.
 const (
 	killChance     = 120
+	moveChance     = 200
 	inFlightChance = 60
 	refuseChance   = 3
 )
 
-// injectFaults kills connections before a command, or arms a fault for it.
+// injectFaults moves sessions and kills connections before a command, or arms a fault for
+// it.
 func (a *Client) injectFaults() {
 	w := a.sim
+	if a.viaFaultProxy && w.moveSome != nil && a.rng.IntN(1000) < moveChance {
+		w.stats.update(func(s *Stats) { s.Moves++ })
+		w.moveSome(a.rng)
+	}
 	if !a.viaFaultProxy || w.Faults == NoFaults || w.faultsPaused.Load() {
 		return
 	}

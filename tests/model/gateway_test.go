@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -18,6 +22,7 @@ import (
 	"imapgate/internal/config"
 	imapgate "imapgate/internal/gateway"
 	"imapgate/internal/testbed"
+	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux"
 )
 
@@ -60,6 +65,8 @@ type gateway struct {
 	log    io.Closer
 	cancel context.CancelFunc
 	ended  chan error // the error of Run
+
+	moving sync.WaitGroup // moves in progress
 }
 
 // startGateway starts a gateway whose only backend is at address. Neither side uses TLS,
@@ -105,8 +112,31 @@ admin: {address: ""}
 // address returns the address for clients.
 func (g *gateway) address() string { return g.Addrs()["clients"].String() }
 
+// moveSome asks some sessions for a move, before or during the next command, or pauses them
+// for a while.
+func (g *gateway) moveSome(rng *rand.Rand) {
+	all := g.Registry().Sessions()
+	slices.SortFunc(all, func(a, b *relay.Session) int { return a.Info().StartedAt.Compare(b.Info().StartedAt) })
+	for _, s := range all {
+		delay, length := time.Duration(rng.IntN(4))*time.Millisecond, time.Duration(rng.IntN(30))*time.Millisecond
+		what := rng.IntN(4)
+		g.moving.Go(func() {
+			<-time.After(delay)
+			switch what {
+			case 0:
+				s.Move()
+			case 1:
+				s.Pause()
+				<-time.After(length)
+				s.Resume()
+			}
+		})
+	}
+}
+
 // close stops the gateway, waits for its goroutines and returns the end of its log.
 func (g *gateway) close() (log string, err error) {
+	g.moving.Wait()
 	g.cancel()
 	err = <-g.ended
 	g.Close()

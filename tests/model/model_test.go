@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -124,6 +125,9 @@ func replayCommand(c Config) string {
 	if c.Detach {
 		s += " MODEL_DETACH=1"
 	}
+	if c.Moves {
+		s += " MODEL_MOVES=1"
+	}
 	if c.Concurrent {
 		s += " MODEL_CONCURRENT=1"
 	}
@@ -133,12 +137,16 @@ func replayCommand(c Config) string {
 // runSeed executes one run with its own gateway.
 func runSeed(ctx context.Context, c Config, faultProxy *FaultProxy, dir string) (s Stats, err error) {
 	c.TestedAddress = faultProxy.Address()
+	var moveSome func(*rand.Rand)
 	if c.Mode != Direct {
 		g, startErr := startGateway(c, faultProxy.Address(), dir)
 		if startErr != nil {
 			return s, fmt.Errorf("start a gateway: %w", startErr)
 		}
 		c.TestedAddress = g.address()
+		if c.Moves {
+			moveSome = g.moveSome
+		}
 		defer func() {
 			log, closeErr := g.close()
 			if err = errors.Join(err, closeErr); err != nil {
@@ -150,6 +158,7 @@ func runSeed(ctx context.Context, c Config, faultProxy *FaultProxy, dir string) 
 	if err != nil {
 		return s, fmt.Errorf("seed %d: %w", c.Seed, err)
 	}
+	w.moveSome = moveSome
 	return w.Run(ctx)
 }
 
@@ -160,6 +169,7 @@ func (s Stats) add(o Stats) Stats {
 	s.ExpungeIssued += o.ExpungeIssued
 	s.Copies += o.Copies
 	s.Checks += o.Checks
+	s.Moves += o.Moves
 	s.Faults.BetweenCommands += o.Faults.BetweenCommands
 	s.Faults.InFlight += o.Faults.InFlight
 	s.Faults.InsideResponse += o.Faults.InsideResponse
@@ -170,11 +180,11 @@ func (s Stats) add(o Stats) Stats {
 
 // TestModelFromEnvironment is for long runs. MODEL_MODE is the mode, MODEL_FAULTS the
 // FaultLevel (default all). MODEL_UID_PREFETCH and MODEL_VERIFY are settings of the
-// gateway. MODEL_DETACH and MODEL_CONCURRENT are on if not empty.
+// gateway. MODEL_DETACH, MODEL_MOVES and MODEL_CONCURRENT are on if not empty.
 func TestModelFromEnvironment(t *testing.T) {
 	c := Config{
 		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: FaultLevel(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
-		UIDPrefetch: os.Getenv("MODEL_UID_PREFETCH"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Concurrent: os.Getenv("MODEL_CONCURRENT") != "",
+		UIDPrefetch: os.Getenv("MODEL_UID_PREFETCH"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Moves: os.Getenv("MODEL_MOVES") != "", Concurrent: os.Getenv("MODEL_CONCURRENT") != "",
 	}
 	if c.Mode == "" {
 		t.Skip("MODEL_MODE is not set")
@@ -243,6 +253,9 @@ func TestModelOfResume(t *testing.T) {
 		})
 		t.Run("detach/"+string(faults), func(t *testing.T) {
 			defaultPlan(Config{Mode: Resume, Faults: faults, Detach: true}).run(t, backend)
+		})
+		t.Run("moves/"+string(faults), func(t *testing.T) {
+			defaultPlan(Config{Mode: Resume, Faults: faults, Moves: true}).run(t, backend)
 		})
 	}
 }

@@ -40,6 +40,7 @@ type Config struct {
 	Detach          bool   // the gateway releases its upstream after each command
 	Verify          string // how often the gateway compares its view with the backend
 	UIDPrefetch     string // when the gateway fetches UIDs; default mux.PrefetchEager
+	Moves           bool   // sessions are asked to take other connections, and paused
 	Concurrent      bool   // all clients act at the same time
 	Seed            uint64
 	Turns           int    // per client
@@ -62,8 +63,8 @@ type Quirks struct {
 
 // Stats counts the events of a run.
 type Stats struct {
-	Turns, SessionsEnded, ExpungeIssued, Copies, Checks int
-	Faults                                              FaultCounts
+	Turns, SessionsEnded, ExpungeIssued, Copies, Checks, Moves int
+	Faults                                                     FaultCounts
 }
 
 // sharedStats is Stats for concurrent updates.
@@ -91,6 +92,7 @@ type Simulation struct {
 	operations  []operation
 	totalWeight int
 	startCounts FaultCounts
+	moveSome    func(rng *rand.Rand) // asks some sessions to move; nil: there are no moves
 
 	lineCounter  atomic.Int64 // of the transcripts
 	faultsPaused atomic.Bool  // no faults while set

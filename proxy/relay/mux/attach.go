@@ -93,12 +93,20 @@ func (x *exchange) retryTransient(timeout time.Duration, try func(h *holdTimer) 
 	now := time.Now()
 	h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(max(timeout, x.upstream.backend.settings.IdleReattachTimeout))}
 	for wait := minRetryDelay; ; wait = min(2*wait, maxRetryDelay) {
-		err := try(h)
+		err := x.awaitResume(h)
+		if err == nil {
+			err = x.followMove()
+		}
+		if err == nil {
+			err = try(h)
+		}
 		remaining := h.remaining(0)
 		if !isTransient(err) && !isLost(err) || remaining <= 0 || x.client.aborted.Load() || x.hub.ctx.Err() != nil {
 			return err
 		}
-		_ = sleep.For(x.hub.ctx, min(wait+rand.N(wait), remaining))
+		if !errors.Is(err, errPaused) { // else awaitResume waits
+			_ = sleep.For(x.hub.ctx, min(wait+rand.N(wait), remaining))
+		}
 	}
 }
 
@@ -190,16 +198,22 @@ func (x *exchange) acquireLease(deadline time.Time) error {
 	if err != nil {
 		return x.upstream.checkRevoked(err)
 	}
-	if err := x.upstream.checkRoute(ctx); err != nil { // the acquire may have waited
+	err = x.upstream.checkRoute(ctx) // the acquire may have waited
+	if err == nil && x.live.Paused() != nil {
+		err = errPaused
+	}
+	if err != nil {
 		x.upstream.account.Release(conn)
 		return err
 	}
+	x.upstream.mayMove = false
 	x.bindUpstream(conn)
 	return x.client.forwardResponses(conn.TakeAlerts())
 }
 
 // checkRoute verifies that the user still exists and has not moved before the session
-// uses the old location. It succeeds if routing is unavailable.
+// uses the old location. It succeeds if routing is unavailable. To a session that may move
+// it returns a *movedError.
 func (u *upstreamSide) checkRoute(ctx context.Context) error {
 	user := u.account.User()
 	location, err := u.backend.hub.cfg.Locate(ctx, user)
@@ -211,6 +225,9 @@ func (u *upstreamSide) checkRoute(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && location.Backend != u.backend.name:
 		u.backend.hub.EvictElsewhere(user, location)
+		if u.mayMove {
+			return &movedError{location}
+		}
 		return &relay.CloseError{Reason: event.Moved, Bye: byeMoved}
 	case err == nil && u.loginFromRoute && location.Login != u.account.LoginName():
 		u.backend.hub.EvictElsewhere(user, location)

@@ -60,7 +60,7 @@ func (h *harness) auditedCommands() (all []auditRecord) {
 		if r.Event != "command" {
 			continue
 		}
-		if r.Session != "s-1" || r.User != user || r.Backend != "stub" || r.Took == nil {
+		if r.Session != "s-1" || r.User != user || r.Backend != "stub" && r.Backend != "west" || r.Took == nil {
 			h.t.Errorf("a record lacks its owner: %s", line)
 		}
 		all = append(all, r)

@@ -39,7 +39,12 @@ type request struct {
 // runCommands executes the commands that are completely buffered, up to the bound on
 // outstanding commands.
 func (s *session) runCommands() error {
-	for !s.upstream.outstanding.isFull() && s.client.stopReason.Load() == nil { // buffered commands must not delay a requested stop
+	for !s.mustHold() && s.client.stopReason.Load() == nil { // buffered commands must not delay a requested stop
+		if s.live.IsLeaving() {
+			if err := s.leave(); err != nil {
+				return err
+			}
+		}
 		if s.upstream.pinReason != "" && s.client.idle == nil {
 			return s.pin(nil)
 		}
@@ -63,6 +68,13 @@ func (s *session) runCommands() error {
 		s.client.request.unsent, s.client.discardingInput = nil, false
 	}
 	return nil
+}
+
+// mustHold reports whether the client's next command must wait for answers: with a full
+// queue, and before a move, which pipelined commands would delay.
+func (s *session) mustHold() bool {
+	queue := &s.upstream.outstanding
+	return queue.isFull() || !queue.isEmpty() && s.live.IsLeaving()
 }
 
 // endInvalidClient ends a session whose client no longer sends lines: the start of the

@@ -39,7 +39,13 @@ import (
 //	ARRIVED 1    wait until everything sent on the first upstream connection has arrived
 //	LOGINS TEXT  from now on the backend answers logins with TEXT; without TEXT it accepts them
 //	DOWN, UP     from now on the backend is down, or up
-//	MOVED NAME   from now on the user's mailbox is at another backend
+//	LOGINCAPS TEXT        from now on the backend has these capabilities
+//	MOVED NAME MODE       from now on the user's mailbox is at another backend, whose sessions have a mode
+//	AT NAME      the session is one of that backend
+//	MOVE, PAUSE, RESUME   what an operator asks of the session
+//	CANNOT MOVE, CANNOT PAUSE   … and what it cannot do
+//	LEFT         wait until the session has left its connection
+//	SLEEP 50ms   wait
 //	RENAMED NAME from now on the route has another login name
 //	OPEN N U M   client and backend open INBOX with N messages, UIDNEXT U and HIGHESTMODSEQ M (0: none)
 //	REOPEN K N U M        the gateway opens INBOX again, on the backend's K-th connection
@@ -224,7 +230,7 @@ func (s *setup) set(name, value string) (err error) {
 // step runs one line.
 func (p *dialogueRun) step(line string) error {
 	verb, rest, _ := strings.Cut(line, " ")
-	if p.splitMode == "parked" && strings.ContainsAny(verb[:1], "CB") {
+	if p.splitMode == "parked" && (strings.ContainsAny(verb[:1], "CB") || verb == "MOVE" || verb == "PAUSE" || verb == "RESUME") {
 		p.awaitParked()
 	}
 	if n, err := strconv.Atoi(strings.TrimRight(verb[1:], "!-ENDRST")); err == nil && strings.ContainsAny(verb[:1], "UB") {
@@ -287,9 +293,12 @@ func (p *dialogueRun) control(verb, rest string) error {
 		p.stub.set(func() { p.stub.down = true })
 	case "UP":
 		p.stub.set(func() { p.stub.down = false })
+	case "LOGINCAPS":
+		p.stub.set(func() { p.stub.caps = rest })
 	case "MOVED":
+		name, mode, _ := strings.Cut(rest, " ")
 		p.mu.Lock()
-		p.location.Backend = rest
+		p.location.Backend, p.location.Mode = name, event.Mode(mode)
 		p.mu.Unlock()
 	case "RENAMED":
 		p.mu.Lock()
@@ -299,6 +308,12 @@ func (p *dialogueRun) control(verb, rest string) error {
 		return p.awaitArrival(rest)
 	case "ORDER":
 		p.session.live.End(event.Reason(rest))
+	case "AT", "MOVE", "PAUSE", "RESUME", "CANNOT", "LEFT":
+		return p.move(verb, rest)
+	case "SLEEP":
+		d, err := time.ParseDuration(rest)
+		<-time.After(d)
+		return err
 	case "OVERDUE":
 		return p.expireSession(rest)
 	case "PINNED":
@@ -319,6 +334,29 @@ func (p *dialogueRun) control(verb, rest string) error {
 		p.reason = rest
 	default:
 		return fmt.Errorf("no such verb")
+	}
+	return nil
+}
+
+// move runs a line about a move of the session.
+func (p *dialogueRun) move(verb, rest string) error {
+	live, can := p.session.live, true
+	switch verb + rest {
+	case "MOVE", "CANNOTMOVE":
+		can = live.Move()
+	case "PAUSE", "CANNOTPAUSE":
+		can = live.Pause()
+	case "RESUME":
+		live.Resume()
+	case "LEFT":
+		testkit.Eventually(p.harness.t, "the session to leave", func() bool { return !live.IsLeaving() })
+	default:
+		if name := live.Info().Backend; name != rest {
+			return fmt.Errorf("the session is at %s", name)
+		}
+	}
+	if can == (verb == "CANNOT") {
+		return fmt.Errorf("can move: %v", can)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func newCertificates(t testing.TB) *certificates {
 	}
 }
 
-// harness is a Hub with one backend, a stub.
+// harness is a Hub with one backend, a stub, under two names.
 type harness struct {
 	// Set once.
 	t         testing.TB
@@ -110,9 +110,11 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	}
 	up.Address = h.stub.l.Addr().String()
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), h.logs, zapcore.DebugLevel))
-	h.deps = Deps{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
-		"stub": {Upstream: upstream.New(testbed.WithDefaults(up), upstream.Hooks{}, zap.NewNop()), Settings: testbed.WithDefaults(s.settings, zeroSettings...)},
-	}}
+	h.deps = Deps{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{}}
+	for _, name := range []string{"stub", "west"} {
+		up.Name = name
+		h.deps.Backends[name] = Backend{Upstream: upstream.New(testbed.WithDefaults(up), upstream.Hooks{}, zap.NewNop()), Settings: testbed.WithDefaults(s.settings, zeroSettings...)}
+	}
 	h.auditPath = filepath.Join(t.TempDir(), "audit")
 	h.deps.Audit, err = audit.Open(testbed.WithDefaults(audit.Config{Settings: audit.Settings{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}}, "path", "first_per_minute"), log)
 	testkit.NoError(t, err)
@@ -184,7 +186,7 @@ func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 func (h *harness) locate(context.Context, identity.User) (Location, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return Location{Backend: cmp.Or(h.location.Backend, "stub"), Login: cmp.Or(h.location.Login, user)}, nil
+	return Location{Backend: cmp.Or(h.location.Backend, "stub"), Login: cmp.Or(h.location.Login, user), Mode: cmp.Or(h.location.Mode, event.ModeResume)}, nil
 }
 
 func (h *harness) wasHandedOver() bool {

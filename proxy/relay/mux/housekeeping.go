@@ -169,20 +169,27 @@ func queryModseq(aux *lease.Conn, m *mailbox.Mailbox, onUntagged func([]byte) er
 	return modseq, nil
 }
 
-// confirmModseq makes the backend send all changes with a NOOP, while a command of the
-// client permits all responses. Afterwards the mod-sequence of requestModseq holds for
+// confirmModseq flushes all changes while a command of the client permits all responses.
+// Afterwards the mod-sequence of requestModseq holds for
 // the client. It is needed at most once for each selected mailbox.
 func (x *exchange) confirmModseq(expunge command.ExpungePolicy) error {
 	m := x.mailbox
 	if m == nil || !m.HasPendingModseq() || !x.upstream.attached || !x.upstream.outstanding.isEmpty() || expunge != command.FlushExpunges || x.client.hasQueuedNumbers() {
 		return nil
 	}
+	return x.flushChanges()
+}
+
+// flushChanges makes the backend send all changes with a NOOP.
+func (x *exchange) flushChanges() error {
+	m := x.mailbox
 	res, err := x.upstream.Run(time.Now().Add(housekeepingTimeout), "NOOP", x.forwardUntagged)
 	if err != nil {
 		return wrapRunError(err)
 	}
 	if res.Name == "OK" {
 		m.ConfirmModseq()
+		m.AllowUIDs()
 	}
 	m.DropPendingModseq()
 	return nil
@@ -240,8 +247,15 @@ func (x *exchange) detachIfConfigured() error {
 	if err := x.fetchMissingUIDs(); err != nil {
 		return err
 	}
-	if x.upstream.pinReason == "" && (x.mailbox == nil || !x.mailbox.IsDesynced() && !x.mailbox.AreUIDsDeferred() && !x.mailbox.HasPendingModseq()) {
+	if x.canDetach() {
 		x.returnUpstream()
 	}
 	return nil
+}
+
+// canDetach reports whether the session can continue on another connection without loss:
+// its view is known, or is not the lease's.
+func (x *exchange) canDetach() bool {
+	m := x.mailbox
+	return x.upstream.pinReason == "" && (m == nil || !x.upstream.attached || !m.IsDesynced() && !m.AreUIDsDeferred() && !m.HasPendingModseq())
 }

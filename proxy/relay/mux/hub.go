@@ -17,7 +17,7 @@
 // Read in this order: session.go (the life of a session), exchange.go, clientside.go and
 // upstreamside.go, commands.go and literals.go, relay.go, select.go, attach.go,
 // attachqueue.go, snapshot.go, resync.go, recovery.go, silence.go,
-// housekeeping.go, idle.go, stream.go, pin.go, unparsable.go, close.go.
+// housekeeping.go, idle.go, move.go, stream.go, pin.go, unparsable.go, close.go.
 package mux
 
 import (
@@ -57,7 +57,8 @@ type Config struct {
 // Location is the part of a route that determines which mail a session sees.
 type Location struct {
 	Backend string
-	Login   string // login name at the backend; "" if the route does not set one
+	Login   string     // login name at the backend; "" if the route does not set one
+	Mode    event.Mode // of a new session; used by those that move
 }
 
 // Deps holds the services that sessions use.

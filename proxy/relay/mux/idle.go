@@ -237,6 +237,17 @@ func (s *session) maintainIdle() error {
 		}
 		return s.upstream.startIdle(s.client.idle)
 	}
+	return s.attachInIdle()
+}
+
+// attachInIdle attaches a session in IDLE again, once it has a slot and is not paused.
+func (s *session) attachInIdle() error {
+	i := s.client.idle
+	if s.live.Paused() != nil {
+		i.releaseSlot()
+		i.downSince = 0 // the backend is not what it waits for
+		return nil
+	}
 	if i.downSince == 0 {
 		i.downSince = s.hub.uptime()
 	}
@@ -245,6 +256,9 @@ func (s *session) maintainIdle() error {
 		return nil
 	}
 	if i.slot == nil {
+		if err := s.followMove(); err != nil {
+			return s.retryInIdle(err)
+		}
 		i.slot = s.upstream.backend.attachQueue.enqueue(s.wake)
 	}
 	progress := i.slot.waitedWhileMoving() // does not count as waiting
@@ -259,13 +273,8 @@ func (s *session) maintainIdle() error {
 	i.downSince += progress
 	err := s.attach(attachOptions{expungePolicy: command.FlushExpunges, slot: i.slot})
 	i.slot = nil // released by attach
-	if isTransient(err) || isLost(err) || errors.Is(err, errPendingExpunges) {
-		i.retryDelay = min(max(2*i.retryDelay, 100*time.Millisecond), 5*time.Second)
-		s.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
-		return nil
-	}
 	if err != nil {
-		return err
+		return s.retryInIdle(err)
 	}
 	i.attachedAt = s.hub.uptime()
 	i.retryDelay = min(max(2*i.retryDelay, time.Second), 30*time.Second) // delay before the next attempt, should this upstream be lost soon
@@ -273,4 +282,16 @@ func (s *session) maintainIdle() error {
 		return err
 	}
 	return s.upstream.startIdle(s.client.idle)
+}
+
+// retryInIdle schedules the next attempt to attach after one has failed with err, unless the
+// failure is permanent.
+func (s *session) retryInIdle(err error) error {
+	if !isTransient(err) && !isLost(err) && !errors.Is(err, errPendingExpunges) {
+		return err
+	}
+	i := s.client.idle
+	i.retryDelay = min(max(2*i.retryDelay, 100*time.Millisecond), 5*time.Second)
+	s.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
+	return nil
 }

@@ -22,8 +22,12 @@ func (s *session) pin(unread []byte) error {
 }
 
 // handOver hands the session over to package splice and returns errHandedOver. unread is
-// the client's input that the backend has not received.
+// the client's input that the backend has not received. A session that must leave its
+// connection, or take none, ends instead.
 func (s *session) handOver(reason event.PinReason, unread []byte) error {
+	if s.live.IsLeaving() || s.live.Paused() != nil {
+		return &relay.CloseError{Reason: event.Moved, Bye: byeMoved}
+	}
 	h := s.hub
 	rec := audit.MuxEvent{User: s.upstream.account.User(), Backend: s.upstream.backend.name}
 	if s.mailbox != nil {

@@ -56,10 +56,11 @@ func (h *Hub) Start(live *relay.Session, c Client, account *pool.Account) {
 }
 
 func (h *Hub) newSession(live *relay.Session, c Client, account *pool.Account) *session {
-	s := &session{exchange: exchange{hub: h, live: live, canResume: live.Mode == event.ModeResume}}
+	info := live.Info()
+	s := &session{exchange: exchange{hub: h, live: live, canResume: info.Mode == event.ModeResume}}
 	s.onWake = s.wake
 	s.client.audit, s.client.offeredCaps = c.AuditClient, c.Caps
-	s.upstream.backend, s.upstream.account, s.upstream.loginFromRoute = h.backends[live.Backend], account, c.LoginFromRoute
+	s.upstream.backend, s.upstream.account, s.upstream.loginFromRoute = h.backends[info.Backend], account, c.LoginFromRoute
 	if c.Quota != nil {
 		s.client.throttle = &throttle{Quota: c.Quota}
 	}
@@ -200,7 +201,7 @@ func (s *session) park() error {
 			return wrapLost(err)
 		}
 	}
-	readsClient := !s.upstream.outstanding.isFull() // with a full queue the client must wait
+	readsClient := !s.mustHold()
 	if readsClient {
 		if buffered, err := s.client.ReadTLSBuffered(); buffered || err != nil {
 			return s.client.wrapError(err)
@@ -304,6 +305,12 @@ func (s *session) Usage() relay.Usage {
 // End implements relay.Relay. The session ends once no command is outstanding.
 func (s *session) End(reason event.Reason) {
 	s.client.stopReason.CompareAndSwap(nil, &reason)
+	s.client.InterruptWait()
+	s.wake()
+}
+
+// OnMove implements relay.Mover.
+func (s *session) OnMove() {
 	s.client.InterruptWait()
 	s.wake()
 }

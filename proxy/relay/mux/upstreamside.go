@@ -18,11 +18,9 @@ import (
 // upstreamSide is the backend's side of a session: the lease, and what was sent on it. Its
 // methods do not use the client.
 type upstreamSide struct {
-	// Set once.
-	backend *backend
-	account *pool.Account
-
 	// Owned by the session's goroutine.
+	backend              *backend // it and account change when the session moves
+	account              *pool.Account
 	*lease.Conn                        // nil: no lease
 	*upstreamWork                      // nil while the session is parked with nothing outstanding
 	loginFromRoute       bool          // Client.LoginFromRoute; set once
@@ -38,6 +36,7 @@ type upstreamSide struct {
 	retries              uint8         // losses since the last answer, at most maxRetries+1
 	since                time.Duration // hub uptime at the attach or at the loss
 	pinReason            event.PinReason
+	mayMove              bool // Move or Pause has released the lease, and the next one may be at another backend
 
 	wire atomic.Pointer[wire.Conn] // the lease's, for the clock
 }

@@ -15,6 +15,7 @@ type flagState struct {
 	resendModseq    uint64 // modseq once the pending flag changes are sent
 	modseqRequested bool   // the backend has answered whether it keeps mod-sequences
 	flagsPending    bool   // flag changes remain to be sent
+	isElsewhere     bool   // modseq is of another backend, and no bound for changes here
 	ModseqRetry     Retry  // of asking for the mod-sequence
 	FlagRetry       Retry  // of sending the pending flag changes
 }
@@ -55,23 +56,30 @@ func (m *Mailbox) ConfirmModseq() {
 // DropPendingModseq records that such a command has failed.
 func (m *Mailbox) DropPendingModseq() { m.pendingModseq = 0 }
 
+// MoveElsewhere records that the mailbox is at another backend from now on, as a copy with
+// the same UIDs. Its mod-sequences are others: only the newest one must not be lower.
+func (m *Mailbox) MoveElsewhere() { m.isElsewhere = true }
+
+// canQueryChanges reports whether a backend can be asked for the flags that have changed.
+func (m *Mailbox) canQueryChanges() bool { return m.modseq != 0 && !m.isElsewhere }
+
 // HasFlagChanges reports whether flags may have changed since the client received them,
 // by the data of a later SELECT.
 func (m *Mailbox) HasFlagChanges(data *SelectData) bool {
-	return m.Exists() > 0 && (m.modseq == 0 || data.Modseq != m.modseq || m.flagsPending)
+	return m.Exists() > 0 && (!m.canQueryChanges() || data.Modseq != m.modseq || m.flagsPending)
 }
 
 // NeedsAux reports whether the changed flags can be queried, but not on a connection with
 // the client's extensions.
 func (m *Mailbox) NeedsAux(data *SelectData, enabled imap.Extensions) bool {
-	return m.modseq != 0 && (data.Modseq != m.modseq || m.flagsPending) && !enabled.Has(imap.Condstore) && m.isASCII()
+	return m.canQueryChanges() && (data.Modseq != m.modseq || m.flagsPending) && !enabled.Has(imap.Condstore) && m.isASCII()
 }
 
 // FetchFlags returns the command, for a connection with the client's extensions, that
 // returns the changed flags (RFC 7162 §3.1.4.1). If they are unknown, it returns all
 // flags, and isAll is true.
 func (m *Mailbox) FetchFlags(data *SelectData, enabled imap.Extensions) (command string, isAll bool) {
-	if m.modseq != 0 && data.Modseq != 0 && enabled.Has(imap.Condstore) {
+	if m.canQueryChanges() && data.Modseq != 0 && enabled.Has(imap.Condstore) {
 		return fmt.Sprintf("FETCH 1:%d (UID FLAGS MODSEQ) (CHANGEDSINCE %d)", m.Exists(), m.modseq), false
 	}
 	return m.FetchAllFlags(), true
@@ -127,14 +135,17 @@ func (m *Mailbox) PostponedFlags() *SelectData {
 
 // EndPostponedFlags records that the postponed flags have been sent.
 func (m *Mailbox) EndPostponedFlags() {
-	m.flagsPending, m.FlagRetry.wait = false, 0
+	m.flagsPending, m.isElsewhere, m.FlagRetry.wait = false, false, 0
 	m.modseq = max(m.modseq, m.resendModseq)
 }
 
 // FinishFlags records that all flags changed up to data have been sent. It appends the
 // HIGHESTMODSEQ that covers everything, for a client that keeps it.
 func (m *Mailbox) FinishFlags(dst []byte, data *SelectData, enabled imap.Extensions) []byte {
-	m.flagsPending = false
+	if data.Modseq == 0 && m.isElsewhere {
+		m.modseq = 0
+	}
+	m.flagsPending, m.isElsewhere = false, false
 	if data.Modseq == 0 {
 		return dst // the earlier one stays valid
 	}

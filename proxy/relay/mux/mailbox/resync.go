@@ -28,9 +28,9 @@ func (m *Mailbox) Check(data *SelectData) error {
 }
 
 // HasSameUIDs reports whether the UIDs of a connection with data must equal those of the
-// view: UIDs only grow and are never reused.
+// view: UIDs only grow and are never reused. Those of a copy must be compared.
 func (m *Mailbox) HasSameUIDs(data *SelectData) bool {
-	return data.Exists == m.Exists() && data.uidNext != 0 && data.uidNext == m.uidNext
+	return !m.isElsewhere && data.Exists == m.Exists() && data.uidNext != 0 && data.uidNext == m.uidNext
 }
 
 // Compare returns the difference between the view and a connection with data, whose

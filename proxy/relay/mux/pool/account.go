@@ -217,11 +217,39 @@ func (a *Account) RevokeCredential() { a.pool.revoke(a.cred) }
 
 // Close ends the use of the account by its session, which must have released its connections.
 func (a *Account) Close() {
+	a.ReleaseLoginConn()
+	a.pool.removeAccount(a.cred)
+}
+
+// ReleaseLoginConn pools the connection of the login if it has not been leased.
+func (a *Account) ReleaseLoginConn() {
 	if pc := a.loginConn; pc != nil {
 		a.loginConn = nil
 		a.releaseUnused(pc)
 	}
-	a.pool.removeAccount(a.cred)
+}
+
+// LoginAt logs the client in at another backend, with login as the name there. The backend
+// must accept the credential that the client has sent, as at a new login. The account stays
+// valid.
+//
+// Errors are those of Login, and ErrCredential.
+func (a *Account) LoginAt(ctx context.Context, p *Pool, login string) (*Account, error) {
+	req := a.loginRequest()
+	req.Login = login
+	if p.backend.UsesMasterLogin() && a.verification == BackendDecides || !p.backend.AcceptsCredentials(req.Password, req.Token) {
+		return nil, ErrCredential
+	}
+	moved, err := p.Login(ctx, req, a.verification)
+	if err != nil {
+		return nil, err
+	}
+	moved.SetTokenEnd(a.tokenEnd)
+	moved.clientID = a.clientID
+	if pc := moved.loginConn; pc != nil { // its alerts are for this client, which gets no answer to a login
+		pc.loginOK, moved.loginOK = moved.loginOK, upstream.OK{}
+	}
+	return moved, nil
 }
 
 // releaseUnused pools a connection that was not leased.

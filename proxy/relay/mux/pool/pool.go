@@ -15,6 +15,7 @@ import (
 	"container/list"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -35,6 +36,9 @@ var ErrBusy = fmt.Errorf("%w: all connections are in use", upstream.ErrUnavailab
 // ErrExpired is returned when no connection is idle and the token needed to open one has
 // expired. The backend is not asked. It is an upstream.ErrUnavailable.
 var ErrExpired = fmt.Errorf("%w: the token has expired", upstream.ErrUnavailable)
+
+// ErrCredential is returned when another backend cannot use what the client has sent.
+var ErrCredential = errors.New("the backend needs another credential")
 
 // Causes of upstream.ErrUnavailable within the gateway.
 var (
