@@ -147,7 +147,7 @@ func TestWithoutRedisTheRunningGatewayIsUsed(t *testing.T) {
 	} {
 		want := map[string]string{
 			"ban del 127.0.0.1": "set admin.token_file", "ban list": "set admin.address", "ban add nobody": "neither an address nor a network",
-			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "a ban lasts more than nothing", "limits show a|b": "neither an address nor a valid user name",
+			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "the duration must be positive", "limits show a|b": "neither an address nor a valid user name",
 			"limits show": "one user or address is needed",
 		}[args]
 		got := imapgate(t, "", append(strings.Fields(args), "--config", config)...)

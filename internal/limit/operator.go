@@ -20,10 +20,10 @@ import (
 const widest4, widest6 = 8, 16
 
 // ErrNetworkTooWide is the error of a ban of half the internet.
-var ErrNetworkTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
+var ErrNetworkTooWide = fmt.Errorf("network too wide: the widest allowed is /%d (IPv6 /%d)", widest4, widest6)
 
 // ErrBanDuration is the error of a ban without a duration, or without an end.
-var ErrBanDuration = fmt.Errorf("a ban lasts more than nothing and at most %v", cluster.MaxDuration)
+var ErrBanDuration = fmt.Errorf("the duration must be positive and at most %v", cluster.MaxDuration)
 
 // AddressStatus is what is known of an address.
 type AddressStatus struct {
