@@ -289,14 +289,16 @@ func (c *Connector) logIn(ctx context.Context, a *Attempt, id auth.Identity, for
 // SelectMode returns the mode for a user's session on a route. A backend that violates the
 // protocol assumptions of the mux modes is spliced.
 func (c *Connector) SelectMode(user identity.User, r *routing.Route) event.Mode {
-	mode := cmp.Or(r.Mode, c.cfg.Modes[r.Backend], event.ModeSplice)
-	switch {
-	case c.deps.Hub.ShouldSplice(r.Backend, user):
+	if c.deps.Hub.ShouldSplice(r.Backend, user) {
 		return event.ModeSplice
-	case mode == event.ModePark: // it is handled as resume
+	}
+	switch mode := cmp.Or(r.Mode, c.cfg.Modes[r.Backend]); mode {
+	case event.ModeReuse, event.ModeResume:
+		return mode
+	case event.ModePark: // it is handled as resume
 		return event.ModeResume
 	}
-	return mode
+	return event.ModeSplice
 }
 
 // loginInMode logs the user in for the mode of the session.
