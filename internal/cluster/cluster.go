@@ -42,6 +42,9 @@ const uploadKept = 48 * time.Hour
 var (
 	// ErrUnavailable means that Redis was not asked, because it is down.
 	ErrUnavailable = errors.New("cluster: Redis does not answer")
+	// ErrBudgetSpent is the cause of a context that ends because a login has waited for
+	// Redis for as long as it may.
+	ErrBudgetSpent = errors.New("cluster: this login has waited for Redis long enough")
 
 	errForm = errors.New("cluster: Redis has answered in an unknown form")
 )
@@ -143,8 +146,8 @@ func (call Call) writes() bool {
 }
 
 // ask runs calls in one round trip and returns a reply to each, with its own error. The error
-// is the one by which Redis, or a part of it, is down or refuses to work. That ctx is canceled
-// is no fault of Redis.
+// is the one by which Redis, or a part of it, is down or refuses to work. The end of ctx is no
+// fault of Redis, unless ErrBudgetSpent is its cause.
 func (c *Cluster) ask(ctx context.Context, calls ...Call) ([]*redis.Cmd, error) {
 	writes, err := slices.ContainsFunc(calls, Call.writes), ctx.Err()
 	if err == nil && !c.allowed(writes) {
@@ -161,7 +164,7 @@ func (c *Cluster) ask(ctx context.Context, calls ...Call) ([]*redis.Cmd, error) 
 	limited, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
 	replies, failed, err := c.send(limited, calls)
-	if !errors.Is(ctx.Err(), context.Canceled) {
+	if ctx.Err() == nil || errors.Is(context.Cause(ctx), ErrBudgetSpent) {
 		c.update(func(h *health) { h.record(err, writes, failed) })
 	}
 	return replies, err

@@ -133,7 +133,9 @@ func (c *Cluster) result(e *entry) (full *counter.Bound, retryAfter time.Duratio
 	s := &c.counts
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.abandoned = !isClosed(e.done)
+	if e.abandoned = !isClosed(e.done); !e.abandoned {
+		return e.full, e.retryAfter
+	}
 	if i := slices.Index(s.queue, e); i >= 0 {
 		s.queue = slices.Delete(s.queue, i, i+1)
 		c.settle(e, nil)
@@ -163,7 +165,7 @@ func (c *Cluster) exchange(ctx context.Context, done <-chan struct{}) {
 	all := context.WithoutCancel(ctx)
 	if end, ok := ctx.Deadline(); ok { // that of the session which sends; others may wait longer
 		var cancel func()
-		all, cancel = context.WithDeadline(all, end)
+		all, cancel = context.WithDeadlineCause(all, end, ErrBudgetSpent)
 		defer cancel()
 	}
 	replies, _ := c.ask(all, calls...) // each has its own error

@@ -124,7 +124,7 @@ func (c *Conn) preauthBounds() []counter.Bound {
 // also if none is answered. Its second result ends it.
 func (c *Conn) askRedis(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, c.limiter.cfg.wait-c.waited)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.wait-c.waited, cluster.ErrBudgetSpent)
 	return ctx, func() {
 		cancel()
 		c.waited += time.Since(began)
@@ -321,7 +321,9 @@ func (c *Conn) BeginSession(ctx context.Context, u identity.User) error {
 	}
 	c.EndLogin()
 	l, bounds := c.limiter, c.sessionBounds(u)
-	if full := l.counts.Acquire(bounds); full != nil {
+	here := slices.Clone(bounds)
+	here[1].Limit = l.share(c.limits.Connections.Total, 0) // of the total: what this gateway may have
+	if full := l.counts.Acquire(here); full != nil {
 		return &Refusal{Reason: full.Reason, Net: full.Net}
 	}
 	var calls []cluster.Call
@@ -342,13 +344,12 @@ func (c *Conn) BeginSession(ctx context.Context, u identity.User) error {
 	return nil
 }
 
-// sessionBounds are the counts of a session. The limit of the total is what this gateway may
-// have of it.
+// sessionBounds are the counts of a session at all gateways.
 func (c *Conn) sessionBounds(u identity.User) []counter.Bound {
 	s := &c.limits.Connections
 	bounds := []counter.Bound{
 		{Key: counter.Key{Scope: counter.UserSessions, User: u}, Limit: s.PerUser, Reason: event.LimitUser},
-		{Key: counter.Key{Scope: counter.AllSessions}, Limit: c.limiter.share(s.Total, 0), Reason: event.LimitTotal},
+		{Key: counter.Key{Scope: counter.AllSessions}, Limit: s.Total, Reason: event.LimitTotal},
 	}
 	if c.exempt {
 		return bounds

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"imapgate/internal/cluster"
 	"imapgate/internal/event"
 	"imapgate/internal/limit/counter"
 	"imapgate/internal/testbed"
@@ -228,4 +229,48 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	node.CLI("cluster", "addslots", slot)
 	want(t, 1, one, two)
 	testkit.Eventually(t, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
+}
+
+// stall is a hook that answers no question whose context has it as a value.
+type stall struct{}
+
+func (stall) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (stall) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (s stall) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, commands []redis.Cmder) error {
+		if ctx.Value(s) == nil {
+			return next(ctx, commands)
+		}
+		<-ctx.Done()
+		for _, command := range commands {
+			command.SetErr(ctx.Err())
+		}
+		return ctx.Err()
+	}
+}
+
+// Clients choose when they log in, so they could end the sharing of limits if their own
+// deadlines counted as failures of Redis.
+func TestTheDeadlineOfAClientIsNoFailureOfRedis(t *testing.T) {
+	t.Parallel()
+	client := dial(t, testbed.StartRedis(t).Address)
+	client.AddHook(stall{})
+	g := runGate(t, quick(), client)
+	ask := func(cause error) {
+		for range 10 {
+			ctx, cancel := context.WithTimeoutCause(context.WithValue(t.Context(), stall{}, true), time.Millisecond, cause)
+			if _, err := g.cluster.Sessions(ctx, counter.Key{Scope: counter.AllSessions}); err == nil {
+				t.Fatal("a stalled Redis has answered")
+			}
+			cancel()
+		}
+	}
+	if ask(nil); g.cluster.IsDown() {
+		t.Error("deadlines of clients have ended the sharing of limits")
+	}
+	if ask(cluster.ErrBudgetSpent); !g.cluster.IsDown() {
+		t.Error("a Redis that lets all logins wait for too long is shared")
+	}
 }

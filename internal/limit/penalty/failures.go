@@ -136,14 +136,15 @@ type History struct {
 	spray      *SprayAlert
 
 	// Guarded by mu.
-	mu        sync.Mutex
-	nets      *simplelru.LRU[uint64, entry]
-	users     *simplelru.LRU[uint64, entry]
-	pairs     *simplelru.LRU[uint64, entry]
-	passwords *simplelru.LRU[uint64, passwords]
-	unnamed   *simplelru.LRU[uint64, window]        // repetitions, in an hour, of a failed login without a user
-	logins    *simplelru.LRU[uint64, time.Duration] // the time of the latest successful one, by Subject
-	pending   map[uint64]int                        // logins in progress, by Subject; bound: the connections
+	mu         sync.Mutex
+	nets       *simplelru.LRU[uint64, entry]
+	users      *simplelru.LRU[uint64, entry]
+	pairs      *simplelru.LRU[uint64, entry]
+	passwords  *simplelru.LRU[uint64, passwords]
+	unnamed    *simplelru.LRU[uint64, window]        // repetitions, in an hour, of a failed login without a user
+	logins     *simplelru.LRU[uint64, time.Duration] // the time of the latest successful one, by Subject with a network
+	userLogins *simplelru.LRU[uint64, time.Duration] // the same from any network
+	pending    map[uint64]int                        // logins in progress, by Subject; bound: the connections
 }
 
 // NewHistory returns an empty History. It calls onSpray when a network has tried many users, and
@@ -152,7 +153,8 @@ func NewHistory(s *Settings, onSpray func(Spray)) *History {
 	h := &History{
 		banWithin: s.BanWithin, keep: s.KnownFor, underSiege: max(s.PerUserHour, 2), began: time.Now(), seed: maphash.MakeSeed(), spray: NewSprayAlert(onSpray),
 		nets: newTable[entry](maxNets), users: newTable[entry](maxUsers), pairs: newTable[entry](maxPairs), passwords: newTable[passwords](maxPasswords),
-		unnamed: newTable[window](maxUnnamed), logins: newTable[time.Duration](maxLogins), pending: make(map[uint64]int),
+		unnamed: newTable[window](maxUnnamed), logins: newTable[time.Duration](maxLogins), userLogins: newTable[time.Duration](maxUserLogins),
+		pending: make(map[uint64]int),
 	}
 	_, _ = rand.Read(h.secret[:]) // never fails
 	return h

@@ -6,12 +6,16 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 const (
 	// maxLogins bounds the successful logins that are known here: three pairs of user and
-	// network for each address at most, three networks, and the user. Redis knows more.
-	maxLogins = 320 << 10
+	// network for each address at most, and three networks. maxUserLogins bounds the users with
+	// logins, whom no other user's many networks displace. Redis knows more.
+	maxLogins     = 256 << 10
+	maxUserLogins = 64 << 10
 	// noteInterval is how old the note of a login may get before it is noted again.
 	noteInterval = time.Hour
 )
@@ -58,12 +62,21 @@ func (h *History) Succeeded(u identity.User, a netip.Addr) (stale []Subject, isN
 // refresh notes a login, and reports whether the last note was too old. It is called with mu
 // held.
 func (h *History) refresh(s Subject) bool {
-	last, known := h.logins.Get(h.hash(s))
+	logins := h.loginsOf(s)
+	last, known := logins.Get(h.hash(s))
 	if known && h.now()-last <= noteInterval {
 		return false
 	}
-	h.logins.Add(h.hash(s), h.now())
+	logins.Add(h.hash(s), h.now())
 	return true
+}
+
+// loginsOf returns where the successful logins of a Subject are.
+func (h *History) loginsOf(s Subject) *simplelru.LRU[uint64, time.Duration] {
+	if s.Net.IsValid() {
+		return h.logins
+	}
+	return h.userLogins
 }
 
 // LearnKnown remembers whose successful logins other gateways know.
@@ -116,6 +129,6 @@ func (h *History) IsActive(net netip.Prefix) bool {
 
 // isKnown is called with mu held.
 func (h *History) isKnown(s Subject) bool {
-	last, ok := h.logins.Get(h.hash(s))
+	last, ok := h.loginsOf(s).Get(h.hash(s))
 	return ok && h.now()-last < h.keep
 }
