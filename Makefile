@@ -74,7 +74,7 @@ enumeration: ## compare 2,000 pairs of denials for each mechanism: their time mu
 	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run DenialTimeDoesNotReveal -v ./proxy
 
 memory: ## measure the memory that a million failed logins leave
-	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run '^TestMillionFailuresFit$$' -v ./internal/limit
+	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run '^TestMemoryOfAMillionFailuresIsBounded$$' -v ./internal/limit
 
 compare: ## compare with HAProxy, nginx and Dovecot in one run; needs root for their packages; PEERS=DIR uses those of Debian 13
 	internal/peerbench/compare.sh

@@ -87,7 +87,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 	b.expectRefusedFrom("192.0.2.1")
 	b.wantHit(event.LimitAddress, "192.0.2.1/32")
 	second.reset()
-	testkit.Eventually(t, "the counters of a client that vanished", func() bool {
+	testkit.Eventually(t, "the connection of the reset client to release its slot", func() bool {
 		c := b.dialFrom("192.0.2.1")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')

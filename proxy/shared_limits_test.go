@@ -14,7 +14,6 @@ import (
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
-	"imapgate/routing"
 )
 
 // startSharedLimits starts a real Redis and returns a setup that shares its limits there.
@@ -24,18 +23,17 @@ func startSharedLimits(t testing.TB, l limit.Config) (*testbed.Redis, func(*harn
 	return store, withSharedLimits(t, store, l)
 }
 
+// withSharedLimits returns a setup whose logins wait for Redis as long as a busy machine needs,
+// so that they are counted there.
 func withSharedLimits(t testing.TB, store *testbed.Redis, l limit.Config) func(*harnessConfig) {
 	t.Helper()
-	rdb := dialRedis(t, store)
-	return func(s *harnessConfig) { s.limits, s.redis = l, rdb }
-}
-
-func dialRedis(t testing.TB, store *testbed.Redis) redis.UniversalClient {
-	t.Helper()
-	rdb, err := routing.Dial(routing.RedisConfig{RedisSettings: routing.RedisSettings{Addresses: []string{store.Address}}})
-	testkit.NoError(t, err)
+	l.Wait = testbed.Timeout
+	rdb := redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs: []string{store.Address}, Protocol: 2, DisableIdentity: true, ContextTimeoutEnabled: true,
+		DialTimeout: l.Wait, ReadTimeout: l.Wait, WriteTimeout: l.Wait, PoolTimeout: l.Wait,
+	})
 	t.Cleanup(func() { _ = rdb.Close() })
-	return rdb
+	return func(s *harnessConfig) { s.limits, s.redis = l, rdb }
 }
 
 // runParallel calls do n times, atATime at a time.

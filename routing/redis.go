@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,6 +25,7 @@ const (
 type RedisConfig struct {
 	RedisSettings
 	TLSConfig func() *tls.Config // for new connections; nil without TLS
+	Timeout   time.Duration      // of one exchange; 0: 250 ms
 }
 
 // credentials returns what new connections log in with. Without a password they do not log in.
@@ -65,7 +67,7 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	}
 	explainer := &errorExplainer{tls: c.TLSConfig != nil, credentials: c.credentials, sentinels: c.SentinelMaster != "", cluster: c.Cluster}
 	client := newClient(c, explainer)
-	client.AddHook(commandHook{explainer})
+	client.AddHook(commandHook{explainer, strings.Join(c.Addresses, ", ")})
 	return client, nil
 }
 
@@ -94,6 +96,7 @@ func options(c RedisConfig) *redis.UniversalOptions {
 	if c.TLSConfig != nil {
 		tlsConfig = c.TLSConfig()
 	}
+	timeout := cmp.Or(c.Timeout, ioTimeout)
 	return &redis.UniversalOptions{
 		Addrs:            addresses,
 		MasterName:       c.SentinelMaster,
@@ -112,9 +115,9 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		DisableIdentity: true,
 
 		DialTimeout:           dialTimeout,
-		ReadTimeout:           ioTimeout,
-		WriteTimeout:          ioTimeout,
-		PoolTimeout:           ioTimeout,
+		ReadTimeout:           timeout,
+		WriteTimeout:          timeout,
+		PoolTimeout:           timeout,
 		ContextTimeoutEnabled: true,
 		// One retry, because the server may have closed a pooled connection. The breaker and
 		// the cache handle the rest.

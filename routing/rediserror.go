@@ -243,7 +243,18 @@ func (h connectHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 }
 
 // commandHook explains errors of commands.
-type commandHook struct{ *errorExplainer }
+type commandHook struct {
+	*errorExplainer
+	addresses string
+}
+
+// explain also adds the addresses to an error that is not a reply.
+func (h commandHook) explain(err error) error {
+	if err = h.errorExplainer.explain(err); err == nil || errors.As(err, new(redis.Error)) {
+		return err
+	}
+	return fmt.Errorf("redis %s: %w", h.addresses, err)
+}
 
 func (h commandHook) DialHook(next redis.DialHook) redis.DialHook { return next }
 

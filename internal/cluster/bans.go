@@ -92,7 +92,8 @@ func (c *Cluster) banCall(b ban.Ban, how string, first, longest time.Duration) C
 // Unban ends all bans that overlap a network, and forgets its failures, for an operator. It
 // returns the networks that were banned.
 func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Prefix, err error) {
-	gone := []any{net.String()} // also without a ban: its failures are forgotten
+	named := net.String()
+	gone := []any{named} // also without a ban: its failures are forgotten
 	err = c.Bans(ctx, func(b ban.Ban) {
 		if b.Net.Overlaps(net) && b.Remaining > 0 {
 			ended = append(ended, b.Net)
@@ -103,7 +104,7 @@ func (c *Cluster) Unban(ctx context.Context, net netip.Prefix) (ended []netip.Pr
 	})
 	for batch := range slices.Chunk(gone, banBatch) {
 		if err == nil {
-			err = c.order(ctx, Call{"lift", c.keys.bans(), batch})
+			err = c.order(ctx, Call{"lift", c.keys.bans(), append([]any{named}, batch...)})
 		}
 	}
 	if err == nil {

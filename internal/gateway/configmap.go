@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
@@ -58,12 +59,12 @@ func routingConfig(cfg *config.Config) routing.Config {
 }
 
 // dialRedis creates the client of the configured Redis, with TLS unless tlsConfig is
-// nil. Without Redis it returns nil.
-func dialRedis(r *routing.RedisSettings, tlsConfig func() *tls.Config) (redis.UniversalClient, error) {
+// nil. Without Redis it returns nil. A timeout of 0 is that of logins.
+func dialRedis(r *routing.RedisSettings, tlsConfig func() *tls.Config, timeout time.Duration) (redis.UniversalClient, error) {
 	if r == nil {
 		return nil, nil
 	}
-	client, err := routing.Dial(routing.RedisConfig{RedisSettings: *r, TLSConfig: tlsConfig})
+	client, err := routing.Dial(routing.RedisConfig{RedisSettings: *r, TLSConfig: tlsConfig, Timeout: timeout})
 	return client, config.WithKey("redis", err)
 }
 
@@ -76,6 +77,10 @@ func (g *Gateway) upstreamConfig(b config.Backend, instance string) upstream.Con
 	}
 	return out
 }
+
+// storeTimeout bounds each exchange of a command with Redis. No client waits for it, so a busy
+// Redis is no error yet.
+const storeTimeout = 5 * time.Second
 
 // Store has the routes and the limits of a configuration, for commands without a gateway.
 type Store struct {
@@ -91,7 +96,9 @@ func OpenStore(cfg *config.Config) (*Store, error) {
 		return nil, err
 	}
 	routes, routesErr := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
-	limits, limitsErr := limit.New(limitConfig(cfg), rdb, limit.Hooks{}, zap.NewNop())
+	limitCfg := limitConfig(cfg)
+	limitCfg.Wait = storeTimeout
+	limits, limitsErr := limit.New(limitCfg, rdb, limit.Hooks{}, zap.NewNop())
 	s := &Store{routes, newLimitAdmin(cfg, limits), rdb}
 	if err := errors.Join(config.WithKey("routing", routesErr), config.WithKey("limits", limitsErr)); err != nil {
 		s.Close()
@@ -121,6 +128,6 @@ func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
 		}
 		tlsConfig = client.Config
 	}
-	rdb, err := dialRedis(cfg.Redis, tlsConfig)
+	rdb, err := dialRedis(cfg.Redis, tlsConfig, storeTimeout)
 	return rdb, cfg.Locate(err)
 }

@@ -162,7 +162,7 @@ func (g *Gateway) logAddresses() {
 // on top of it.
 func (g *Gateway) openRoutes() error {
 	var err error
-	if g.redis, err = dialRedis(g.cfg.Redis, g.files.clientTLS(redisKey)); err != nil {
+	if g.redis, err = dialRedis(g.cfg.Redis, g.files.clientTLS(redisKey), 0); err != nil {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{

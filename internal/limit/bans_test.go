@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,112 +16,111 @@ import (
 	"imapgate/internal/testbed"
 )
 
-func TestUnbanLiftsEverythingAround(t *testing.T) {
-	g := newGate(t, wide(), nil)
+func TestUnbanRemovesTheBansOfNetworksAroundToo(t *testing.T) {
+	l := newLimiter(t, noConnLimits(), nil)
 	for _, net := range []string{"192.0.2.1/32", "192.0.2.0/24", "192.0.3.0/24", "2001:db8::/48"} {
-		if err := g.Ban(t.Context(), netip.MustParsePrefix(net), time.Hour, "by hand"); err != nil {
+		if err := l.Ban(t.Context(), netip.MustParsePrefix(net), time.Hour, "by hand"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	lifted, err := g.Unban(t.Context(), netip.MustParsePrefix("192.0.2.1/32"))
-	if err != nil || len(lifted) != 2 {
-		t.Fatalf("lifted %v: %v", lifted, err)
+	ended, err := l.Unban(t.Context(), netip.MustParsePrefix("192.0.2.1/32"))
+	if err != nil || len(ended) != 2 {
+		t.Fatalf("Unban ended %v: %v", ended, err)
 	}
-	if _, ok := g.bans.Find(at("192.0.2.1")); ok {
-		t.Fatal("it is banned still")
+	if _, ok := l.bans.Find(ip("192.0.2.1")); ok {
+		t.Fatal("the address is still banned")
 	}
-	if left, _ := g.Bans(t.Context()); len(left) != 2 {
-		t.Fatalf("left are %v", left)
+	if left, _ := l.Bans(t.Context()); len(left) != 2 {
+		t.Fatalf("the bans left are %v", left)
 	}
 }
 
-func TestOnlyABanThatWasThereIsRemoved(t *testing.T) {
+func TestUnbanReportsWhetherThereWasABan(t *testing.T) {
 	r := testbed.StartRedis(t)
-	for name, client := range map[string]redis.UniversalClient{"alone": nil, "with Redis": dial(t, r.Address)} {
+	for name, client := range map[string]redis.UniversalClient{"alone": nil, "with Redis": dialRedis(t, r.Address)} {
 		t.Run(name, func(t *testing.T) {
-			orders := make(chan BanRequest, 16) // more than there are
-			g := runHooked(t, quick(), client, Hooks{OnBanRequest: func(o BanRequest) { orders <- o }}).Limiter
-			operator := g
+			requests := make(chan BanRequest, 16) // more than there are
+			l := runWithHooks(t, shortTTL(), client, Hooks{OnBanRequest: func(r BanRequest) { requests <- r }}).Limiter
+			operator := l
 			if client != nil {
-				operator = newGate(t, quick(), client) // which runs nowhere
-				following(t, &gateway{g, nil})
+				operator = newLimiter(t, shortTTL(), client) // it does not run
+				awaitSharedBans(t, &gateway{l, nil})
 			}
 			one, other := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.3.1/32")
 			for _, net := range []netip.Prefix{one, other} {
 				if err := operator.Ban(t.Context(), net, time.Hour, "by hand"); err != nil {
 					t.Fatal(err)
 				}
-				expectOrder(t, orders, BanRequest{Net: net, Duration: time.Hour, Note: "by hand"})
+				expectBanRequest(t, requests, BanRequest{Net: net, Duration: time.Hour, Note: "by hand"})
 			}
 			for range 2 {
 				if _, err := operator.Unban(t.Context(), netip.MustParsePrefix("192.0.2.0/24")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			expectOrder(t, orders, BanRequest{Net: one})
-			if _, err := g.Unban(t.Context(), other); err != nil {
+			expectBanRequest(t, requests, BanRequest{Net: one})
+			if _, err := l.Unban(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
-			expectOrder(t, orders, BanRequest{Net: other}) // and nothing between them
+			expectBanRequest(t, requests, BanRequest{Net: other}) // no request for one in between
 		})
 	}
 }
 
-// expectOrder waits for the next order that is not of the probe of following, about the
-// one wanted.
-func expectOrder(t *testing.T, orders <-chan BanRequest, want BanRequest) {
+// expectBanRequest waits for the next request that is not about markerNet, which must be want.
+func expectBanRequest(t *testing.T, requests <-chan BanRequest, want BanRequest) {
 	t.Helper()
 	for {
 		select {
-		case o := <-orders:
-			if o.Net == probe {
+		case got := <-requests:
+			if got.Net == markerNet {
 				continue
 			}
-			if o.Net != want.Net || o.Note != want.Note || !within(o.Duration, want.Duration) {
-				t.Fatalf("told %+v, not %+v", o, want)
+			if got.Net != want.Net || got.Note != want.Note || !isAbout(got.Duration, want.Duration) {
+				t.Fatalf("request %+v, want %+v", got, want)
 			}
 			return
-		case <-time.After(patienceOf):
-			t.Fatalf("nothing is told, not %+v", want)
+		case <-time.After(timeout):
+			t.Fatalf("no request, want %+v", want)
 		}
 	}
 }
 
-// A million addresses and users, one failure each: nothing of it may stay but
-// what the tables hold, and bans are none of them. `make memory` runs it.
-func TestMillionFailuresFit(t *testing.T) {
+// A million addresses and users have one failure each. The gateway may keep only what its
+// bounded tables hold, and must keep all bans. `make memory` runs it.
+func TestMemoryOfAMillionFailuresIsBounded(t *testing.T) {
 	if os.Getenv("IMAPGATE_SOAK") != "1" {
 		t.Skip("IMAPGATE_SOAK is not set to 1")
 	}
-	cfg := usual()
-	cfg.Failures.Delay = 0 // no login waits
-	g := newGate(t, cfg, nil)
+	cfg := defaultConfig()
+	cfg.Failures.Delay = 0 // without delays
+	l := newLimiter(t, cfg, nil)
 	banned := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2a00::/64")}
 	for _, net := range banned {
-		g.ban(t.Context(), net, event.BanFailures)
+		l.ban(t.Context(), net, event.BanFailures)
 	}
 	alloc, sys := memory()
 	for i := range 1_000_000 {
 		addr := netip.AddrFrom16([16]byte{0x20, 1, byte(i >> 16), byte(i >> 8), byte(i), 0, 0, byte(i), 15: 1})
-		v, err := g.Open("imaps", addr)
+		conn, err := l.Open("imaps", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		v.LoginFailed(t.Context(), user(t, "user"+digits(i)), identity.NewSecret("Summer2024"))
-		v.Close()
+		conn.LoginFailed(t.Context(), user(t, "user"+digits(i)), identity.NewSecret("Summer2024"))
+		conn.Close()
 	}
 	alloc2, sys2 := memory()
 	grown, process := (alloc2-alloc)>>20, (sys2-sys)>>20
-	t.Logf("a million failures: %d MB are live, the process has %d MB more", grown, process)
+	t.Logf("after a million failures the heap has %d MB more, the process %d MB", grown, process)
 	if grown > 64 || process > 64 {
 		t.Errorf("more than 64 MB")
 	}
 	for _, net := range banned {
-		if _, ok := g.bans.Find(net.Addr()); !ok {
-			t.Errorf("%v is banned no more", net)
+		if _, ok := l.bans.Find(net.Addr()); !ok {
+			t.Errorf("%v is no longer banned", net)
 		}
 	}
-	runtime.KeepAlive(g)
+	runtime.KeepAlive(l)
 }
 
 func digits(i int) string {
@@ -129,4 +130,21 @@ func digits(i int) string {
 		i /= 10
 	}
 	return string(b[:])
+}
+
+// memory returns the bytes that are live in the heap, and the resident bytes of the process.
+func memory() (live, resident int64) {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	resident = int64(m.Sys - m.HeapReleased)
+	if statm, err := os.ReadFile("/proc/self/statm"); err == nil {
+		if f := strings.Fields(string(statm)); len(f) > 1 {
+			if pages, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				resident = pages * int64(os.Getpagesize())
+			}
+		}
+	}
+	return int64(m.HeapAlloc), resident
 }

@@ -124,7 +124,7 @@ func (c *Conn) preauthBounds() []counter.Bound {
 // also if none is answered. Its second result ends it.
 func (c *Conn) askRedis(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.wait-c.waited, cluster.ErrBudgetSpent)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.limiter.cfg.Wait-c.waited, cluster.ErrBudgetSpent)
 	return ctx, func() {
 		cancel()
 		c.waited += time.Since(began)

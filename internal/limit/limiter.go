@@ -48,13 +48,13 @@ type Config struct {
 	// default 45 s, so that they are gone within 60.
 	HeartbeatTTL time.Duration
 
-	wait time.Duration // for Redis; by default cluster.Wait. Tests on busy machines have more
+	Wait time.Duration // for Redis; by default cluster.Wait. Commands, and tests on busy machines, have more
 
 	Names identity.Names // how user names from other gateways are read
 }
 
 func (c *Config) setDefaults() error {
-	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, 45*time.Second), cmp.Or(c.wait, cluster.Wait)
+	c.HeartbeatTTL, c.Wait = cmp.Or(c.HeartbeatTTL, 45*time.Second), cmp.Or(c.Wait, cluster.Wait)
 	if f := &c.Failures; f.BanWithin < 0 || f.BanDuration < 0 || f.MaxBanDuration < f.BanDuration || f.KnownFor < 0 {
 		return errors.New("limit: no duration of bans may be below 0, nor the longest ban be shorter than the first")
 	}
@@ -130,7 +130,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 		l.countsUploads = l.countsUploads || own.UserQuota.AppendBytesPerDay > 0
 	}
 	if client != nil {
-		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.wait, Failures: &l.cfg.Failures, Table: l.bans, OnHealth: l.reportRedis, OnChange: l.applyChange})
+		l.cluster = cluster.New(client, cluster.Options{Prefix: cfg.Prefix, TTL: cfg.HeartbeatTTL, Wait: cfg.Wait, Failures: &l.cfg.Failures, Table: l.bans, OnHealth: l.reportRedis, OnChange: l.applyChange})
 	}
 	return l, nil
 }

@@ -1,112 +1,114 @@
 package limit
 
 import (
-	"imapgate/internal/event"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"imapgate/internal/event"
 )
 
-// twoDoors is a gate whose listener "strict" has limits of its own.
-func twoDoors(t testing.TB, usual Config, strict func(*Settings)) *Limiter {
+// newStrictLimiter returns a limiter whose listener "strict" has its own limits, which strict
+// changes from those of the others.
+func newStrictLimiter(t testing.TB, normal Config, strict func(*Settings)) *Limiter {
 	t.Helper()
-	own := usual.Settings
+	own := normal.Settings
 	strict(&own)
-	usual.Listeners = map[string]Settings{"strict": own}
-	return newGate(t, usual, nil)
+	normal.Listeners = map[string]Settings{"strict": own}
+	return newLimiter(t, normal, nil)
 }
 
-// through is a visit at a listener that must be let in, and out again with the test.
-func through(t testing.TB, g *Limiter, listener, addr string) *Conn {
+// openConnAt opens a connection at a listener, which must be admitted. It closes with the test.
+func openConnAt(t testing.TB, l *Limiter, listener, addr string) *Conn {
 	t.Helper()
-	v, err := g.Open(listener, at(addr))
+	conn, err := l.Open(listener, ip(addr))
 	if err != nil {
-		t.Fatalf("%s may not arrive at %s: %v", addr, listener, err)
+		t.Fatalf("open from %s at %s: %v", addr, listener, err)
 	}
-	t.Cleanup(v.Close)
-	return v
+	t.Cleanup(conn.Close)
+	return conn
 }
 
-func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
+func TestFailuresAreComparedWithTheListenersLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := twoDoors(t, wide(), func(l *Settings) {
-			l.Failures.PerMinute, l.Failures.Delay, l.Failures.BanAfter = 3, 0, 0
+		l := newStrictLimiter(t, noConnLimits(), func(s *Settings) {
+			s.Failures.PerMinute, s.Failures.Delay, s.Failures.BanAfter = 3, 0, 0
 		})
-		usual, strict := through(t, g, "imaps", "192.0.2.1"), through(t, g, "strict", "192.0.2.1")
+		normal, strict := openConnAt(t, l, "imaps", "192.0.2.1"), openConnAt(t, l, "strict", "192.0.2.1")
 		for i := range 3 {
-			usual.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i))
+			normal.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i))
 		}
 		if err := strict.BeginLogin(t.Context(), user(t, "bob")); reason(err) != event.LimitAddressFailures {
-			t.Errorf("where three are too many: %v", err)
+			t.Errorf("three failures at a listener with a limit of three: %v", err)
 		}
-		if err := usual.BeginLogin(t.Context(), user(t, "bob")); err != nil {
-			t.Errorf("where ten are: %v", err)
+		if err := normal.BeginLogin(t.Context(), user(t, "bob")); err != nil {
+			t.Errorf("three failures at a listener with a limit of ten: %v", err)
 		}
 		for i := range 20 {
 			if d := strict.LoginFailed(t.Context(), user(t, "carol"), secret("%d", i)); d != 0 {
-				t.Errorf("where nothing waits a denial takes %v", d)
+				t.Errorf("a denial at a listener without delays takes %v", d)
 			}
 		}
-		if n := g.BanCount(); n != 0 {
-			t.Error("a listener that bans nobody has banned somebody")
+		if n := l.BanCount(); n != 0 {
+			t.Error("a listener without bans has banned a network")
 		}
-		usual.LoginFailed(t.Context(), user(t, "alice"), secret("once more"))
-		if _, err := g.Open("strict", at("192.0.2.1")); reason(err) != event.LimitBanned {
-			t.Errorf("who is banned at one listener comes by the other: %v", err)
+		normal.LoginFailed(t.Context(), user(t, "alice"), secret("once more"))
+		if _, err := l.Open("strict", ip("192.0.2.1")); reason(err) != event.LimitBanned {
+			t.Errorf("a banned address at another listener: %v", err)
 		}
 	})
 }
 
-func TestListenersOfOneBudgetShareIt(t *testing.T) {
+func TestListenersWithTheSameQuotaShareIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := wide()
+		cfg := noConnLimits()
 		cfg.UserQuota = Quotas{CommandsPerSecond: 10}
 		cfg.Listeners = map[string]Settings{"same": cfg.Settings, "free": {}}
-		g := newGate(t, cfg, nil)
-		in := func(listener string) *Conn {
-			v := through(t, g, listener, "192.0.2.1")
-			if err := v.BeginSession(t.Context(), user(t, "alice")); err != nil {
+		l := newLimiter(t, cfg, nil)
+		begin := func(listener string) *Conn {
+			conn := openConnAt(t, l, listener, "192.0.2.1")
+			if err := conn.BeginSession(t.Context(), user(t, "alice")); err != nil {
 				t.Fatal(err)
 			}
-			return v
+			return conn
 		}
-		usual, same, free := in("imaps"), in("same"), in("free")
+		normal, same, free := begin("imaps"), begin("same"), begin("free")
 		for range 20 {
-			usual.Quota().Command()
+			normal.Quota().Command()
 		}
 		if w := same.Quota().Command(); w != 100*time.Millisecond {
-			t.Errorf("at a listener with the same budget the next command waits %v", w)
+			t.Errorf("at a listener with the same quota the next command waits %v", w)
 		}
-		if b := free.Quota(); b != nil {
-			t.Errorf("a listener without a budget has %+v", b)
+		if q := free.Quota(); q != nil {
+			t.Errorf("a listener without a quota has %+v", q)
 		}
 	})
 }
 
-func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
+func TestUploadsAreComparedWithTheListenersLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := wide()
-		cfg.Listeners = map[string]Settings{"little": {UserQuota: Quotas{AppendBytesPerDay: 1000}}, "much": {UserQuota: Quotas{AppendBytesPerDay: 3000}}}
-		g := newGate(t, cfg, nil)
+		cfg := noConnLimits()
+		cfg.Listeners = map[string]Settings{"small": {UserQuota: Quotas{AppendBytesPerDay: 1000}}, "large": {UserQuota: Quotas{AppendBytesPerDay: 3000}}}
+		l := newLimiter(t, cfg, nil)
 		alice := user(t, "alice")
 		upload := func(listener string, n int64) bool {
-			v := through(t, g, listener, "192.0.2.1")
-			if err := v.BeginSession(t.Context(), alice); err != nil {
+			conn := openConnAt(t, l, listener, "192.0.2.1")
+			if err := conn.BeginSession(t.Context(), alice); err != nil {
 				t.Fatal(err)
 			}
-			return v.Quota().Upload(t.Context(), n)
+			return conn.Quota().Upload(t.Context(), n)
 		}
 		for i, step := range []struct {
 			listener string
 			n        int64
 			fits     bool
-		}{{"little", 600, true}, {"imaps", 500, true}, {"little", 1, false}, {"much", 1900, true}, {"much", 1, false}, {"imaps", 1, true}} {
+		}{{"small", 600, true}, {"imaps", 500, true}, {"small", 1, false}, {"large", 1900, true}, {"large", 1, false}, {"imaps", 1, true}} {
 			if fits := upload(step.listener, step.n); fits != step.fits {
-				t.Errorf("step %d: %d bytes at %s: %v", i, step.n, step.listener, fits)
+				t.Errorf("step %d: upload of %d bytes at %s: %v", i, step.n, step.listener, fits)
 			}
 		}
-		if a, err := g.InspectUser(t.Context(), alice); err != nil || a.Uploaded != 3001 || !a.UploadsCounted || a.UploadLimit != 0 {
-			t.Errorf("an operator sees %+v: %v", a, err)
+		if a, err := l.InspectUser(t.Context(), alice); err != nil || a.Uploaded != 3001 || !a.UploadsCounted || a.UploadLimit != 0 {
+			t.Errorf("the status is %+v: %v", a, err)
 		}
 	})
 }

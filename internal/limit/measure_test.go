@@ -14,8 +14,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// attack describes guesses for some hours: so many connections from each address, which
-// try again after every denial.
+// attack describes an attack of some hours. Each address has a number of connections, and each
+// connection guesses again after every denial.
 type attack struct {
 	name        string
 	from        []netip.Addr
@@ -39,13 +39,13 @@ func measureGuesses(t *testing.T, a attack, users int) []int {
 	t.Helper()
 	hours := make([]atomic.Int64, a.hours+1)
 	synctest.Test(t, func(t *testing.T) {
-		cfg := usual()
+		cfg := defaultConfig()
 		cfg.Connections.NewPerMinute = 0 // a client may keep its connection
-		g := newGate(t, cfg, nil)
+		l := newLimiter(t, cfg, nil)
 		names := make([]identity.User, users)
 		for i := range names {
 			names[i] = user(t, fmt.Sprint("target", i))
-			if _, err := logIn(t, g, netip.AddrFrom4([4]byte{198, 51, byte(100 + i>>8), byte(i)}), names[i]); err != nil {
+			if _, err := logIn(t, l, netip.AddrFrom4([4]byte{198, 51, byte(100 + i>>8), byte(i)}), names[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -57,9 +57,9 @@ func measureGuesses(t *testing.T, a attack, users int) []int {
 					for time.Since(began) < time.Duration(a.hours)*time.Hour {
 						n := next.Add(1)
 						pause := 10 * time.Second // after a refusal
-						if _, err := guess(t, g, addr, names[int(n)%len(names)], secret("%d", n)); err == nil {
+						if _, err := guess(t, l, addr, names[int(n)%len(names)], secret("%d", n)); err == nil {
 							hours[min(int(time.Since(began)/time.Hour), a.hours)].Add(1)
-							pause = g.cfg.Failures.Delay
+							pause = l.cfg.Failures.Delay
 						}
 						time.Sleep(jitter(pause))
 					}
@@ -75,7 +75,8 @@ func measureGuesses(t *testing.T, a attack, users int) []int {
 	return counts
 }
 
-// loginWaits has how long logins of good users waited, and how many were refused.
+// loginWaits counts the logins of good users, how many were delayed or refused, and has the
+// longest delay.
 type loginWaits struct {
 	logins, waited, refused int
 	longest                 time.Duration
@@ -95,15 +96,15 @@ func (w *loginWaits) String() string {
 	return fmt.Sprintf("%d logins, %d waited (longest %v), %d refused", w.logins, w.waited, w.longest.Round(time.Second), w.refused)
 }
 
-// measureNAT is a working day of 500 users at one address who log in every hour. One in
-// 20 logins comes after a mistyped password. A device repeats an old password all day.
+// measureNAT measures eight hours in which 500 users at one address log in every hour. One in
+// 20 logins comes after a mistyped password. A device repeats an old password all the time.
 func measureNAT(t *testing.T, known bool) (all, typos loginWaits) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		cfg, nat := usual(), at("192.0.2.7")
-		cfg.Connections.NewPerMinute, cfg.Connections.PerAddress = 0, 0 // a NAT's are higher
-		g := newGate(t, cfg, nil)
-		if _, err := logIn(t, g, nat, user(t, "colleague")); err != nil {
+		cfg, nat := defaultConfig(), ip("192.0.2.7")
+		cfg.Connections.NewPerMinute, cfg.Connections.PerAddress = 0, 0 // an operator sets higher ones for a NAT
+		l := newLimiter(t, cfg, nil)
+		if _, err := logIn(t, l, nat, user(t, "colleague")); err != nil {
 			t.Fatal(err)
 		}
 		var work sync.WaitGroup
@@ -112,7 +113,7 @@ func measureNAT(t *testing.T, known bool) (all, typos loginWaits) {
 		for i := range 500 {
 			u := user(t, fmt.Sprint("good", i))
 			if known {
-				if _, err := logIn(t, g, nat, u); err != nil {
+				if _, err := logIn(t, l, nat, u); err != nil {
 					t.Error(err)
 				}
 			}
@@ -121,10 +122,10 @@ func measureNAT(t *testing.T, known bool) (all, typos loginWaits) {
 				for h := range 8 {
 					mistyped := (i*7+h*13)%20 == 0
 					if mistyped {
-						_, _ = guess(t, g, nat, u, secret("typo %d", h))
+						_, _ = guess(t, l, nat, u, secret("typo %d", h))
 						time.Sleep(4 * time.Second)
 					}
-					d, err := logIn(t, g, nat, u)
+					d, err := logIn(t, l, nat, u)
 					mu.Lock()
 					if all.add(d, err); mistyped {
 						typos.add(d, err)
@@ -136,7 +137,7 @@ func measureNAT(t *testing.T, known bool) (all, typos loginWaits) {
 		}
 		work.Go(func() {
 			for time.Since(began) < 8*time.Hour {
-				_, _ = guess(t, g, nat, user(t, "bad"), secret("old"))
+				_, _ = guess(t, l, nat, user(t, "bad"), secret("old"))
 				time.Sleep(10 * time.Second)
 			}
 		})
@@ -145,14 +146,14 @@ func measureNAT(t *testing.T, known bool) (all, typos loginWaits) {
 	return all, typos
 }
 
-// measureVictim has 1,000 addresses guess at one user for four hours. In the last three of
-// them the user logs in every ten minutes.
+// measureVictim measures four hours in which 1,000 addresses guess at one user. In the last three
+// of them the user logs in every ten minutes.
 func measureVictim(t *testing.T, hasKnown bool, from netip.Addr) (w loginWaits) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g, victim, home := newGate(t, usual(), nil), user(t, "victim"), at("198.51.100.7")
+		l, victim, knownAddr := newLimiter(t, defaultConfig(), nil), user(t, "victim"), ip("198.51.100.7")
 		if hasKnown {
-			if _, err := logIn(t, g, home, victim); err != nil {
+			if _, err := logIn(t, l, knownAddr, victim); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -162,14 +163,14 @@ func measureVictim(t *testing.T, hasKnown bool, from netip.Addr) (w loginWaits) 
 			all.Go(func() {
 				time.Sleep(time.Duration(i) * time.Second / 10)
 				for n := 0; time.Since(began) < 4*time.Hour; n++ {
-					_, _ = guess(t, g, addr, victim, secret("%d %d", i, n))
+					_, _ = guess(t, l, addr, victim, secret("%d %d", i, n))
 					time.Sleep(jitter(30 * time.Second))
 				}
 			})
 		}
 		time.Sleep(time.Hour)
 		for time.Since(began) < 4*time.Hour {
-			d, err := attempt(t, g, from, victim, func(*Conn) error { return nil }) // without becoming known
+			d, err := attempt(t, l, from, victim, func(*Conn) error { return nil }) // without becoming known
 			w.add(d, err)
 			time.Sleep(10 * time.Minute)
 		}
@@ -197,11 +198,11 @@ func TestMeasurePenalties(t *testing.T) {
 		all, typos := measureNAT(t, known)
 		fmt.Fprintf(&out, "500 %s users behind a NAT: %v; after a typing error: %v\n", name, &all, &typos)
 	}
-	for name, from := range map[string]netip.Addr{"from its address": at("198.51.100.7"), "from the same /24": at("198.51.100.8"), "from a new network": at("192.0.2.1")} {
+	for name, from := range map[string]netip.Addr{"from its address": ip("198.51.100.7"), "from the same /24": ip("198.51.100.8"), "from a new network": ip("192.0.2.1")} {
 		w := measureVictim(t, true, from)
 		fmt.Fprintf(&out, "a victim %s: %v\n", name, &w)
 	}
-	w := measureVictim(t, false, at("192.0.2.1"))
+	w := measureVictim(t, false, ip("192.0.2.1"))
 	fmt.Fprintf(&out, "a victim known nowhere: %v\n", &w)
 	t.Log("\n" + out.String())
 }

@@ -93,19 +93,19 @@ func (l *Limiter) Bans(ctx context.Context) ([]Ban, error) {
 // not ended gets the new duration. A network wider than widest4 or widest6 is a mistake.
 func (l *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
 	if d <= 0 || d > cluster.MaxDuration {
-		return fmt.Errorf("ban %v for %v: %w", net, d, ErrBanDuration)
+		return ErrBanDuration
 	}
 	if net.Bits() < identity.Network(net.Addr(), widest4, widest6).Bits() {
-		return fmt.Errorf("ban %v: %w", net, ErrNetworkTooWide)
+		return ErrNetworkTooWide
 	}
 	b := Ban{Net: net.Masked(), Reason: event.BanOperator, Remaining: d, Count: 1, Note: sanitize.Line(note, cluster.MaxNote)}
 	if l.cluster != nil {
 		if err := l.cluster.OrderBan(ctx, b); err != nil {
-			return fmt.Errorf("ban %v: %w", net, err)
+			return err
 		}
 	}
 	if err := l.bans.Put(b); err != nil {
-		return fmt.Errorf("ban %v: %w", net, err)
+		return err
 	}
 	if l.cluster == nil { // otherwise it comes back from Redis
 		l.hooks.OnBanRequest(BanRequest{Net: b.Net, Duration: d, Note: b.Note})
@@ -121,14 +121,10 @@ func (l *Limiter) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, 
 		return l.lift(net), nil
 	}
 	if err := l.cluster.CheckUnban(ctx, net); err != nil {
-		return nil, fmt.Errorf("unban %v: %w", net, err)
+		return nil, err
 	}
 	l.lift(net)
-	ended, err := l.cluster.Unban(ctx, net)
-	if err != nil {
-		return nil, fmt.Errorf("unban %v: %w", net, err)
-	}
-	return ended, nil
+	return l.cluster.Unban(ctx, net)
 }
 
 // ResetUser forgets what was tried on a user, so that it may log in from networks where it is
@@ -136,7 +132,7 @@ func (l *Limiter) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, 
 func (l *Limiter) ResetUser(ctx context.Context, u identity.User) error {
 	if l.cluster != nil {
 		if err := l.cluster.ResetUser(ctx, u); err != nil {
-			return fmt.Errorf("forgive %v: %w", u, err)
+			return err
 		}
 	}
 	l.history.ForgetUser(u)
@@ -156,7 +152,7 @@ func (l *Limiter) InspectAddress(ctx context.Context, addr netip.Addr) (AddressS
 		a.Ban, err = l.longestBan(ctx, addr)
 	}
 	if err != nil {
-		return a, fmt.Errorf("show %v: %w", addr, err)
+		return a, err
 	}
 	s := &l.cfg.Failures
 	for i, n := range r.Nets {
@@ -212,7 +208,7 @@ func (l *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus,
 		a.Uploaded, err = l.uploadedToday(ctx, u)
 	}
 	if err != nil {
-		return a, fmt.Errorf("show %v: %w", u, err)
+		return a, err
 	}
 	a.Hour, a.Day = r.User.Hour, r.User.Day
 	r = penalty.Record{User: r.User}

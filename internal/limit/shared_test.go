@@ -16,186 +16,225 @@ import (
 
 func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Connections.PerUser = 50
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
 	alice := user(t, "alice")
 	for round := range 5 {
-		in := hammer(t, 200, alice, one, two)
-		if len(in) != 50 {
-			t.Fatalf("round %d: %d of 200 came in, the limit is 50", round, len(in))
+		conns := openSessions(t, 200, alice, one, two)
+		if len(conns) != 50 {
+			t.Fatalf("round %d: %d of 200 sessions were admitted, the limit is 50", round, len(conns))
 		}
-		leaveAll(in)
-		testkit.Eventually(t, "the places to be free everywhere", func() bool { return sessionsOf(t, one, alice) == 0 })
+		closeAll(conns)
+		testkit.Eventually(t, "all sessions to be gone", func() bool { return sessionCount(t, one, alice) == 0 })
 	}
-	testkit.Eventually(t, "Redis to forget that anybody was there", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	testkit.Eventually(t, "Redis to have no counts of sessions", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 }
 
-func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
+func TestASessionThatEndsFreesASlotAtTheOtherGateway(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Connections.PerUserAddress = 1
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	v, err := enter(t, one, at("192.0.2.1"), user(t, "alice"))
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	conn, err := openSession(t, one, ip("192.0.2.1"), user(t, "alice"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enter(t, two, at("192.0.2.1"), user(t, "alice")); reason(err) != event.LimitUserAddress {
+	if _, err := openSession(t, two, ip("192.0.2.1"), user(t, "alice")); reason(err) != event.LimitUserAddress {
 		t.Fatalf("at the other gateway: %v", err)
 	}
-	v.Close()
-	testkit.Eventually(t, "room at the other gateway", func() bool {
-		v, err := enter(t, two, at("192.0.2.1"), user(t, "alice"))
+	conn.Close()
+	testkit.Eventually(t, "a free slot at the other gateway", func() bool {
+		conn, err := openSession(t, two, ip("192.0.2.1"), user(t, "alice"))
 		if err != nil {
 			return false
 		}
-		v.Close()
+		conn.Close()
 		return true
 	})
 }
 
-func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
+func TestSessionsOfAKilledGatewayExpire(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Connections.PerUser = 10
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
 	alice := user(t, "alice")
-	if in := hammer(t, 20, alice, one); len(in) != 10 {
-		t.Fatalf("%d came in", len(in))
+	if conns := openSessions(t, 20, alice, one); len(conns) != 10 {
+		t.Fatalf("%d sessions were admitted, the limit is 10", len(conns))
 	}
-	// They stay for as long as their gateway says that it is alive, although
-	// nothing is written at any of them.
+	// The sessions count for as long as their gateway writes its heartbeat, although their
+	// own counts do not change.
 	until := time.Now().Add(2 * cfg.HeartbeatTTL)
-	testkit.Eventually(t, "two leases to pass", func() bool {
-		if v, err := enter(t, two, at("10.9.9.9"), alice); err == nil {
-			v.Close()
-			t.Fatal("an eleventh session came in")
+	testkit.Eventually(t, "the heartbeat TTL to pass twice", func() bool {
+		if conn, err := openSession(t, two, ip("10.9.9.9"), alice); err == nil {
+			conn.Close()
+			t.Fatal("an eleventh session was admitted")
 		}
 		return time.Now().After(until)
 	})
 	one.kill()
-	testkit.Eventually(t, "the dead gateway's sessions to be forgotten", func() bool {
-		v, err := enter(t, two, at("10.9.9.9"), alice)
+	testkit.Eventually(t, "the sessions of the killed gateway to expire", func() bool {
+		conn, err := openSession(t, two, ip("10.9.9.9"), alice)
 		if err == nil {
-			v.Close()
+			conn.Close()
 		}
 		return err == nil
 	})
-	again := runGate(t, cfg, dial(t, r.Address))
-	testkit.Eventually(t, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
-	in := hammer(t, 60, alice, again, two)
-	if len(in) != 10 {
-		t.Fatalf("with a new gateway in its place %d came in, the limit is 10", len(in))
+	replacement := runGateway(t, cfg, dialRedis(t, r.Address))
+	testkit.Eventually(t, "the last session to be gone", func() bool { return sessionCount(t, replacement, alice) == 0 })
+	conns := openSessions(t, 60, alice, replacement, two)
+	if len(conns) != 10 {
+		t.Fatalf("with a new gateway in its place %d sessions were admitted, the limit is 10", len(conns))
 	}
-	leaveAll(in)
+	closeAll(conns)
 }
 
-func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
+func TestFailuresOfAUserAreClearedAtAllGateways(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Failures.PerUserDay, cfg.Failures.PerUserHour = 5, 0
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	following(t, one, two)
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	awaitSharedBans(t, one, two)
 	victim := user(t, "victim")
-	if _, err := logIn(t, one.Limiter, at("198.51.100.1"), victim); err != nil {
+	if _, err := logIn(t, one.Limiter, ip("198.51.100.1"), victim); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 6 {
-		v := arrive(t, one.Limiter, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
-		v.LoginFailed(t.Context(), victim, secret("%d", i))
-		v.Close()
+		conn := openConn(t, one.Limiter, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
+		conn.LoginFailed(t.Context(), victim, secret("%d", i))
+		conn.Close()
 	}
-	if _, err := logIn(t, one.Limiter, at("192.0.2.1"), victim); reason(err) != event.LimitUserFailures {
-		t.Fatalf("from somewhere new: %v", err)
+	if _, err := logIn(t, one.Limiter, ip("192.0.2.1"), victim); reason(err) != event.LimitUserFailures {
+		t.Fatalf("from an unknown network: %v", err)
 	}
-	if err := newGate(t, cfg, dial(t, r.Address)).ResetUser(t.Context(), victim); err != nil {
+	if err := newLimiter(t, cfg, dialRedis(t, r.Address)).ResetUser(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, "the user to be forgiven", func() bool {
-		_, err := logIn(t, one.Limiter, at("192.0.2.1"), victim)
+	testkit.Eventually(t, "the user's failures to be cleared", func() bool {
+		_, err := logIn(t, one.Limiter, ip("192.0.2.1"), victim)
 		return err == nil
 	})
 }
 
 func TestTheRateOfLoginsIsShared(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Connections.NewPerMinute, cfg.Connections.NewBurst = 1, 10
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	in := 0
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	admitted := 0
 	for i := range 20 {
-		v, err := enter(t, []*gateway{one, two}[i%2], at("192.0.2.1"), user(t, fmt.Sprintf("user%d", i)))
+		conn, err := openSession(t, []*gateway{one, two}[i%2], ip("192.0.2.1"), user(t, fmt.Sprintf("user%d", i)))
 		if err == nil {
-			in++
-			v.Close()
+			admitted++
+			conn.Close()
 		} else if reason(err) != event.LimitConnectionRate {
 			t.Fatal(err)
 		}
 	}
-	if in != 10 {
-		t.Fatalf("%d of 20 came in, the burst is 10", in)
+	if admitted != 10 {
+		t.Fatalf("%d of 20 sessions were admitted, the burst is 10", admitted)
 	}
 	if keys := r.CLI("keys", "*rate*"); keys != "imapgate:limit:rate:192.0.2.1/32" {
 		t.Fatalf("the rate is kept at %q", keys)
 	}
 }
 
-func TestALoginCostsOneTrip(t *testing.T) {
+func TestALoginCostsOneRoundTrip(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := usual()
+	cfg := defaultConfig()
 	cfg.Connections.Total = 1000
-	client := dial(t, r.Address)
-	g := &gateway{newGate(t, cfg, client), nil} // it does not run: nothing else asks
-	var trips tripCounter
-	if v, err := enter(t, g, at("192.0.2.1"), user(t, "first")); err != nil { // scripts are sent to Redis
+	client := dialRedis(t, r.Address)
+	g := &gateway{newLimiter(t, cfg, client), nil} // it does not run, so that it sends nothing else
+	var roundTrips roundTripCounter
+	if conn, err := openSession(t, g, ip("192.0.2.1"), user(t, "first")); err != nil { // sends the scripts to Redis
 		t.Fatal(err)
 	} else {
-		v.Close()
+		conn.Close()
 	}
-	client.AddHook(&trips)
-	v := arrive(t, g.Limiter, at("192.0.2.2"))
-	if err := v.BeginLogin(t.Context(), user(t, "alice")); err != nil {
+	client.AddHook(&roundTrips)
+	conn := openConn(t, g.Limiter, ip("192.0.2.2"))
+	if err := conn.BeginLogin(t.Context(), user(t, "alice")); err != nil {
 		t.Fatal(err)
 	}
-	if n := trips.n.Load(); n != 0 {
-		t.Fatalf("before the login Redis was asked %d times", n)
+	if n := roundTrips.n.Load(); n != 0 {
+		t.Fatalf("before the session there were %d round trips", n)
 	}
-	if err := v.BeginSession(t.Context(), user(t, "alice")); err != nil {
+	if err := conn.BeginSession(t.Context(), user(t, "alice")); err != nil {
 		t.Fatal(err)
 	}
-	if n := trips.n.Load(); n != 1 {
-		t.Fatalf("a login asked Redis %d times", n)
+	if n := roundTrips.n.Load(); n != 1 {
+		t.Fatalf("a login took %d round trips", n)
 	}
-	v.Close()
+	conn.Close()
 }
 
-func TestAClusterIsAskedSlotBySlot(t *testing.T) {
+func TestAClusterIsQueriedByHashSlot(t *testing.T) {
 	c := testbed.StartRedisCluster(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Connections = Connections{PerUser: 10, PerUserAddress: 10, PerAddress: 100, Total: 1000, NewPerMinute: 60, NewBurst: 30}
-	var away atomic.Int64
+	var outages atomic.Int64
 	hooks := Hooks{OnRedis: func(up bool) {
 		if !up {
-			away.Add(1)
+			outages.Add(1)
 		}
 	}}
-	one, two := runHooked(t, cfg, dial(t, c.Addresses...), hooks), runHooked(t, cfg, dial(t, c.Addresses...), hooks)
+	one, two := runWithHooks(t, cfg, dialRedis(t, c.Addresses...), hooks), runWithHooks(t, cfg, dialRedis(t, c.Addresses...), hooks)
 	for i := range 5 {
 		alice := user(t, fmt.Sprintf("alice%d", i))
-		in := hammer(t, 40, alice, one, two)
-		if len(in) != 10 {
-			t.Fatalf("%d came in, the limit is 10", len(in))
+		conns := openSessions(t, 40, alice, one, two)
+		if len(conns) != 10 {
+			t.Fatalf("%d sessions were admitted, the limit is 10", len(conns))
 		}
-		leaveAll(in)
+		closeAll(conns)
 	}
-	following(t, one, two)
-	v := arrive(t, one.Limiter, at("192.0.2.1"))
-	v.LoginFailed(t.Context(), user(t, "alice"), secret("x"))
-	v.Close()
-	if a, err := two.InspectAddress(t.Context(), at("192.0.2.1")); err != nil || a.Tiers[2].Day != 1 {
-		t.Fatalf("a failure is seen as %+v: %v", a, err)
+	awaitSharedBans(t, one, two)
+	conn := openConn(t, one.Limiter, ip("192.0.2.1"))
+	conn.LoginFailed(t.Context(), user(t, "alice"), secret("x"))
+	conn.Close()
+	if a, err := two.InspectAddress(t.Context(), ip("192.0.2.1")); err != nil || a.Tiers[2].Day != 1 {
+		t.Fatalf("after a failure the status is %+v: %v", a, err)
 	}
-	if away.Load() != 0 {
-		t.Fatal("the cluster was thought to be away")
+	if outages.Load() != 0 {
+		t.Fatal("the cluster was reported as down")
+	}
+}
+
+// A client that is refused again and again must neither take other slots nor cost more than a
+// login.
+func TestARefusalAtAnotherGatewayCostsOneRoundTrip(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := shortTTL()
+	cfg.Connections.PerUser = 1
+	client := dialRedis(t, r.Address)
+	// The gateways do not run, so that they send nothing else.
+	one, two := &gateway{newLimiter(t, cfg, dialRedis(t, r.Address)), nil}, &gateway{newLimiter(t, cfg, client), nil}
+	conn, err := openSession(t, one, ip("192.0.2.1"), user(t, "alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	retry := func() {
+		if _, err := openSession(t, two, ip("192.0.2.2"), user(t, "alice")); reason(err) != event.LimitUser {
+			t.Fatalf("a second session: %v", err)
+		}
+	}
+	retry() // connects, which is another round trip
+	var roundTrips roundTripCounter
+	client.AddHook(&roundTrips)
+	for range 3 {
+		retry()
+	}
+	if n := roundTrips.n.Load(); n != 3 {
+		t.Errorf("three refusals took %d round trips", n)
+	}
+	if keys := r.CLI("keys", "imapgate:limit:sessions:*192.0.2.2*"); keys != "" {
+		t.Errorf("a refused session has left %q", keys)
+	}
+	if n := r.CLI("hlen", "imapgate:limit:sessions:all"); n != "1" {
+		t.Errorf("%s gateways count sessions, one has a session", n)
+	}
+	if n := two.CountersInUse(); n != 0 {
+		t.Errorf("%d counts are left without a connection", n)
 	}
 }

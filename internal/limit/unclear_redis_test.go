@@ -10,37 +10,37 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Guesses at a user with unclear results have one bound at all
-// gateways together, and are seen at each. Networks and pairs have none of them.
+// Logins with an unclear verdict count for the user at all gateways together, and each gateway
+// shows them. They do not count for networks, nor for the user in a network.
 func TestUnclearPasswordsCountForTheUserAtAllGateways(t *testing.T) {
 	r := testbed.StartRedis(t)
-	cfg := quick()
+	cfg := shortTTL()
 	cfg.Failures.PerUserDay, cfg.Failures.PerUserHour = 20, 0
-	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	following(t, one, two)
+	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	awaitSharedBans(t, one, two)
 	victim := user(t, "victim")
-	if _, err := logIn(t, one.Limiter, at("198.51.100.1"), victim); err != nil { // so that there is a network where it is known
+	if _, err := logIn(t, one.Limiter, ip("198.51.100.1"), victim); err != nil { // so that the user has a known network
 		t.Fatal(err)
 	}
-	checked := 0
+	verified := 0
 	for i := range 60 {
 		g, addr := []*gateway{one, two}[i%2], netip.AddrFrom4([4]byte{10, byte(i), 0, 1})
-		if _, err := unclear(t, g.Limiter, addr, victim, secret("guess%d", i)); err == nil {
-			checked++
+		if _, err := loginUnclear(t, g.Limiter, addr, victim, secret("guess%d", i)); err == nil {
+			verified++
 		} else if reason(err) != event.LimitUserFailures {
 			t.Fatalf("guess %d: %v", i, err)
 		}
 	}
-	if most := cfg.Failures.PerUserDay + 1; checked > most { // a gateway learns with its next guess
-		t.Errorf("%d guesses were checked, %d may be", checked, most)
+	if most := cfg.Failures.PerUserDay + 1; verified > most { // a gateway learns the count of the other with its next guess
+		t.Errorf("%d guesses were verified, the limit is %d", verified, most)
 	}
 	for name, g := range map[string]*gateway{"one": one, "two": two} {
-		if a, err := g.InspectUser(t.Context(), victim); err != nil || a.Day != checked {
-			t.Errorf("%s shows %d failures of %d: %v", name, a.Day, checked, err)
+		if a, err := g.InspectUser(t.Context(), victim); err != nil || a.Day != verified {
+			t.Errorf("%s shows %d failures of %d: %v", name, a.Day, verified, err)
 		}
 	}
-	if a, err := two.InspectAddress(t.Context(), at("10.0.0.1")); err != nil || a.Tiers[2].Day != 0 {
-		t.Errorf("the network is seen as %+v: %v", a, err)
+	if a, err := two.InspectAddress(t.Context(), ip("10.0.0.1")); err != nil || a.Tiers[2].Day != 0 {
+		t.Errorf("the status of the network is %+v: %v", a, err)
 	}
 	if keys := r.CLI("keys", "*fail*"); keys != "imapgate:limit:failed:user:victim@example.org" {
 		t.Errorf("failures are kept at %q", keys)

@@ -9,7 +9,7 @@ import (
 
 // NoLimit are the keys of limits whose zero means that there is no limit. Constant.
 var NoLimit = []string{"connections", "user_quota", "exempt_networks",
-	"per_minute", "per_day", "delay", "max_delay", "per_user_hour", "per_user_day", "ban_after"}
+	"per_minute", "per_day", "delay", "max_delay", "per_user_hour", "per_user_day", "per_user_network_hour", "ban_after"}
 
 // WithDefaults returns s, a settings struct or a Config that embeds one, with the defaults of
 // all keys that are zero, but for those in keep: their zero is meant.

@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/event"
 )
 
-func TestFullTableForgetsNoBan(t *testing.T) {
+func TestFullTableKeepsAllBans(t *testing.T) {
 	b := New()
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(11 + i>>16), byte(i >> 8), byte(i), 1}) }
 	const n = 3 * Max
@@ -23,10 +23,10 @@ func TestFullTableForgetsNoBan(t *testing.T) {
 		}
 	}
 	if len(b.nets) > Max {
-		t.Fatalf("%d entries", len(b.nets))
+		t.Fatalf("the table has %d bans", len(b.nets))
 	}
 	if _, ok := b.Find(netip.MustParseAddr("200.0.2.1")); ok {
-		t.Fatal("an address far from all is banned too")
+		t.Fatal("an address far from all banned ones is banned too")
 	}
 }
 
@@ -39,10 +39,10 @@ func TestOperatorsBansAreNotMerged(t *testing.T) {
 		}
 	}
 	if err := b.Put(Ban{Net: netip.MustParsePrefix("192.0.2.1/32"), Remaining: time.Hour}); err == nil {
-		t.Fatal("there was room for one more")
+		t.Fatal("a ban beyond the bound of the table was accepted")
 	}
 	if n := len(b.nets); n != Max {
-		t.Fatalf("%d are left", n)
+		t.Fatalf("the table has %d bans", n)
 	}
 }
 
@@ -66,12 +66,12 @@ func TestBansDoubleUpToADay(t *testing.T) {
 		time.Sleep(2 * day)
 		table.Impose(ban, 10*time.Minute, day)
 		if b, _ := table.Find(ban.Net.Addr()); b.Remaining != 10*time.Minute {
-			t.Fatalf("after two good days: %+v", b)
+			t.Fatalf("after two days without a ban: %+v", b)
 		}
 	})
 }
 
-func TestEightBannedNeighborsCrowdTheirNetwork(t *testing.T) {
+func TestEightBansCrowdTheirNetwork(t *testing.T) {
 	b := New()
 	for i := range ManyNeighbors {
 		net := netip.MustParsePrefix(fmt.Sprintf("2001:db8:1:%x::/64", i))

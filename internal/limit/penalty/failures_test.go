@@ -19,10 +19,10 @@ func TestFloodOfNamesDoesNotClearAVictim(t *testing.T) {
 		f.Count(user(t, fmt.Sprint("made", i)), netip.MustParseAddr("192.0.2.1"), Counted{User: true})
 	}
 	if r := f.Record(victim, netip.MustParseAddr("192.0.2.1")); r.User.Day != 120 {
-		t.Fatalf("of 120 failures %d are remembered", r.User.Day)
+		t.Fatalf("%d of 120 failures are counted", r.User.Day)
 	}
 	if n := f.users.Len(); n > maxUsers {
-		t.Fatalf("%d users", n)
+		t.Fatalf("the table has %d users", n)
 	}
 }
 
@@ -32,6 +32,6 @@ func TestFailuresWithoutAUserAreBounded(t *testing.T) {
 		f.Weigh(identity.User{}, netip.MustParseAddr("192.0.2.1"), identity.NewSecret(fmt.Sprint(i)))
 	}
 	if n := f.unnamed.Len(); n > maxUnnamed {
-		t.Errorf("%d are remembered", n)
+		t.Errorf("the table has %d failures", n)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// runMinute is one minute of 200 logins, a percentage of which fail, each for another user. It
-// reports whether spraying was suspected at its end.
+// runMinute makes 200 logins in one minute. A percentage of them fail, each of another user. It
+// reports whether spraying is suspected at the end.
 func runMinute(t *testing.T, s *SprayAlert, percent int) bool {
 	t.Helper()
 	const logins = 200
@@ -45,7 +45,7 @@ func TestConstantFailuresAreNoSpray(t *testing.T) {
 					suspected++
 				}
 			}
-			// An alert that starts with more than half of them failing suspects for a while.
+			// If more than half of the logins fail from the start, spraying is suspected for a while.
 			if suspected > 90 || percent <= 30 && suspected > 0 {
 				t.Errorf("%d%% of the logins always fail, and spraying is suspected for %d minutes", percent, suspected)
 			}
@@ -95,7 +95,7 @@ func TestNewLevelOfFailuresBecomesUsual(t *testing.T) {
 func TestSprayAtStartIsSuspected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		if !runMinute(t, newAlert(), 80) {
-			t.Error("eight of ten logins fail, and no spray is suspected")
+			t.Error("eight of ten logins fail, and spraying is not suspected")
 		}
 	})
 }

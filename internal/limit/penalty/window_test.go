@@ -20,15 +20,15 @@ func TestAWindowForgetsGradually(t *testing.T) {
 		}
 	}
 	if n := w.raise(13, 61*time.Second, length).count(61*time.Second, length); n != 13 {
-		t.Errorf("raised to 13: %d", n)
+		t.Errorf("raised to 13, the count is %d", n)
 	}
 	if n := w.raise(3, 30*time.Second, length).count(30*time.Second, length); n != 10 {
-		t.Errorf("raising lowers to %d", n)
+		t.Errorf("raise has lowered the count to %d", n)
 	}
 	for range 70000 {
 		w = w.add(30*time.Second, length)
 	}
 	if n := w.count(30*time.Second, length); n != 65535 {
-		t.Errorf("it ran over: %d", n)
+		t.Errorf("the count overflowed to %d", n)
 	}
 }
