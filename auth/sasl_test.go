@@ -76,7 +76,7 @@ func TestValidExchangesAreAccepted(t *testing.T) {
 			t.Errorf("%s: %+v", what, l)
 		}
 		if _, done, err := e.Next(context.Background(), []byte("\x00bob\x00x")); err == nil || done || e.Login() != l {
-			t.Errorf("%s: the exchange goes on after its end: %v", what, err)
+			t.Errorf("%s: the exchange continues after its end: %v", what, err)
 		}
 	}
 }

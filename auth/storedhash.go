@@ -87,6 +87,12 @@ func parseStoredHash(text identity.Secret) (storedHash, error) {
 	return storedHash{}, errUnknownScheme
 }
 
+// CheckStoredHash returns an error if no password can be verified with a stored one.
+func CheckStoredHash(text identity.Secret) error {
+	_, err := parseStoredHash(text)
+	return err
+}
+
 // parseCrypt finds the scheme by the prefix of the hash.
 func parseCrypt(hash string) (storedHash, error) {
 	for i := range schemes {

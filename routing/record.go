@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -171,7 +172,8 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 	}
 	backend, ok := fields[fieldBackend]
 	if ok && !r.backends[backend] {
-		return record{}, fieldError(fieldBackend, "is not a configured backend")
+		return record{}, fieldError(fieldBackend, fmt.Sprintf("is not a configured backend; configured: %.300s",
+			strings.Join(slices.Sorted(maps.Keys(r.backends)), ", ")))
 	}
 	// A user can be blocked without a backend. Any other record without one may be half of a
 	// write; the domain's backend must not replace it.

@@ -45,7 +45,7 @@ func query[Request, Response any](ctx context.Context, admin admin.Settings, o a
 	transport := &http.Transport{DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
-		return response, fmt.Errorf("connect to %s: %w", r.URL.Host, err)
+		return response, fmt.Errorf("admin address %s: %w: is the gateway running?", r.URL.Host, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

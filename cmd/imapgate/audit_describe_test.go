@@ -14,15 +14,17 @@ import (
 func sentences() []struct{ event, members, want string } {
 	return []struct{ event, members, want string }{
 		{"login_accepted", `"user":"a","mechanism":"AUTH=PLAIN","method":"passthrough","backend":"east","upstream_user":"u17","route":"cache","route_age_ms":1500,"upstream":"ok","upstream_ms":9,"delay_ms":2000,"duration_ms":2012,"result":"accepted","tls":"TLS 1.3"`,
-			"at east as u17, by AUTH=PLAIN, credentials accepted by the backend, route from cache (1.5s old), TLS 1.3, 2s of it deliberate delay, took 2.012s"},
+			"at east as u17, by AUTH=PLAIN, credentials accepted by the backend, route from cache (1.5s old), TLS 1.3, took 2.012s, 2s of it deliberate delay"},
 		{"login_accepted", `"user":"a","mechanism":"LOGIN","method":"file","backend":"east","route":"redis","upstream":"ok","duration_ms":12,"result":"accepted"`,
 			"at east, by LOGIN, credentials accepted by file, route from redis, took 12ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","backend":"east","route":"redis","upstream":"denied","upstream_ms":9,"duration_ms":210,"result":"refused","reason":"bad_credentials"`,
 			"reason bad_credentials, at east, by LOGIN, credentials denied by the backend, login at the backend: denied after 9ms, route from redis, took 210ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","duration_ms":210,"result":"refused","reason":"no_route"`,
-			"reason no_route, by LOGIN, credentials left to the backend, took 210ms"},
+			"reason no_route, by LOGIN, credentials not checked, took 210ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","backend":"east","route":"redis","upstream":"unreachable","upstream_ms":9,"duration_ms":210,"result":"unavailable","reason":"backend_down"`,
-			"reason backend_down, at east, by LOGIN, credentials left to the backend, login at the backend: unreachable after 9ms, route from redis, took 210ms"},
+			"reason backend_down, at east, by LOGIN, credentials not checked, login at the backend: unreachable after 9ms, route from redis, took 210ms"},
+		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","backend":"east","route":"redis","upstream":"closed","upstream_ms":9,"duration_ms":210,"result":"unavailable","reason":"backend_error"`,
+			"reason backend_error, at east, by LOGIN, credentials left to the backend, login at the backend: closed after 9ms, route from redis, took 210ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"passthrough","backend":"east","route":"redis","upstream":"ok","upstream_ms":9,"duration_ms":210,"result":"refused","reason":"limit_reached"`,
 			"reason limit_reached, at east, by LOGIN, credentials accepted by the backend, route from redis, took 210ms"},
 		{"login_refused", `"user":"a","mechanism":"LOGIN","method":"file","duration_ms":210,"result":"refused","reason":"user_blocked"`,
@@ -84,6 +86,14 @@ func TestAuditGrepDescribesEveryEvent(t *testing.T) {
 	for _, event := range event.Values("Event") {
 		if !described[event] {
 			t.Errorf("no sentence describes %s", event)
+		}
+	}
+}
+
+func TestAClientThatLeavesIsNotCalledRefused(t *testing.T) {
+	for reason, want := range map[string]string{"client_closed": "  left without login  ", "tls_failed": "  connection refused  "} {
+		if got := (recordFormat{}).format(&auditRecord{Event: "connection_refused", Reason: reason}); !strings.Contains(got, want) {
+			t.Errorf("%s: %q", reason, got)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -110,7 +111,11 @@ const (
 
 // format returns a record as one line of text.
 func (r recordFormat) format(l *auditRecord) string {
-	event := padColumn(strings.ReplaceAll(l.Event, "_", " "), 18)
+	event := strings.ReplaceAll(l.Event, "_", " ")
+	if l.Event == "connection_refused" && strings.HasPrefix(l.Reason, "client_") { // by the client itself
+		event = "left without login"
+	}
+	event = padColumn(event, 18)
 	s := r.colourize(dim, l.Time.Local().Format(r.timeLayout)) + "  " + r.colourize(l.eventColour(), event) +
 		"  " + padColumn(l.subjectName(), 22) + "  " + r.colourize(dim, padColumn(l.address(), 21)) + "  " + l.description()
 	return strings.TrimRight(s, " ")
@@ -225,8 +230,8 @@ func (a *auditRecord) addLogin(p *phrases) {
 	}
 	p.add(formatText("route from %s", a.RouteSource), formatDuration(a.RouteAge, " (%s old)"))
 	p.add(formatText("%s", a.TLS))
-	p.add(formatDuration(a.Delay, "%s of it deliberate delay"))
 	p.add(formatDuration(a.Duration, "took %s"))
+	p.add(formatDuration(a.Delay, "%s of it deliberate delay"))
 }
 
 // credentials describes who verified the client's credentials. With the method
@@ -241,6 +246,8 @@ func (a *auditRecord) credentials() string {
 		return "credentials accepted by the backend"
 	case a.ConnectResult == "denied":
 		return "credentials denied by the backend"
+	case slices.Contains([]string{"", "unreachable", "tls", "down", "busy", "loop"}, a.ConnectResult): // before the login there
+		return "credentials not checked"
 	}
 	return "credentials left to the backend"
 }

@@ -107,19 +107,25 @@ func newBanAdd() *cobra.Command {
 		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. An existing
 ban gets the new end.`,
 		Example: `  imapgate ban add 192.0.2.7
-  imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
+  imapgate ban add 2001:db8::/32 --for 7d --note "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Subject = args[0]
 			b, err := runLimits(cmd, api.AddBan, (*gateway.LimitAdmin).AddBan, request)
 			if err != nil {
 				return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
 			}
-			return printResult(cmd, b, fmt.Sprintf("%s is banned for %s\n", sanitize.Quote(b.Network), duration.Format(time.Duration(request.Duration))))
+			text := fmt.Sprintf("%s is banned for %s\n", sanitize.Quote(b.Network), duration.Format(time.Duration(request.Duration)))
+			if len(b.Exempt) > 0 {
+				text += fmt.Sprintf("warning: exempt by limits.exempt_networks: %s: the ban has no effect there\n", sanitize.Quote(strings.Join(b.Exempt, ", ")))
+			}
+			return printResult(cmd, b, text)
 		},
 	}
 	request.Duration = api.Duration(24 * time.Hour)
 	cmd.Flags().Var(&request.Duration, "for", "how long, as 90m, 24h, 7d or 2w")
-	cmd.Flags().StringVar(&request.Note, "why", "", "a note for other operators, shown in the list of bans")
+	cmd.Flags().StringVar(&request.Note, "note", "", "a note for other operators, shown in the list of bans")
+	cmd.Flags().StringVar(&request.Note, "why", "", "the former name of --note")
+	_ = cmd.Flags().MarkHidden("why") // the flag was just made
 	return cmd
 }
 

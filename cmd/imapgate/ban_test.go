@@ -66,7 +66,7 @@ func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 	live := connect(t, two.plain)
 	runSteps(t, oneFile, [][2]string{
 		{"ban list", "no active bans"},
-		{"ban add 127.0.0.1 --for 1h --why ticket-4711", "127.0.0.1/32 is banned for 1h"},
+		{"ban add 127.0.0.1 --for 1h --note ticket-4711", "127.0.0.1/32 is banned for 1h"},
 	})
 	awaitGreeting(t, "* BYE [UNAVAILABLE] Too many connections.", one, two)
 	live.writeLine(t, "a NOOP")
@@ -91,6 +91,18 @@ func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 		if n := strings.Count(text, `"event":"ban_added"`); n != 1 || !strings.Contains(text, "ticket-4711") {
 			t.Errorf("%d bans are recorded:\n%s", n, text)
 		}
+	}
+}
+
+func TestABanOfExemptAddressesWarns(t *testing.T) {
+	t.Parallel()
+	file, _ := routeConfig(t)
+	runSteps(t, file, [][2]string{
+		{"ban add 127.0.0.1", "exempt by limits.exempt_networks: 127.0.0.0/8: the ban has no effect there"},
+		{"ban add 127.0.0.1 --why former --json", `"exempt":["127.0.0.0/8"]`},
+	})
+	if got := imapgate(t, "", "ban", "add", "192.0.2.7", "-c", file); strings.Contains(got.out, "exempt") {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -143,11 +155,14 @@ func TestWithoutRedisTheRunningGatewayIsUsed(t *testing.T) {
 		"ban add":                    withToken,
 		"ban add 127.0.0.1 --for 0s": withToken,
 		"limits show a|b":            withToken,
+		"limits reset 127.0.0.1":     withToken,
+		"ban add 10.0.0.0/7":         withToken,
 		"limits show":                withToken,
 	} {
 		want := map[string]string{
 			"ban del 127.0.0.1": "set admin.token_file", "ban list": "set admin.address", "ban add nobody": "neither an address nor a network",
 			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "the duration must be positive", "limits show a|b": "neither an address nor a valid user name",
+			"limits reset 127.0.0.1": "imapgate ban del", "ban add 10.0.0.0/7": "10.0.0.0/7",
 			"limits show": "one user or address is needed",
 		}[args]
 		got := imapgate(t, "", append(strings.Fields(args), "--config", config)...)

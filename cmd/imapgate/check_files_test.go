@@ -314,7 +314,7 @@ routing: {source: static, static: {default: east}}
 backends: {east: {address: "127.0.0.1:143", tls: none}}
 admin: {address: ""}
 `)
-	if got := imapgate(t, "", "serve", "--config", file); got.status != 1 || !strings.Contains(got.err, file+":4:15: listeners[1].address: listen on "+address) {
+	if got := imapgate(t, "", "serve", "--config", file); got.status != 1 || !strings.Contains(got.err, file+":4:15: listeners[1].address: listen tcp "+address) {
 		t.Errorf("%+v", got)
 	}
 }

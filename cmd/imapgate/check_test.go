@@ -172,7 +172,7 @@ func TestAPasswordSentInTheClearIsAWarning(t *testing.T) {
 
 func TestAMissingConfigurationIsAProblem(t *testing.T) {
 	got := imapgate(t, "", "check", "--config", filepath.Join(t.TempDir(), "none.yaml"))
-	if got.status != 1 || !strings.Contains(got.err, "no such file") {
+	if got.status != 1 || !strings.Contains(got.err, "no such file or directory: name the file with -c FILE") {
 		t.Errorf("%+v", got)
 	}
 }

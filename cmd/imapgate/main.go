@@ -54,6 +54,9 @@ Start with:  imapgate demo`,
 		SilenceUsage:  true, // most errors are not about flags
 		SilenceErrors: true, // run prints them
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
+	})
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newServe(), newCheck(), newDemo(), newRoute(), newBan(), newLimits(), newBackends(), newPasswd(), newAudit(), newVersion())
 	return root

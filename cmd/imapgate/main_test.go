@@ -98,6 +98,12 @@ func certificate(t testing.TB) (cert, key string) {
 	return write(t, "cert.pem", string(c)), write(t, "key.pem", string(k))
 }
 
+func TestAnUnknownFlagNamesTheHelp(t *testing.T) {
+	if got := imapgate(t, "", "ban", "add", "--colour"); got.status != 1 || !strings.Contains(got.err, "see imapgate ban add --help") {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestVersionIdentifiesTheBuild(t *testing.T) {
 	if got := imapgate(t, "", "version"); got.status != 0 || !strings.HasPrefix(got.out, "imapgate ") {
 		t.Errorf("%+v", got)

@@ -26,7 +26,7 @@ func dropToUser(name string) error {
 	}
 	u, err := osuser.Lookup(name)
 	if err != nil {
-		return fmt.Errorf("--user: %w", err)
+		return fmt.Errorf("--user: %s", strings.TrimPrefix(err.Error(), "user: "))
 	}
 	groups, err := u.GroupIds()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/internal/gateway"
 	"imapgate/internal/identity"
@@ -216,16 +217,20 @@ func (t *routeCommand) printChange(ctx context.Context, result string) error {
 		}{recordNameOf(t.target), result}, fmt.Sprintf("%s: %s\nlive sessions stay on their backend until they end\n", t.target, result))
 	}
 	p := fetchSessionReport(ctx, t, t.router.Explain(ctx, t.user))
+	hint := ""
+	if t.user.Domain() == "" {
+		hint = fmt.Sprintf("%s has no domain and auth.default_domain is empty: %[1]s@DOMAIN is another user\n", t.user)
+	}
 	return printResult(t.cmd, struct {
 		User     string        `json:"user"`
 		Result   string        `json:"result"`
 		Sessions sessionReport `json:"sessions"`
-	}{t.user.String(), result, p}, fmt.Sprintf("%s: %s\n%s", t.user, result, p.format()))
+	}{t.user.String(), result, p}, fmt.Sprintf("%s: %s\n%s%s", t.user, result, hint, p.format()))
 }
 
-// parseAssignments parses FIELD=VALUE arguments. Package routing checks the fields
-// and values: Redis may hold others for other programs, but here they are typing
-// errors.
+// parseAssignments parses FIELD=VALUE arguments and checks a password. Package routing
+// checks the other fields and values: Redis may hold others for other programs, but here
+// they are typing errors.
 func parseAssignments(args []string) (map[string]string, error) {
 	fields := make(map[string]string, len(args))
 	for _, arg := range args {
@@ -237,6 +242,11 @@ func parseAssignments(args []string) (map[string]string, error) {
 			return nil, errors.New("duplicate field " + name)
 		}
 		fields[name] = value
+	}
+	if hash := fields["password"]; hash != "" {
+		if err := auth.CheckStoredHash(identity.NewSecret(hash)); err != nil {
+			return nil, fmt.Errorf("%w: make its hash with imapgate passwd", err)
+		}
 	}
 	return fields, nil
 }

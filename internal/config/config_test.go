@@ -218,6 +218,8 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		// The syntax of the file.
 		"a: [":                              "1:4: invalid YAML",
 		"a: b: c":                           "invalid YAML",
+		"redis: {addresses: [a:1}\nlog: {}": "1:24: invalid YAML: a bracket, a comma or the indentation is wrong, here or before",
+		"default_domain: a":                 "1:1: default_domain: unknown key; it belongs in auth",
 		"- a":                               "1:1: expected a mapping, got a list",
 		"just text":                         "1:1: expected a mapping, got a string",
 		"nonsense: 1":                       "1:1: nonsense: unknown key; the keys here are listeners, tls,",
@@ -277,7 +279,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"redis: {prefix: \"a{b}\"}":                                                     "redis.prefix: \"a{b}\" is not 1 to 64",
 		"redis: {prefix: \"\"}":                                                         "redis.prefix: \"\" is not 1 to 64",
 		"redis: {password_file: /nonexistent}":                                          "redis.password_file: no such file or directory",
-		"redis: {password_file: " + open + "}":                                          "redis.password_file: the file is accessible to other users",
+		"redis: {password_file: " + open + "}":                                          "redis.password_file: the file is accessible to other users; run: chmod o= \"" + open + "\"",
 		"redis: {password_file: /dev/zero}":                                             "redis.password_file: is not a regular file",
 		"redis: {password_file: " + writeSecretFile(t, "\n") + "}":                      "redis.password_file: the secret is empty",
 		"redis: {password_file: " + writeSecretFile(t, "a\nb\n") + "}":                  "redis.password_file: the secret has more than one line",

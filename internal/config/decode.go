@@ -288,20 +288,36 @@ func parseKey(n ast.Node) (string, bool) {
 // ItemKey returns the key of an item of a list; i counts from 0.
 func ItemKey(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
 
-// suggestKey returns a hint with the known key nearest to name, or with all of them.
+// suggestKey returns a hint with the known key nearest to name, or with the blocks that have
+// the key, or with all known keys.
 func suggestKey(name string, known []settings.Field) string {
 	best, distance := "", 3
+	var blocks []string
 	all := make([]string, len(known))
 	for i, f := range known {
 		all[i] = f.Name
 		if d := editDistance(name, f.Name); d < distance {
 			best, distance = f.Name, d
 		}
+		if hasKey(f.Type, name) {
+			blocks = append(blocks, f.Name)
+		}
 	}
-	if best != "" {
+	switch {
+	case best != "":
 		return "did you mean " + best + "?"
+	case len(blocks) > 0:
+		return "it belongs in " + strings.Join(blocks, " or ")
 	}
 	return "the keys here are " + strings.Join(all, ", ")
+}
+
+// hasKey reports whether t is a block with the key name.
+func hasKey(t reflect.Type, name string) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.Kind() == reflect.Struct && slices.ContainsFunc(settings.Fields(t), func(f settings.Field) bool { return f.Name == name })
 }
 
 // explainUnknownKey returns the message for a key that no field has.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"reflect"
+	"strings"
 	"syscall"
 	"time"
 
@@ -33,6 +35,9 @@ func Load(path string) (*Config, error) {
 	// O_NONBLOCK and the deadline: the file may be a pipe, such as a shell's <(…),
 	// without a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("configuration: %w: name the file with -c FILE", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -117,7 +122,11 @@ func (p *problems) addSyntaxError(text []byte, err error) {
 		p.addAt(position{pos.line, column}, "", "tabs are not allowed for indentation, use spaces")
 		return
 	}
-	p.addAt(pos, "", "invalid YAML: %s", quote(yamlErr.GetMessage()))
+	message := quote(yamlErr.GetMessage())
+	if strings.HasPrefix(yamlErr.GetMessage(), "value is not allowed in this context") {
+		message = "a bracket, a comma or the indentation is wrong, here or before"
+	}
+	p.addAt(pos, "", "invalid YAML: %s", message)
 }
 
 // findIndentTab returns the column of the first tab in the indentation of a line, or

@@ -118,7 +118,7 @@ func readSecretFile(file string) (text, problem string) {
 	defer f.Close() // it was only read
 	switch {
 	case info.Mode().Perm()&0o007 != 0:
-		return "", "the file is accessible to other users; run: chmod o= FILE"
+		return "", fmt.Sprintf("the file is accessible to other users; run: chmod o= %q", file)
 	case info.Size() > maxSecretBytes:
 		return "", "the file is too long for a secret"
 	}

@@ -355,7 +355,7 @@ const (
 	ConnectProtocol    ConnectResult = "protocol"    // its answer was invalid IMAP, or not allowed in that state
 	ConnectDown        ConnectResult = "down"        // not tried: the backend was unreachable before
 	ConnectBusy        ConnectResult = "busy"        // a limit of the backend was reached
-	ConnectCanceled    ConnectResult = "canceled"    // the client disconnected
+	ConnectCanceled    ConnectResult = "canceled"    // the gateway is shutting down
 	ConnectLoop        ConnectResult = "loop"        // the hop limit was reached
 	ConnectNotAccepted ConnectResult = "not_taken"   // the backend accepts no such credentials
 )

@@ -105,10 +105,11 @@ type LimitAdmin struct {
 	gate      *limit.Limiter
 	nameRules identity.Names
 	failures  limit.Failures
+	exempt    []netip.Prefix
 }
 
 func newLimitAdmin(cfg *config.Config, gate *limit.Limiter) *LimitAdmin {
-	return &LimitAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures}
+	return &LimitAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures, exempt: cfg.Limits.ExemptNetworks}
 }
 
 func newBanEntry(b limit.Ban) api.Ban {
@@ -139,7 +140,13 @@ func (l *LimitAdmin) AddBan(ctx context.Context, o api.BanRequest) (api.Ban, err
 	} else if err != nil {
 		return api.Ban{}, err
 	}
-	return newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: length, Count: 1, Note: o.Note}), nil
+	added := newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: length, Count: 1, Note: o.Note})
+	for _, exempt := range l.exempt {
+		if exempt.Overlaps(net) {
+			added.Exempt = append(added.Exempt, exempt.String())
+		}
+	}
+	return added, nil
 }
 
 // RemoveBans removes the bans of an address or a network.
@@ -196,6 +203,9 @@ func (l *LimitAdmin) parseUser(name string) (user, error) {
 
 // ResetLimits resets the failed logins of a user.
 func (l *LimitAdmin) ResetLimits(ctx context.Context, subject string) (api.LimitsReset, error) {
+	if _, err := limit.ParseNet(subject); err == nil {
+		return api.LimitsReset{}, fmt.Errorf("%w: an address is not a user; imapgate ban del resets its failed logins", api.ErrBadRequest)
+	}
 	u, err := l.parseUser(subject)
 	if err != nil {
 		return api.LimitsReset{}, err

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestListenerLimitsReachTheLimiter(t *testing.T) {
@@ -49,5 +50,20 @@ func TestTooLongABanIsABadRequest(t *testing.T) {
 		if _, err := d.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(length)}); !errors.Is(err, api.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
 			t.Errorf("a ban for %v: %v", length, err)
 		}
+	}
+}
+
+// A busy Redis is no error of a command: no client waits for it.
+func TestCommandsWaitForASlowRedis(t *testing.T) {
+	redis := testbed.StartRedis(t)
+	cfg := load(t, "")
+	cfg.Redis.Addresses = []string{redis.Address}
+	store, err := OpenStore(cfg)
+	testkit.NoError(t, err)
+	defer store.Close()
+	redis.Freeze()
+	time.AfterFunc(time.Second, redis.Thaw)
+	if _, err := store.Limits.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(time.Hour)}); err != nil {
+		t.Error(err)
 	}
 }

@@ -88,7 +88,11 @@ func Fields(t reflect.Type) []Field {
 func allowedWords(tag reflect.StructTag) []string {
 	if set := strings.Fields(tag.Get("set")); len(set) > 0 {
 		later := strings.Fields(tag.Get("later"))
-		return slices.DeleteFunc(event.Values(set[0], set[1:]...), func(word string) bool { return slices.Contains(later, word) })
+		words := slices.DeleteFunc(event.Values(set[0], set[1:]...), func(word string) bool { return slices.Contains(later, word) })
+		if len(words) == 0 { // otherwise every word would be allowed
+			panic("settings: no words in the set " + tag.Get("set"))
+		}
+		return words
 	}
 	return strings.Fields(tag.Get("oneof"))
 }

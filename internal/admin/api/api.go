@@ -94,6 +94,8 @@ type Ban struct {
 	Until   time.Time `json:"until"`
 	Count   int       `json:"count"` // ordinal of this ban of the network, from 1
 	Note    string    `json:"note,omitempty"`
+	// Exempt has the exempt networks in which a ban that was just added has no effect.
+	Exempt []string `json:"exempt,omitempty"`
 }
 
 // LimitStatus is the status of a user or an address.
