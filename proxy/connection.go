@@ -188,7 +188,7 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 	switch up := up.(type) {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
-		clientSide, backendSide := splice.Side{Conn: client, Buffered: fromBackend}, splice.Side{Conn: backend, Buffered: fromClient}
+		clientSide, backendSide := splice.Side{Conn: client, SendFirst: fromBackend}, splice.Side{Conn: backend, SendFirst: fromClient}
 		if quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}

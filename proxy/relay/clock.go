@@ -163,9 +163,9 @@ func (b *burstDetector) isOver(parkings uint64, sessions int) bool {
 	return true
 }
 
-// finishTimeout is how long a session may continue after its expiry, for its outstanding
-// commands.
-const finishTimeout = time.Minute
+// FinishTimeout bounds the outstanding commands of a session that must end, or whose client is
+// gone.
+const FinishTimeout = time.Minute
 
 // maxCheckInterval bounds the time between two checks of an expiry, because the system's
 // clock may be set.
@@ -183,7 +183,7 @@ func (s *Session) checkTimes() {
 	expiresAt := s.info.ExpiresAt
 	s.mu.Unlock()
 	switch {
-	case reason == event.TokenExpired && time.Since(expiresAt) >= finishTimeout:
+	case reason == event.TokenExpired && time.Since(expiresAt) >= FinishTimeout:
 		s.Abort(reason)
 	case reason != "":
 		s.End(reason)

@@ -72,7 +72,7 @@ func (s *Session) mover() (Mover, bool) {
 	return mover, !s.ended && s.info.Mode == event.ModeResume && (ok || s.relay == nil)
 }
 
-// IsLeaving reports whether the session has still the connection that a Move or Pause asks it
+// IsLeaving reports whether the session still has the connection that a Move or Pause asks it
 // to leave.
 func (s *Session) IsLeaving() bool { return s.leaving.Load() }
 

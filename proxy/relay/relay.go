@@ -1,5 +1,5 @@
 // Package relay holds the live sessions of a gateway: clients from their login to the end
-// of their connection, whatever relays them. Packages proxy/relay/splice and proxy/relay/mux do.
+// of their connection, and packages proxy/relay/splice and proxy/relay/mux relay them.
 //
 // The Registry finds sessions, and drains or aborts them. It has the one clock of both
 // relays. A Session has one end: the relay reports it once, and Finish adds the bytes and

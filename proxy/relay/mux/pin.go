@@ -46,7 +46,7 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	unread = append(unread, fromClient...)
 	s.live.Detach(len(unread))
 	throttleClient, throttleBackend := s.client.readThrottles()
-	h.deps.Splices.Start(s.live, splice.Side{Conn: client, Buffered: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, Buffered: unread, Throttle: throttleBackend}, func() {
+	h.deps.Splices.Start(s.live, splice.Side{Conn: client, SendFirst: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, SendFirst: unread, Throttle: throttleBackend}, func() {
 		s.upstream.account.Discard(conn, event.DiscardPinned)
 		s.upstream.account.Close()
 		s.setStateMetric("")

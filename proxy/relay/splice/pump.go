@@ -26,7 +26,7 @@ type pump struct {
 	throttle func(n int) time.Duration // nil: no throttling
 
 	// Owned by run.
-	prefix []byte // bytes to send before the first read
+	sendFirst []byte // Side.SendFirst of dst; nil once it is sent
 
 	waiter parking.Waiter // for src, while the pump is parked
 
@@ -66,7 +66,7 @@ func (p *pump) start(state uint32) {
 	r.mu.Lock()
 	closed := r.closed
 	if !closed {
-		r.runningPumps++
+		r.socketUsers++
 	}
 	r.mu.Unlock()
 	if closed {
@@ -96,15 +96,9 @@ func (p *pump) run() {
 	} else {
 		p.state.Store(stateStopped)
 	}
-	p.relay.mu.Lock()
-	p.relay.runningPumps--
-	closed := p.relay.closed
-	p.relay.mu.Unlock()
-	if idle && !closed {
+	if closed := p.relay.releaseSockets(); idle && !closed {
 		p.park() // the pump may run again from here on
-		return
 	}
-	p.relay.finish()
 }
 
 // park waits for the source without a goroutine. A closed socket needs no wait: its session
@@ -123,15 +117,15 @@ func (p *pump) park() {
 }
 
 // endDirection ends the direction: its source closed (err is nil), or conn failed. The
-// first end without an abort gives the session its reason.
+// first end without a cut gives the session its reason.
 func (p *pump) endDirection(conn net.Conn, err error) {
 	r, reason := p.relay, event.BackendClosed
 	switch {
 	case err != nil && conn == r.up.src:
-		r.abort(event.ClientError, err)
+		r.cut(event.ClientError, err)
 		return
 	case err != nil && p == &r.down:
-		r.abort(event.BackendLost, err)
+		r.cut(event.BackendLost, err)
 		return
 	case err != nil: // a backend that accepts no more bytes may have sent a BYE that is still to be read
 		reason = event.BackendLost
@@ -155,12 +149,12 @@ func (p *pump) endDirection(conn net.Conn, err error) {
 // copyBytes copies until the source closes (nil error) or a side fails, and returns that
 // side.
 func (p *pump) copyBytes() (net.Conn, error) {
-	if len(p.prefix) > 0 {
-		if err := p.write(p.prefix); err != nil {
+	if len(p.sendFirst) > 0 {
+		if err := p.write(p.sendFirst); err != nil {
 			return p.dst, err
 		}
 	}
-	p.prefix = nil // frees its array
+	p.sendFirst = nil // frees its array
 	buffers := p.relay.set.buffers
 	buf := buffers.Small.Get().(*[parking.SmallBuffer]byte)
 	conn, err := p.copySmall(buf[:])
@@ -297,7 +291,7 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 
 func (p *pump) markProgress() { p.lastProgress.Store(p.relay.set.sessions.Clock.Now()) }
 
-// OnTick asks a quiet pump to park, and aborts the session of one whose destination takes
+// OnTick asks a quiet pump to park, and cuts the session of one whose destination takes
 // no more bytes. The clock calls it while the pump has a goroutine.
 //
 // A stall is a write without progress for WriteTimeout, and a full socket: if the kernel
@@ -310,7 +304,7 @@ func (p *pump) OnTick(now uint32) {
 		if p == &p.relay.down {
 			reason = event.ClientStalled
 		}
-		p.relay.abort(reason, nil)
+		p.relay.cut(reason, nil)
 		return
 	}
 	canPark := parking.CanPark && (phase == phaseReading || phase == phaseSplicing) && quiet >= cfg.ParkAfter

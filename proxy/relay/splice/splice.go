@@ -7,7 +7,7 @@
 // goroutine stays, with almost no buffer.
 //
 // The clock of package relay checks every running pump: it asks quiet ones to park and
-// aborts the sessions of stalled ones, so that the relay itself sets no deadlines. The
+// cuts the sessions of stalled ones, so that the relay itself sets no deadlines. The
 // package does not know the user. It reports the end of a session once, to its
 // relay.Session.
 package splice
@@ -29,13 +29,13 @@ type Config struct {
 	WriteTimeout      time.Duration // a write that takes longer ends the session
 }
 
-// Side is one end of a session. Buffered is what was already read from the other side; it
+// Side is one end of a session. SendFirst is what was already read from the other side; it
 // is sent to this one first. Throttle, if not nil, receives the number of bytes just read
 // from this side and returns how long to pause reading from it.
 type Side struct {
-	Conn     net.Conn
-	Buffered []byte
-	Throttle func(n int) time.Duration
+	Conn      net.Conn
+	SendFirst []byte
+	Throttle  func(n int) time.Duration
 }
 
 // Set relays all spliced sessions of a gateway, and holds the poller they share.
@@ -82,10 +82,9 @@ type Relay struct {
 	down    pump // backend to client
 
 	mu             sync.Mutex
-	runningPumps   int          // Guarded by mu. Pumps with a goroutine.
+	socketUsers    int          // Guarded by mu. Pumps with a goroutine, and closeSockets.
 	openDirections int          // Guarded by mu. Directions whose source has not hung up.
 	closed         bool         // Guarded by mu. The sockets are closed, or about to be.
-	endReported    bool         // Guarded by mu. onClose was called.
 	result         relay.Result // Guarded by mu.
 }
 
@@ -94,8 +93,8 @@ type Relay struct {
 // then ends the session.
 func (s *Set) Start(session *relay.Session, client, upstream Side, onClose func()) *Relay {
 	r := &Relay{set: s, session: session, onClose: onClose, openDirections: 2}
-	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, prefix: upstream.Buffered, throttle: client.Throttle}
-	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, prefix: client.Buffered, throttle: upstream.Throttle}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, sendFirst: upstream.SendFirst, throttle: client.Throttle}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, sendFirst: client.SendFirst, throttle: upstream.Throttle}
 	s.relays.Add(1)
 	now := s.sessions.Clock.Update() // else the session would seem silent since the clock started
 	r.up.lastProgress.Store(now)
@@ -118,11 +117,7 @@ func (r *Relay) Usage() relay.Usage {
 // End implements relay.Relay. It closes the session cleanly, with a TLS close_notify.
 func (r *Relay) End(reason event.Reason) {
 	if r.beginEnd(reason, nil) {
-		r.set.relays.Go(func() { // a full socket may block
-			_ = r.up.src.Close()
-			_ = r.up.dst.Close()
-			r.finish()
-		})
+		r.set.relays.Go(func() { r.closeSockets(r.up.src, r.up.dst) }) // a full socket may block
 	}
 }
 
@@ -130,17 +125,23 @@ func (r *Relay) End(reason event.Reason) {
 // the same as End.
 func (r *Relay) Abort(reason event.Reason) { r.End(reason) }
 
-// abort closes the session without a TLS close_notify. A peer in the middle of a literal
+// cut closes the session without a TLS close_notify. A peer in the middle of a literal
 // can then detect that it is incomplete.
-func (r *Relay) abort(reason event.Reason, err error) {
+func (r *Relay) cut(reason event.Reason, err error) {
 	if r.beginEnd(reason, err) {
-		_ = parking.TCP(r.up.src).Close()
-		_ = parking.TCP(r.up.dst).Close()
-		r.finish()
+		r.closeSockets(parking.TCP(r.up.src), parking.TCP(r.up.dst))
 	}
 }
 
-// beginEnd decides the end of the session. It returns true once.
+// closeSockets closes the connections of the session, or the sockets under them.
+func (r *Relay) closeSockets(client, upstream net.Conn) {
+	_ = client.Close()
+	_ = upstream.Close()
+	r.releaseSockets()
+}
+
+// beginEnd decides the end of the session. It returns true once; the caller must then call
+// closeSockets.
 func (r *Relay) beginEnd(reason event.Reason, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,26 +149,30 @@ func (r *Relay) beginEnd(reason event.Reason, err error) bool {
 		return false
 	}
 	r.closed = true
-	r.result.Reason, r.result.Err = reason, err
+	r.socketUsers++
+	// A client often resets its connection after one side has ended the session.
+	if r.result.Reason == "" || reason != event.ClientError {
+		r.result.Reason, r.result.Err = reason, err
+	}
 	return true
 }
 
-// finish reports the end of the session after all pumps have stopped. Each pump that stops
-// calls it.
-func (r *Relay) finish() {
+// releaseSockets ends one use of the sockets, and reports whether the end of the session has been
+// decided. After the last use it reports that end: the sockets are closed then, so a pump that
+// parks meanwhile cannot arm its Waiter again.
+func (r *Relay) releaseSockets() (closed bool) {
 	r.mu.Lock()
-	done := r.closed && r.runningPumps == 0 && !r.endReported
-	r.endReported = r.endReported || done
-	result := r.result
+	r.socketUsers--
+	closed, isLast, result := r.closed, r.closed && r.socketUsers == 0, r.result
 	r.mu.Unlock()
-	if !done {
-		return
+	if isLast {
+		r.set.poller.Disarm(&r.up.waiter)
+		r.set.poller.Disarm(&r.down.waiter)
+		r.onClose()
+		r.session.Finish(result)
+		r.set.relays.Done()
 	}
-	r.set.poller.Disarm(&r.up.waiter)
-	r.set.poller.Disarm(&r.down.waiter)
-	r.onClose()
-	r.session.Finish(result)
-	r.set.relays.Done()
+	return closed
 }
 
 // isClosed reports whether the end has been decided.
@@ -185,7 +190,7 @@ func (r *Relay) closeDirection() {
 	last, reason, err := r.openDirections == 0, r.result.Reason, r.result.Err
 	r.mu.Unlock()
 	if last {
-		r.abort(reason, err) // both have already sent close_notify or FIN
+		r.cut(reason, err) // both have already sent close_notify or FIN
 		return
 	}
 	timeout := r.set.cfg.HalfClosedTimeout

@@ -80,7 +80,7 @@ func newHarness(t testing.TB, s *Set, kind string, first ...string) *harness {
 	t.Helper()
 	var client, backend Side
 	if len(first) == 2 {
-		client.Buffered, backend.Buffered = []byte(first[0]), []byte(first[1])
+		client.SendFirst, backend.SendFirst = []byte(first[0]), []byte(first[1])
 	}
 	return startHarness(t, s, kind, client, backend)
 }
@@ -154,7 +154,7 @@ func TestIdleSessionEnds(t *testing.T) {
 	}
 }
 
-func TestBufferedBytesAreSentFirst(t *testing.T) {
+func TestBytesToSendFirstAreSentFirst(t *testing.T) {
 	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		b := newHarness(t, s, kind, "* 1 EXISTS\r\n", "b SELECT INBOX\r\n")
 		write(t, b.client, "c NOOP\r\n")
@@ -285,6 +285,24 @@ func TestBackendResetEndsSessionAtOnce(t *testing.T) {
 			}
 			b.expectEnd(t, event.BackendLost)
 		}
+	})
+}
+
+// A client often resets its connection after a BYE, and the session has ended before.
+func TestAResetAfterTheEndIsNoErrorOfTheClient(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		write(t, b.backend, "* BYE bye\r\na OK bye\r\n")
+		_ = b.backend.Close()
+		expectRead(t, b.client, "* BYE bye\r\na OK bye\r\n")
+		_ = b.client.SetReadDeadline(time.Now().Add(testbed.Timeout))
+		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the client read %v", err)
+		}
+		tcp := parking.TCP(b.client).(*net.TCPConn)
+		_ = tcp.SetLinger(0) // RST
+		_ = tcp.Close()
+		b.expectEnd(t, event.BackendClosed)
 	})
 }
 
@@ -423,8 +441,46 @@ func TestWriteThatCouldContinueIsNotStalled(t *testing.T) {
 	}
 	b.relay.down.phase.Store(phaseReading)
 	if b.relay.isClosed() {
-		t.Error("the session was aborted")
+		t.Error("the session was cut")
 	}
+}
+
+// slowConn is a connection whose Close waits, as one under TLS does on a full socket.
+type slowConn struct {
+	net.Conn
+	closing, mayClose chan struct{}
+}
+
+func (c *slowConn) NetConn() net.Conn { return c.Conn }
+
+func (c *slowConn) Close() error {
+	close(c.closing)
+	<-c.mayClose
+	return c.Conn.Close()
+}
+
+func TestTheEndIsReportedAfterTheSocketsAreClosed(t *testing.T) {
+	s := newSet(t, testConfig())
+	client, clientEnd := testbed.TCPPair(t)
+	backendEnd, backend := testbed.TCPPair(t)
+	slow := &slowConn{clientEnd, make(chan struct{}), make(chan struct{})}
+	b := &harness{result: make(chan relay.Result, 2)}
+	b.session = s.sessions.Add(relay.Info{}, func(r relay.Result) { b.result <- r })
+	b.relay = s.Start(b.session, Side{Conn: slow}, Side{Conn: backendEnd}, func() {})
+	b.relay.End(event.Drained)
+	<-slow.closing
+	_, _ = client.Close(), backend.Close()
+	testkit.Eventually(t, "the pumps to stop", func() bool {
+		b.relay.mu.Lock()
+		defer b.relay.mu.Unlock()
+		return b.relay.socketUsers == 1 && b.relay.openDirections == 0
+	})
+	<-time.After(10 * time.Millisecond)
+	if len(b.result) > 0 {
+		t.Error("the session ended with an open socket")
+	}
+	close(slow.mayClose)
+	b.expectEnd(t, event.Drained)
 }
 
 type zeroReader struct{}
