@@ -62,6 +62,7 @@ func (s *session) attach(opts attachOptions) error {
 	timeout := s.upstream.backend.settings.CommandHoldTimeout
 	if opts.slot != nil {
 		timeout = 0
+		defer opts.slot.release()
 	}
 	start := time.Now()
 	reason := event.ReattachDetach
@@ -88,7 +89,7 @@ func (s *session) attach(opts attachOptions) error {
 }
 
 // retryTransient calls try until it succeeds, fails permanently, or timeout has passed:
-// commands wait for a backend that is down. The last call begins when timeout has passed.
+// commands wait for a backend that is down. One last try is made after the timeout.
 func (x *exchange) retryTransient(timeout time.Duration, try func(h *holdTimer) error) error {
 	now := time.Now()
 	h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(max(timeout, x.upstream.backend.settings.IdleReattachTimeout))}
@@ -154,15 +155,14 @@ func attachResult(err error) event.Result {
 	return event.ResultUnavailable
 }
 
-// attachOnce makes one attempt: slot, lease, SELECT, diff, resync.
+// attachOnce makes one attempt: slot, lease, SELECT, diff, resync. The lease keeps alerts until
+// the slot is released, because a slow client must not delay the attaches of others.
 func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*mailbox.Diff, error) {
 	if s.mailbox != nil && !opts.withoutMailbox && opts.slot == nil {
 		var err error
 		if opts.slot, err = s.acquireAttachSlot(h); err != nil {
 			return nil, err
 		}
-	}
-	if opts.slot != nil {
 		defer opts.slot.release()
 	}
 	deadline := s.upstream.tryDeadline()
@@ -175,19 +175,21 @@ func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*mailbox.Diff, e
 		}
 	}
 	if s.mailbox == nil || opts.withoutMailbox {
-		return nil, nil
+		return nil, s.client.forwardResponses(s.upstream.TakeAlerts())
 	}
 	d, err := s.syncMailbox(opts, deadline)
-	if err != nil && s.upstream.Conn != nil && !isLost(err) {
-		s.returnUpstream()
-	} else if err != nil && s.upstream.Conn != nil {
+	alerts := s.upstream.TakeAlerts()
+	if isLost(err) {
 		s.upstream.account.Discard(s.unbindUpstream(), event.DiscardError)
+	} else if err != nil {
+		s.returnUpstream()
 	}
-	return d, err
+	opts.slot.release()
+	return d, errors.Join(err, s.client.forwardResponses(alerts))
 }
 
 // acquireLease acquires a connection with the client's extensions enabled and no mailbox
-// selected.
+// selected. The caller forwards its alerts.
 func (x *exchange) acquireLease(deadline time.Time) error {
 	ctx, cancel := context.WithDeadline(x.hub.ctx, deadline)
 	defer cancel()
@@ -195,7 +197,10 @@ func (x *exchange) acquireLease(deadline time.Time) error {
 		return err
 	}
 	conn, err := x.upstream.account.Acquire(ctx, x.client.enabled)
-	if err != nil {
+	switch {
+	case errors.Is(err, pool.ErrNotEnabled) && x.upstream.moved:
+		return &relay.CloseError{Reason: event.Moved, Bye: byeMoved, Err: err}
+	case err != nil:
 		return x.upstream.checkRevoked(err)
 	}
 	err = x.upstream.checkRoute(ctx) // the acquire may have waited
@@ -206,9 +211,9 @@ func (x *exchange) acquireLease(deadline time.Time) error {
 		x.upstream.account.Release(conn)
 		return err
 	}
-	x.upstream.mayMove = false
+	x.upstream.mayMove, x.upstream.moved = false, false
 	x.bindUpstream(conn)
-	return x.client.forwardResponses(conn.TakeAlerts())
+	return nil
 }
 
 // checkRoute verifies that the user still exists and has not moved before the session
@@ -218,6 +223,8 @@ func (u *upstreamSide) checkRoute(ctx context.Context) error {
 	user := u.account.User()
 	location, err := u.backend.hub.cfg.Locate(ctx, user)
 	switch {
+	case errors.As(err, new(*relay.CloseError)):
+		return err
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		u.backend.hub.evictUser(user)
 		return &relay.CloseError{Reason: event.LoginRevoked, Bye: byeRevoked, Err: err}
@@ -259,6 +266,9 @@ func (x *exchange) syncMailbox(opts attachOptions, deadline time.Time) (*mailbox
 		return d, errPendingExpunges
 	}
 	opts.slot.releaseAttached()
+	if err := x.client.forwardResponses(x.upstream.TakeAlerts()); err != nil {
+		return d, err
+	}
 	r.deadline = time.Now().Add(housekeepingTimeout) // once begun, it has its own timeout
 	return d, r.writeResync(d)
 }
@@ -390,11 +400,6 @@ func isTransient(err error) bool {
 	var refused *upstream.RefusedError
 	return errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, errBusy) || errors.As(err, &refused) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-}
-
-func isLost(err error) bool {
-	_, lost := asLost(err)
-	return lost
 }
 
 // checkRevoked turns err into the end of the session if the backend no longer accepts the

@@ -158,7 +158,7 @@ func relayCommand(t *testing.T, client, backend *scriptedConn, command string, a
 }
 
 // TestAResyncThatHasBegunIsCompleted shows that a client is not disconnected during a
-// resync, however long upstream command has waited.
+// resync, however long its command has waited.
 func TestAResyncThatHasBegunIsCompleted(t *testing.T) {
 	const hold = 2 * time.Second
 	s := newScriptedTest(t, setup{settings: Settings{CommandHoldTimeout: hold}})
@@ -166,5 +166,87 @@ func TestAResyncThatHasBegunIsCompleted(t *testing.T) {
 	<-time.After(hold + hold/4)
 	s.run(`B2 * 1 FETCH (UID 1 FLAGS (\Seen))`, "B2 ~f OK done", "U2 a1 NOOP", "B2 a1 OK done",
 		`P * 1 FETCH (UID 1 FLAGS (\Seen))`, "P a1 OK done")
+	s.end()
+}
+
+// TestASlotIsReleasedBeforeAlertsAreSent shows that the alerts of an attach, for which the
+// client may be too slow, do not keep the slot from other sessions.
+func TestASlotIsReleasedBeforeAlertsAreSent(t *testing.T) {
+	s := newScriptedTest(t, setup{})
+	s.run("OPEN 0 1 7", "B1-END", "ARRIVED 1", "C a1 NOOP", `U2 ~s SELECT "INBOX"`, "B2 * OK [ALERT] first")
+	_ = s.scriptedConn.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if b, err := s.scriptedConn.r.Peek(1); err == nil {
+		t.Errorf("the client received %q during an attach", b)
+	}
+	for _, line := range selectLines("0", "1", "7") {
+		s.run("B2 " + line)
+	}
+	s.run("B2 ~s OK [READ-WRITE] done", "P * OK [ALERT] first")
+	if used := slotsInUse(s.harness, "stub"); used != 0 {
+		t.Errorf("%d slots are in use after the alert", used)
+	}
+	s.run("U2 a1 NOOP", "B2 a1 OK done", "P a1 OK done",
+		"B2-END", "ARRIVED 2", "C a2 NOOP", `U3 ~t SELECT "INBOX"`, "B3 * OK [ALERT] last", "B3 ~t NO gone", // a failed attach
+		"P * OK [ALERT] last", "P * BYE Mailbox has been deleted.", "END", "ENDED mailbox_gone")
+	s.end()
+}
+
+// slotsInUse returns the number of slots in use at a backend.
+func slotsInUse(h *harness, backend string) int {
+	q := h.hub.backends[backend].attachQueue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.slotsInUse
+}
+
+// awaitIdleWaiter waits until a session in IDLE waits for a slot.
+func awaitIdleWaiter(t *testing.T, q *attachQueue) {
+	t.Helper()
+	testkit.Eventually(t, "a session in IDLE to wait for a slot", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.waitingIdle.Len() == 1
+	})
+}
+
+// startIdleSession starts a session in IDLE at a backend with one slot.
+func startIdleSession(t *testing.T) *scriptedTest {
+	t.Helper()
+	s := newScriptedTest(t, setup{settings: Settings{MaxConcurrentReattaches: 1}})
+	s.run("OPEN 0 1 7", "C a1 IDLE", "P + idling", "U1 ~i IDLE", "B1 + idling")
+	return s
+}
+
+// TestAMoveThatFailsReleasesItsSlot moves a session in IDLE to another backend. The route
+// changes again while the session waits for a slot there, so it never uses it.
+func TestAMoveThatFailsReleasesItsSlot(t *testing.T) {
+	s := startIdleSession(t)
+	west := s.hub.backends["west"].attachQueue
+	other := west.enqueue(nil)
+	s.run("MOVED west", "MOVE", "U1 DONE", "B1 ~i OK done", "U1-END")
+	awaitIdleWaiter(t, west)
+	s.run("MOVED elsewhere")
+	other.release()
+	s.run("P * BYE [UNAVAILABLE] Mailbox has been moved, please reconnect.", "END", "ENDED moved")
+	s.end()
+	if used := slotsInUse(s.harness, "west"); used != 0 {
+		t.Errorf("%d slots are in use in the end", used)
+	}
+}
+
+// TestASessionThatMovesLeavesTheQueue moves a session in IDLE that waits for a slot at the
+// backend it has lost.
+func TestASessionThatMovesLeavesTheQueue(t *testing.T) {
+	s := startIdleSession(t)
+	q := s.hub.backends["stub"].attachQueue
+	other := q.enqueue(nil)
+	s.run("B1-END")
+	awaitIdleWaiter(t, q)
+	s.run("MOVED west", "MOVE", "REOPEN 2 0 1 7", "U2 ~j IDLE", "B2 + idling", "AT west")
+	other.release()
+	if used := slotsInUse(s.harness, "stub"); used != 0 {
+		t.Errorf("%d slots are in use at the backend that the session has left", used)
+	}
+	s.run("C DONE", "U2 DONE", "B2 ~j OK done", "P a1 OK Idle completed.")
 	s.end()
 }

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bytes"
 	"context"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,19 @@ func (c *clientSide) send(b []byte) error {
 	_, err := c.Write(b)
 	return c.wrapError(err)
 }
+
+// reply writes a response of the gateway to the client.
+func (c *clientSide) reply(text ...string) error {
+	c.outBuf = c.outBuf[:0]
+	for _, t := range text {
+		c.outBuf = append(c.outBuf, t...)
+	}
+	c.records.finish(c.outBuf[bytes.LastIndexByte(c.outBuf, '\n')+1:]) // no-op if this is not a tagged response
+	return c.send(append(c.outBuf, "\r\n"...))
+}
+
+// replyTagged is reply with the tag of the current command.
+func (c *clientSide) replyTagged(text string) error { return c.reply(string(c.request.tag), " ", text) }
 
 func (c *clientSide) writeOutBuf() error {
 	if len(c.outBuf) == 0 {

@@ -1,12 +1,9 @@
 package mux
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -14,11 +11,9 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/event"
-	"imapgate/internal/imap"
 	"imapgate/internal/parking"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/wire"
-	"imapgate/proxy/upstream"
 )
 
 // Errors that end a goroutine without ending the session.
@@ -66,24 +61,8 @@ func (c *clientSide) wrapError(err error) error {
 	return &relay.CloseError{Reason: event.ClientError, Err: err}
 }
 
-// reply writes a response of the gateway to the client.
-func (c *clientSide) reply(text ...string) error {
-	c.outBuf = c.outBuf[:0]
-	for _, t := range text {
-		c.outBuf = append(c.outBuf, t...)
-	}
-	c.records.finish(c.outBuf[bytes.LastIndexByte(c.outBuf, '\n')+1:]) // no-op if this is not a tagged response
-	return c.send(append(c.outBuf, "\r\n"...))
-}
-
-// replyTagged is reply with the tag of the current command.
-func (c *clientSide) replyTagged(text string) error { return c.reply(string(c.request.tag), " ", text) }
-
-// Timeouts at the end of a session.
-const (
-	byeTimeout    = time.Second
-	finishTimeout = time.Minute // for commands of a client that is gone, and for a session that must end
-)
+// byeTimeout bounds the last writes to a client.
+const byeTimeout = time.Second
 
 // end ends the session. Only the session's goroutine calls it.
 func (s *session) end(err error) {
@@ -186,7 +165,7 @@ func (u *upstreamSide) mustFinish() bool {
 
 // finishCommands reads and drops the answers of the outstanding commands.
 func (u *upstreamSide) finishCommands() {
-	u.SetDeadline(time.Now().Add(finishTimeout))
+	u.SetDeadline(time.Now().Add(relay.FinishTimeout))
 	for !u.outstanding.isEmpty() {
 		isFirst := u.AtBoundary()
 		seg, err := u.Next()
@@ -217,50 +196,4 @@ func (s *session) recoverPanic() {
 	s.client.Abort()
 	s.client.responsePartial = true // the client's state is unknown, so nothing may follow
 	s.end(&relay.CloseError{Reason: event.InternalError})
-}
-
-// lostError reports the loss of the upstream.
-type lostError struct{ err error }
-
-func (e *lostError) Error() string { return "upstream: " + e.err.Error() }
-func (e *lostError) Unwrap() error { return e.err }
-
-// wrapLost turns an error of the lease into a loss; nil stays nil.
-func wrapLost(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &lostError{err}
-}
-
-// errBye reports a loss that the backend has announced.
-var errBye = errors.New("backend sent BYE")
-
-// byeError returns the loss that a backend announces with line, "* BYE …". The error
-// contains only what DescribeResponse permits.
-func byeError(line []byte) error {
-	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // treat a malformed line as a BYE without a text
-	return wrapLost(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
-}
-
-func lossReason(err error) event.LossReason {
-	switch {
-	case errors.Is(err, errBye):
-		return event.LossBye
-	case errors.Is(err, wire.ErrStalled), errors.Is(err, errSilent), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return event.LossTimeout
-	case errors.Is(err, errProtocol):
-		return event.LossProtocol
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return event.LossClosed
-	}
-	return event.LossReset
-}
-
-// asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
-func asLost(err error) (*lostError, bool) {
-	if _, isEnd := errors.AsType[*relay.CloseError](err); isEnd {
-		return nil, false
-	}
-	return errors.AsType[*lostError](err)
 }

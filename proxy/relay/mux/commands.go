@@ -41,6 +41,9 @@ type request struct {
 func (s *session) runCommands() error {
 	for !s.mustHold() && s.client.stopReason.Load() == nil { // buffered commands must not delay a requested stop
 		if s.live.IsLeaving() {
+			if !s.upstream.outstanding.isEmpty() { // asked since mustHold
+				return nil
+			}
 			if err := s.leave(); err != nil {
 				return err
 			}
@@ -72,9 +75,9 @@ func (s *session) runCommands() error {
 
 // mustHold reports whether the client's next command must wait for answers: with a full
 // queue, and before a move, which pipelined commands would delay.
-func (s *session) mustHold() bool {
-	queue := &s.upstream.outstanding
-	return queue.isFull() || !queue.isEmpty() && s.live.IsLeaving()
+func (x *exchange) mustHold() bool {
+	queue := &x.upstream.outstanding
+	return queue.isFull() || !queue.isEmpty() && x.live.IsLeaving()
 }
 
 // endInvalidClient ends a session whose client no longer sends lines: the start of the
@@ -182,6 +185,8 @@ func (s *session) bufferCommand(seg imap.Segment) error {
 	return nil
 }
 
+// execute executes a complete command: here, or at the backend after the outstanding ones that
+// it must not overtake.
 func (s *session) execute(r *request) error {
 	s.client.expungePolicy = r.facts.ExpungePolicy
 	defer func() { s.client.expungePolicy = command.FlushExpunges }()
@@ -194,17 +199,13 @@ func (s *session) execute(r *request) error {
 	if s.upstream.pinReason != "" && !hasLiteral(r.raw) { // pinned by an answer received just now
 		return s.pin(bytes.Clone(r.raw))
 	}
-	selects := r.spec.ExpungePolicy == command.DropExpunges
 	switch {
-	case r.spec.Forbidden, r.parseFailed && (local || selects && hasLiteral(r.raw)):
-		return s.client.replyTagged("BAD Command is not allowed now, or not understood.")
+	case r.spec.Forbidden, r.parseFailed && local:
+		return s.client.reply(string(r.tag), refusalNotUnderstood)
+	case r.parseFailed:
+		return s.executeUnparsed(r)
 	case local:
 		return s.answerLocally(r)
-	case r.parseFailed && selects: // the resulting selection is unknown
-		s.upstream.pinReason = event.PinSelectBad
-		return s.pin(bytes.Clone(r.raw))
-	case r.parseFailed:
-		return s.forwardCommand(r)
 	}
 	switch r.spec.Name {
 	case "SELECT", "EXAMINE":
@@ -213,6 +214,19 @@ func (s *session) execute(r *request) error {
 		return s.closeMailbox(r)
 	}
 	return s.forwardCommand(r)
+}
+
+// executeUnparsed lets the backend decide on a command that command.Parse rejects. After one that
+// selects or closes a mailbox, the selection is unknown.
+func (s *session) executeUnparsed(r *request) error {
+	switch selects := r.spec.ExpungePolicy == command.DropExpunges; {
+	case !selects:
+		return s.forwardCommand(r)
+	case hasLiteral(r.raw):
+		return s.client.reply(string(r.tag), refusalNotUnderstood)
+	}
+	s.upstream.pinReason = event.PinSelectBad
+	return s.pin(bytes.Clone(r.raw))
 }
 
 // answerLocally answers a command that concerns the gateway or needs no backend.

@@ -14,6 +14,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/testkit"
+	"imapgate/proxy/relay"
 )
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
@@ -367,7 +368,7 @@ func (p *dialogueRun) expireSession(ago string) error {
 	if err != nil {
 		return err
 	}
-	if d >= finishTimeout {
+	if d >= relay.FinishTimeout {
 		p.session.live.Abort(event.TokenExpired)
 	} else {
 		p.session.live.End(event.TokenExpired)

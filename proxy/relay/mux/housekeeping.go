@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	uidFetchDelay       = 2 * time.Second  // time in a mailbox; saves the query for short visits
+	uidFetchDelay       = 2 * time.Second  // time in a mailbox; saves the query if the client soon leaves it
 	flagResyncDelay     = 5 * time.Second  // between attempts to send pending flag changes
 	modseqRequestDelay  = time.Second      // between attempts to enable mod-sequences, plus a random delay of the same size
 	housekeepingTimeout = 30 * time.Second // for the answer to a command of the gateway
@@ -29,7 +29,7 @@ func (s *session) runHousekeeping() error {
 	switch {
 	case s.client.idle != nil:
 		return s.maintainIdle()
-	case s.upstream.Conn == nil || !s.upstream.outstanding.isEmpty() || !s.canResume || s.upstream.pinReason != "":
+	case s.upstream.Conn == nil || !s.upstream.outstanding.isEmpty() || !s.isResume || s.upstream.pinReason != "":
 		return nil
 	case s.mailbox == nil || !s.upstream.attached:
 		return s.detachIfConfigured()
@@ -76,7 +76,7 @@ func (x *exchange) shouldFetchUIDs() bool {
 // some, a NOOP would not help: the client has no command in progress, so it must not receive an
 // EXPUNGE.
 func (x *exchange) fetchMissingUIDs() error {
-	for x.canResume && x.mailbox != nil && x.upstream.attached {
+	for x.isResume && x.mailbox != nil && x.upstream.attached {
 		first, last, ok := x.mailbox.UnknownRange()
 		if !ok {
 			return nil
@@ -170,8 +170,8 @@ func queryModseq(aux *lease.Conn, m *mailbox.Mailbox, onUntagged func([]byte) er
 }
 
 // confirmModseq flushes all changes while a command of the client permits all responses.
-// Afterwards the mod-sequence of requestModseq holds for
-// the client. It is needed at most once for each selected mailbox.
+// Afterwards the mod-sequence of requestModseq holds for the client. It is needed at most once
+// for each selected mailbox.
 func (x *exchange) confirmModseq(expunge command.ExpungePolicy) error {
 	m := x.mailbox
 	if m == nil || !m.HasPendingModseq() || !x.upstream.attached || !x.upstream.outstanding.isEmpty() || expunge != command.FlushExpunges || x.client.hasQueuedNumbers() {

@@ -14,10 +14,7 @@
 // an epoll set. So relaying takes no locks. The package does not know logins. A session
 // whose state cannot be tracked is handed over to package splice, permanently.
 //
-// Read in this order: session.go (the life of a session), exchange.go, clientside.go and
-// upstreamside.go, commands.go and literals.go, relay.go, select.go, attach.go,
-// attachqueue.go, snapshot.go, resync.go, recovery.go, silence.go,
-// housekeeping.go, idle.go, move.go, stream.go, pin.go, unparsable.go, close.go.
+// docs/ARCHITECTURE.md has the order in which to read the files.
 package mux
 
 import (
@@ -50,7 +47,7 @@ type Config struct {
 	// at least 64 KB.
 	MaxLine int
 	// Locate returns the current location of a user's mailbox. Sessions call it before
-	// they open another connection.
+	// they open another connection. A *relay.CloseError ends them.
 	Locate func(context.Context, identity.User) (Location, error)
 }
 

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/proxy/relay"
 	"imapgate/proxy/relay/mux/command"
+	"imapgate/proxy/relay/mux/mailbox"
 )
 
 // idleState is a client's IDLE (RFC 2177). It belongs to the session, not to a
@@ -23,6 +24,7 @@ type idleState struct {
 	attachedAt        time.Duration // hub uptime at the last attach
 	upstreamIdleSince time.Duration // hub uptime at the start of the gateway's IDLE
 	startedAt         time.Duration // hub uptime at the start of the client's IDLE
+	leaveRetry        mailbox.Retry // of leaving the upstream for a move
 	idleRefused       bool          // the backend has refused IDLE
 	slot              *attachSlot   // slot to attach, or a position in the queue; nil: none
 }
@@ -89,7 +91,7 @@ func (s *session) startIdle(r *request) error {
 // prepareIdle runs the queries that are impossible while the lease idles. The client's
 // IDLE is in progress, so all responses are permitted.
 func (x *exchange) prepareIdle() error {
-	if err := x.fetchMissingUIDs(); err != nil || !x.canResume {
+	if err := x.fetchMissingUIDs(); err != nil || !x.isResume {
 		return err
 	}
 	if err := x.requestModseq(); err != nil {
@@ -173,10 +175,44 @@ func (x *exchange) stopUpstreamIdle() error {
 	}
 }
 
+// maintainIdle is housekeeping during IDLE. A session that has lost its upstream attaches
+// again as soon as possible, and the client receives the changes.
+func (s *session) maintainIdle() error {
+	i := s.client.idle
+	if s.mailbox != nil && s.isInSync() && s.mailbox.PostponedFlags() != nil {
+		if wait := s.mailbox.FlagRetry.At - s.hub.uptime(); wait > 0 {
+			s.scheduleWake(wait)
+		} else if err := s.interruptIdle(s.resendFlags); err != nil {
+			return err
+		}
+	}
+	if s.shouldFetchUIDsInIdle() {
+		if err := s.interruptIdle(s.fetchMissingUIDs); err != nil {
+			return err
+		}
+	}
+	if err := s.requestModseqInIdle(); err != nil {
+		return err
+	}
+	switch {
+	case s.mailbox == nil:
+		return nil
+	case !s.isInSync():
+		return s.attachInIdle()
+	case i.upstreamTag != "" || i.idleRefused:
+		return nil
+	}
+	if wait := time.Second - (s.hub.uptime() - i.upstreamIdleSince); wait > 0 {
+		s.scheduleWake(wait)
+		return nil
+	}
+	return s.upstream.startIdle(i)
+}
+
 // shouldFetchUIDsInIdle reports whether to fetch the UIDs of new messages at once. After
 // a loss, a QRESYNC client could not be sent expunges of messages without a known UID.
 func (x *exchange) shouldFetchUIDsInIdle() bool {
-	if !x.canResume || !x.isInSync() || x.mailbox == nil || !x.mailbox.HasUnknownArrivals() || !x.client.enabled.Has(imap.Qresync) {
+	if !x.isResume || !x.isInSync() || x.mailbox == nil || !x.mailbox.HasUnknownArrivals() || !x.client.enabled.Has(imap.Qresync) {
 		return false
 	}
 	_, _, ok := x.mailbox.UnknownRange()
@@ -186,7 +222,7 @@ func (x *exchange) shouldFetchUIDsInIdle() bool {
 // requestModseqInIdle retries requestModseq if it was not possible before the lease went
 // into IDLE.
 func (x *exchange) requestModseqInIdle() error {
-	if x.mailbox == nil || !x.canResume || !x.isInSync() || x.mailbox.IsDesynced() || !x.shouldRequestModseq() {
+	if x.mailbox == nil || !x.isResume || !x.isInSync() || x.mailbox.IsDesynced() || !x.shouldRequestModseq() {
 		return nil
 	}
 	if err := x.requestModseq(); err != nil || !x.mailbox.HasPendingModseq() {
@@ -208,38 +244,6 @@ func (x *exchange) interruptIdle(query func() error) error {
 	return x.upstream.startIdle(x.client.idle)
 }
 
-// maintainIdle is housekeeping during IDLE. A session that has lost its upstream attaches
-// again as soon as possible, and the client receives the changes.
-func (s *session) maintainIdle() error {
-	i := s.client.idle
-	if s.mailbox != nil && s.isInSync() && s.mailbox.PostponedFlags() != nil {
-		if wait := s.mailbox.FlagRetry.At - s.hub.uptime(); wait > 0 {
-			s.scheduleWake(wait)
-		} else if err := s.interruptIdle(s.resendFlags); err != nil {
-			return err
-		}
-	}
-	if s.shouldFetchUIDsInIdle() {
-		if err := s.interruptIdle(s.fetchMissingUIDs); err != nil {
-			return err
-		}
-	}
-	if err := s.requestModseqInIdle(); err != nil {
-		return err
-	}
-	if s.mailbox == nil || s.isInSync() {
-		if !s.isInSync() || s.mailbox == nil || i.upstreamTag != "" || i.idleRefused {
-			return nil
-		}
-		if wait := time.Second - (s.hub.uptime() - i.upstreamIdleSince); wait > 0 {
-			s.scheduleWake(wait)
-			return nil
-		}
-		return s.upstream.startIdle(s.client.idle)
-	}
-	return s.attachInIdle()
-}
-
 // attachInIdle attaches a session in IDLE again, once it has a slot and is not paused.
 func (s *session) attachInIdle() error {
 	i := s.client.idle
@@ -255,18 +259,25 @@ func (s *session) attachInIdle() error {
 		s.scheduleWake(wait)
 		return nil
 	}
-	if i.slot == nil {
-		if err := s.followMove(); err != nil {
-			return s.retryInIdle(err)
-		}
-		i.slot = s.upstream.backend.attachQueue.enqueue(s.wake)
+	var progress time.Duration // does not count as waiting
+	if i.slot != nil {
+		progress = i.slot.waitedWhileMoving()
 	}
-	progress := i.slot.waitedWhileMoving() // does not count as waiting
 	remaining := s.upstream.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
-	switch {
-	case remaining < 0:
+	if remaining < 0 {
 		return &relay.CloseError{Reason: event.UpstreamUnavailable, Bye: byeUnavailable}
-	case !i.slot.isGranted():
+	}
+	if err := s.followMove(); err != nil {
+		return s.retryInIdle(err)
+	}
+	queue := s.upstream.backend.attachQueue
+	if i.slot != nil && i.slot.queue != queue { // the session has just moved
+		i.releaseSlot()
+	}
+	if i.slot == nil {
+		i.slot = queue.enqueue(s.wake)
+	}
+	if !i.slot.isGranted() {
 		s.scheduleWake(remaining + time.Second)
 		return nil
 	}
@@ -286,12 +297,12 @@ func (s *session) attachInIdle() error {
 
 // retryInIdle schedules the next attempt to attach after one has failed with err, unless the
 // failure is permanent.
-func (s *session) retryInIdle(err error) error {
+func (x *exchange) retryInIdle(err error) error {
 	if !isTransient(err) && !isLost(err) && !errors.Is(err, errPendingExpunges) {
 		return err
 	}
-	i := s.client.idle
+	i := x.client.idle
 	i.retryDelay = min(max(2*i.retryDelay, 100*time.Millisecond), 5*time.Second)
-	s.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
+	x.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
 	return nil
 }

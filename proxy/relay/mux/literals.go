@@ -20,6 +20,7 @@ const (
 	refusalNoLiteral          = " BAD Command takes no literal."
 	refusalUnterminatedString = " BAD Quoted string does not end."
 	refusalMalformedArguments = " BAD Arguments are malformed."
+	refusalNotUnderstood      = " BAD Command is not allowed now, or not understood."
 	refusalStrayCR            = " BAD Lines have no CR but the one of CRLF."
 )
 

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/upstream"
 )
@@ -28,12 +29,23 @@ type movedError struct{ location Location }
 func (e *movedError) Error() string { return "mailbox has been moved to " + e.location.Backend }
 func (e *movedError) Unwrap() error { return errBusy } // retryTransient then follows it
 
+// leaveDelay is the first delay between two attempts to leave in IDLE. Each interrupts the
+// gateway's IDLE, and the backend may withhold expunges for long.
+const leaveDelay = 5 * time.Second
+
 // leave releases the lease of a session between two commands, or in IDLE, after it has read
 // from it all that the client's view lacks. If that is not possible yet, it does nothing. It
 // ends a session that is pinned.
 func (s *session) leave() error {
 	if s.upstream.pinReason != "" {
 		return &relay.CloseError{Reason: event.Moved, Bye: byeMoved}
+	}
+	if i := s.client.idle; i != nil && !s.canDetach() {
+		if wait := i.leaveRetry.At - s.hub.uptime(); wait > 0 {
+			s.scheduleWake(wait)
+			return nil
+		}
+		i.leaveRetry.At = s.hub.uptime() + i.leaveRetry.Lengthen(leaveDelay)
 	}
 	if s.upstream.Conn != nil {
 		if err := s.relayPending(); err != nil {
@@ -54,7 +66,8 @@ func (s *session) leave() error {
 		s.returnUpstream()
 	}
 	if i := s.client.idle; i != nil {
-		i.downSince, i.retryDelay = 0, 0
+		i.releaseSlot() // of the backend that it leaves
+		i.downSince, i.retryDelay, i.leaveRetry = 0, 0, mailbox.Retry{}
 	}
 	s.reportLeft()
 	return nil
@@ -162,7 +175,7 @@ func (x *exchange) moveTo(ctx context.Context, to Location) error {
 	old.Close()
 	x.upstream.backend.sessionCount.Add(-1)
 	target.sessionCount.Add(1)
-	x.upstream.backend, x.upstream.account = target, account
+	x.upstream.backend, x.upstream.account, x.upstream.moved = target, account, true
 	x.client.records.backend = target.name
 	x.live.SetLocation(target.name, login)
 	if x.mailbox != nil {

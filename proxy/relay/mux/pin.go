@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"errors"
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/proxy/relay"
@@ -14,7 +15,11 @@ func (s *session) pin(unread []byte) error {
 		return err
 	}
 	if !s.isInSync() {
-		if err := s.attach(attachOptions{withoutMailbox: true}); err != nil {
+		err := s.attach(attachOptions{withoutMailbox: true})
+		if _, isEnd := errors.AsType[*relay.CloseError](err); isEnd {
+			return err
+		}
+		if err != nil {
 			return &relay.CloseError{Reason: event.UpstreamUnavailable, Bye: byeUnavailable, Err: err}
 		}
 	}
@@ -46,10 +51,11 @@ func (s *session) handOver(reason event.PinReason, unread []byte) error {
 	unread = append(unread, fromClient...)
 	s.live.Detach(len(unread))
 	throttleClient, throttleBackend := s.client.readThrottles()
+	account := s.upstream.account // all that is kept of the session
 	h.deps.Splices.Start(s.live, splice.Side{Conn: client, SendFirst: fromBackend, Throttle: throttleClient}, splice.Side{Conn: backend, SendFirst: unread, Throttle: throttleBackend}, func() {
-		s.upstream.account.Discard(conn, event.DiscardPinned)
-		s.upstream.account.Close()
-		s.setStateMetric("")
+		account.Discard(conn, event.DiscardPinned)
+		account.Close()
+		h.deps.Metrics.Mux.ChangeState(event.StatePinned, "")
 	})
 	return errHandedOver
 }

@@ -31,7 +31,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 		return stopError(*s.client.stopReason.Load())
 	case s.client.responsePartial:
 		return &relay.CloseError{Reason: event.UpstreamLost, Err: lost}
-	case !s.canResume && (s.mailbox != nil || idle || !s.upstream.outstanding.isEmpty()), s.upstream.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
+	case !s.isResume && (s.mailbox != nil || idle || !s.upstream.outstanding.isEmpty()), s.upstream.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():
 		return &relay.CloseError{Reason: event.BackendLost, Bye: byeLost, Err: lost}
 	case idle:
 		s.scheduleWake(0) // send the changes as soon as there is a new upstream

@@ -16,10 +16,6 @@ import (
 	"imapgate/proxy/relay/mux/mailbox"
 )
 
-// errProtocol reports a response that violates the protocol. The client receives none of
-// it.
-var errProtocol = errors.New("backend broke the protocol")
-
 // disposition is what relay does with a response.
 type disposition uint8
 
@@ -93,7 +89,7 @@ func (x *exchange) relay() error {
 // mustFetchUIDsFirst reports whether a tagged response must wait for the UIDs of new
 // messages.
 func (x *exchange) mustFetchUIDsFirst(line []byte) bool {
-	return line[0] != '*' && x.upstream.outstanding.isEmpty() && x.client.idle == nil && x.canResume && x.mailbox != nil && x.upstream.attached &&
+	return line[0] != '*' && x.upstream.outstanding.isEmpty() && x.client.idle == nil && x.isResume && x.mailbox != nil && x.upstream.attached &&
 		x.mailbox.HasUnknownArrivals() && x.upstream.pinReason == "" && x.client.enabled.Has(imap.Qresync)
 }
 
@@ -135,7 +131,7 @@ func (x *exchange) classify(seg imap.Segment) (disposition, error) {
 		x.upstream.awaitingContinuation = false
 		return discard, nil // awaitContinuation sees the cleared flag
 	case len(line) > 0 && line[0] == '+' && x.upstream.literalDeclined: // the backend would take commands for the literal
-		return discard, wrapLost(fmt.Errorf("%w: literal requested after the command was answered", errProtocol))
+		return discard, wrapLost(fmt.Errorf("%w: literal requested after the command was answered", lease.ErrProtocol))
 	}
 	if x.client.idle != nil && x.client.idle.takeReply(line) {
 		x.upstream.awaitingContinuation = false
@@ -160,7 +156,8 @@ func (x *exchange) classify(seg imap.Segment) (disposition, error) {
 		x.upstream.tainted = x.upstream.tainted || e.nonSync || e.spec.Streams && x.client.request.upload.HasNameLiteral
 	}
 	if e.closesMailbox && imap.HasWordPrefix(line[e.tagLen+1:], "OK") {
-		x.applyClose()
+		x.mailbox, x.upstream.attached, x.upstream.Selected = nil, false, false
+		x.updateStateMetric()
 	}
 	if e.selectsMailbox {
 		x.applyUnselected(line[e.tagLen+1:])
@@ -216,7 +213,7 @@ func (x *exchange) classifyUntagged(seg imap.Segment) (disposition, error) {
 	case imap.HasWordPrefix(line, "CAPABILITY"):
 		return discard, nil // the client's list does not change
 	case imap.HasWordPrefix(line, "PREAUTH"):
-		return discard, x.upstream.reportViolation(event.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
+		return discard, x.upstream.reportViolation(event.ResponseSyntax, errors.New("PREAUTH after the login"))
 	}
 	if x.mailbox == nil {
 		return relayAsIs, nil
@@ -270,13 +267,13 @@ func isGatewayCode(code []byte) bool {
 // reportStrayAnswer reports a tagged response without a command. It may belong to another
 // session.
 func (u *upstreamSide) reportStrayAnswer() error {
-	return u.reportViolation(event.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
+	return u.reportViolation(event.TagUnknown, errors.New("tagged response without a command"))
 }
 
 // reportViolation counts a protocol violation and returns it as the loss of the upstream.
 func (u *upstreamSide) reportViolation(violation event.Violation, err error) error {
 	u.countViolation(violation)
-	return wrapLost(fmt.Errorf("%w: %w", errProtocol, err))
+	return wrapLost(fmt.Errorf("%w: %w", lease.ErrProtocol, err))
 }
 
 // countViolation counts a protocol violation for the session's user. On a tainted

@@ -105,15 +105,6 @@ func (x *exchange) forwardUntagged(response []byte) error {
 	return x.client.forwardResponses(response)
 }
 
-// wrapRunError separates the end of the session from the loss of the upstream in an error
-// of Run.
-func wrapRunError(err error) error {
-	if e := (*relay.CloseError)(nil); errors.As(err, &e) {
-		return e
-	}
-	return wrapLost(err)
-}
-
 // fetchFlagsOnAux queries an auxiliary connection. The client's own connection must not
 // be asked about mod-sequences if the client has enabled nothing, because it would report
 // them from then on. The auxiliary connection selects the mailbox later than the lease,

@@ -50,6 +50,9 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 		if err := s.acquireLease(deadline); err != nil {
 			return err
 		}
+		if err := s.client.forwardResponses(s.upstream.TakeAlerts()); err != nil {
+			return err
+		}
 	}
 	closedCode := ""
 	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(imap.Qresync) || caps.Has(imap.Rev2)) {
@@ -232,11 +235,4 @@ func (s *session) closeMailbox(r *request) error {
 		}
 	}
 	return err
-}
-
-// applyClose updates the session after an OK to CLOSE or UNSELECT.
-func (x *exchange) applyClose() {
-	x.mailbox, x.upstream.attached = nil, false
-	x.upstream.Selected = false
-	x.updateStateMetric()
 }

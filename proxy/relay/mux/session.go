@@ -2,17 +2,14 @@ package mux
 
 import (
 	"errors"
-	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/relay"
-	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/pool"
 	"imapgate/proxy/relay/mux/wire"
 )
@@ -57,7 +54,7 @@ func (h *Hub) Start(live *relay.Session, c Client, account *pool.Account) {
 
 func (h *Hub) newSession(live *relay.Session, c Client, account *pool.Account) *session {
 	info := live.Info()
-	s := &session{exchange: exchange{hub: h, live: live, canResume: info.Mode == event.ModeResume}}
+	s := &session{exchange: exchange{hub: h, live: live, isResume: info.Mode == event.ModeResume}}
 	s.onWake = s.wake
 	s.client.audit, s.client.offeredCaps = c.AuditClient, c.Caps
 	s.upstream.backend, s.upstream.account, s.upstream.loginFromRoute = h.backends[info.Backend], account, c.LoginFromRoute
@@ -110,8 +107,8 @@ func (s *session) wake() {
 	go s.run()
 }
 
-// run is the goroutine of a session. It ends when the session parks, ends or is handed
-// over.
+// run is the goroutine of a session. It runs the session step by step and recovers from
+// upstream losses. It ends when the session parks, ends or is handed over.
 func (s *session) run() {
 	defer s.hub.wg.Done()
 	defer s.recoverPanic()
@@ -119,32 +116,13 @@ func (s *session) run() {
 		s.allocateWork()
 	}
 	err := s.handOverUnparsable(s.readReadable())
-	if err == nil {
-		err = s.serve()
+	for err == nil {
+		err = s.handOverUnparsable(s.recoverLoss(s.step()))
 	}
 	if errors.Is(err, errParked) || errors.Is(err, errHandedOver) {
 		return // the session is no longer this goroutine's
 	}
 	s.end(err)
-}
-
-// allocateWork allocates what only an active session has.
-func (s *session) allocateWork() {
-	work := new(struct {
-		client   clientWork
-		upstream upstreamWork
-	})
-	s.client.clientWork, s.upstream.upstreamWork = &work.client, &work.upstream
-	work.client.records = recorder{hub: s.hub, client: s.client.audit, user: s.upstream.account.User(), backend: s.upstream.backend.name}
-}
-
-// serve runs the session step by step and recovers from upstream losses.
-func (s *session) serve() error {
-	for {
-		if err := s.handOverUnparsable(s.recoverLoss(s.step())); err != nil {
-			return err
-		}
-	}
 }
 
 // step relays pending responses, executes buffered commands, runs housekeeping commands
@@ -255,43 +233,6 @@ func (s *session) readReadable() error {
 	return nil
 }
 
-// releaseBuffers releases the buffers that a parked session does not need.
-func (x *exchange) releaseBuffers() {
-	x.client.ReleaseBuffers()
-	if x.upstream.Conn != nil {
-		x.upstream.ReleaseBuffers()
-	}
-	x.client.commandBuf, x.client.outBuf = nil, nil
-	if !x.client.wasParked { // TLS and the login leave the most garbage
-		x.client.wasParked = true
-		x.live.CountParked(2)
-	}
-	x.upstream.outstanding.releaseBuffers()
-	if x.mailbox != nil {
-		x.mailbox.Compact()
-	}
-}
-
-// bindUpstream makes conn the session's lease.
-func (x *exchange) bindUpstream(conn *lease.Conn) {
-	x.upstream.Conn, x.upstream.since = conn, x.hub.uptime()
-	x.upstream.wire.Store(&conn.Conn)
-	if x.client.aborted.Load() { // the abort happened during the acquire
-		conn.Abort()
-	}
-}
-
-// unbindUpstream removes the session's lease and returns it to the caller.
-func (x *exchange) unbindUpstream() *lease.Conn {
-	conn := x.upstream.Conn
-	x.upstream.Conn, x.upstream.attached, x.upstream.tainted, x.upstream.literalDeclined = nil, false, false, false
-	x.upstream.since = x.hub.uptime()
-	x.upstream.wire.Store(nil)
-	x.hub.poller.Disarm(&conn.ParkWaiter)
-	x.updateStateMetric()
-	return conn
-}
-
 // Usage implements relay.Relay.
 func (s *session) Usage() relay.Usage {
 	u := relay.Usage{LastByte: s.client.LastByteTick()}
@@ -331,42 +272,5 @@ func (s *session) OnTick(now uint32) {
 	s.client.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
 	if w := s.upstream.wire.Load(); w != nil {
 		w.OnTick(now, s.hub.cfg.ParkAfter, s.hub.cfg.StallTimeout)
-	}
-}
-
-// scheduleWake schedules a wake after d and up to a second more, unless an earlier one is
-// scheduled. So the sessions that lose their upstreams together wake one by one.
-func (x *exchange) scheduleWake(d time.Duration) {
-	now := x.hub.uptime()
-	d += rand.N(time.Second)
-	if x.wakeAt > now && x.wakeAt <= now+d {
-		return
-	}
-	x.wakeAt = now + d
-	if x.wakeTimer == nil {
-		x.wakeTimer = time.AfterFunc(d, x.onWake)
-		return
-	}
-	x.wakeTimer.Reset(d)
-}
-
-// updateStateMetric updates the metric of session states.
-func (x *exchange) updateStateMetric() {
-	switch {
-	case x.client.idle != nil:
-		x.setStateMetric(event.StateIdle)
-	case x.mailbox == nil:
-		x.setStateMetric(event.StateUnselected)
-	case x.upstream.attached:
-		x.setStateMetric(event.StateAttached)
-	default:
-		x.setStateMetric(event.StateDetached)
-	}
-}
-
-func (x *exchange) setStateMetric(state event.State) {
-	if state != x.metricState {
-		x.hub.deps.Metrics.Mux.ChangeState(x.metricState, state)
-		x.metricState = state
 	}
 }

@@ -22,10 +22,13 @@ var errSilent = errors.New("backend does not answer on this connection, but on a
 // process may still execute it. Over any other command it is dropped only once.
 func (x *exchange) checkSilence() error {
 	timeout := x.upstream.backend.settings.SilenceTimeout
-	if timeout == 0 || !x.canResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) || x.upstream.silenceDuration() < timeout || x.hub.uptime()-x.upstream.silenceCheckedAt < timeout {
+	if timeout == 0 || !x.isResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) || x.upstream.silenceDuration() < timeout || x.hub.uptime()-x.upstream.silenceCheckedAt < timeout {
 		return nil
 	}
-	answered := x.auxResponds()
+	answered := x.useAux(func(aux *lease.Conn) bool { // valid without ReadAfterWrite too: it does not depend on the mailbox
+		res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", x.client.forwardAlert)
+		return err == nil && res.Name == "OK"
+	})
 	x.upstream.silenceCheckedAt = x.hub.uptime()
 	if !answered || x.upstream.silenceDuration() < timeout || x.upstream.IsReadable() {
 		return nil
@@ -40,7 +43,7 @@ func (x *exchange) checkSilence() error {
 // scheduleSilenceCheck schedules a wake for a parked session while an answer is due.
 func (x *exchange) scheduleSilenceCheck() {
 	timeout := x.upstream.backend.settings.SilenceTimeout
-	if timeout == 0 || !x.canResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) {
+	if timeout == 0 || !x.isResume || x.upstream.pinReason != "" || !x.upstream.canDrop(x.client.idle) {
 		return
 	}
 	last := max(x.hub.uptime()-x.upstream.silenceDuration(), x.upstream.silenceCheckedAt)
@@ -64,13 +67,4 @@ func (u *upstreamSide) canDrop(idle *idleState) bool {
 		}
 	}
 	return len(all) > 0 || idle != nil && idle.upstreamTag != ""
-}
-
-// auxResponds runs a NOOP on an auxiliary connection. The result does not depend on the
-// mailbox, so it is valid without ReadAfterWrite, too.
-func (x *exchange) auxResponds() bool {
-	return x.useAux(func(aux *lease.Conn) bool {
-		res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", x.client.forwardAlert)
-		return err == nil && res.Name == "OK"
-	})
 }

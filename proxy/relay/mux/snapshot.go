@@ -8,6 +8,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/lease"
 	"imapgate/proxy/relay/mux/mailbox"
 	"imapgate/proxy/upstream"
 )
@@ -19,7 +20,7 @@ func (r *resync) reselect() error {
 		return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: err}
 	}
 	r.upstream.Selected = true
-	res, err := r.upstream.Run(r.deadline, name, func(response []byte) error { r.data.ReadUntagged(response); return r.client.forwardAlert(response) })
+	res, err := r.upstream.Run(r.deadline, name, r.readUntagged)
 	if err != nil {
 		return wrapRunError(err)
 	}
@@ -36,6 +37,13 @@ func (r *resync) reselect() error {
 	return &relay.CloseError{Reason: event.UpstreamLost, Bye: byeLost, Err: errors.New(upstream.DescribeResponse(res))}
 }
 
+// readUntagged reads a response before the resync, while the session has its slot.
+func (r *resync) readUntagged(response []byte) error {
+	r.data.ReadUntagged(response)
+	r.upstream.KeepAlert(response)
+	return nil
+}
+
 // checkMailbox verifies that the mailbox is the one the client has selected.
 func (r *resync) checkMailbox() error {
 	err := r.mailbox.Check(r.data)
@@ -45,7 +53,14 @@ func (r *resync) checkMailbox() error {
 	case errors.Is(err, mailbox.ErrChanged):
 		return &relay.CloseError{Reason: event.MailboxChanged, Bye: byeChanged}
 	}
-	r.upstream.countViolation(mailbox.ViolationOf(err))
+	return r.failView(err)
+}
+
+// failView ends a session whose view the mailbox cannot have become.
+func (r *resync) failView(err error) error {
+	if !r.mailbox.IsElsewhere() { // otherwise two backends were compared, and neither broke a rule
+		r.upstream.countViolation(mailbox.ViolationOf(err))
+	}
 	return &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: err}
 }
 
@@ -65,8 +80,7 @@ func (r *resync) diffView() (*mailbox.Diff, error) {
 	d, err := r.mailbox.Compare(uids, r.data)
 	switch {
 	case err != nil:
-		r.upstream.countViolation(mailbox.ViolationOf(err))
-		return nil, &relay.CloseError{Reason: event.ViewInconsistent, Bye: byeChanged, Err: err}
+		return nil, r.failView(err)
 	case d.ExpungedUnknownCount() > uint32(r.upstream.backend.settings.FlagResyncMaxMessages): // an EXPUNGE for each would cost the client its cache
 		return nil, &relay.CloseError{Reason: event.MailboxTooLarge, Bye: byeUnavailable, Err: errors.New("too many messages with unknown UIDs")}
 	case d.ExpungedUnknownCount() > 0 && (r.client.enabled.Has(imap.Qresync) || r.client.enabled.Has(imap.UIDOnly)):
@@ -83,10 +97,7 @@ func (r *resync) fetchSnapshot() (*mailbox.UIDSet, error) {
 	if exists == 0 {
 		return &mailbox.UIDSet{}, nil
 	}
-	uids, res, err := r.upstream.queryUIDs(1, exists, r.deadline, func(response []byte) error {
-		r.data.ReadUntagged(response)
-		return r.client.forwardAlert(response)
-	})
+	uids, res, err := r.upstream.queryUIDs(1, exists, r.deadline, r.readUntagged)
 	if err != nil {
 		return nil, wrapRunError(err)
 	}
@@ -128,7 +139,7 @@ func (u *upstreamSide) queryUIDs(first, last uint32, deadline time.Time, onOther
 			isSearch, err := uids.AddSearch(response)
 			switch {
 			case err != nil:
-				return fmt.Errorf("%w: %w", errProtocol, err)
+				return fmt.Errorf("%w: %w", lease.ErrProtocol, err)
 			case isSearch:
 				return nil
 			}

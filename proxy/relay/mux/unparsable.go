@@ -7,6 +7,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
 	"imapgate/proxy/relay"
+	"imapgate/proxy/relay/mux/lease"
 )
 
 // A backend may send responses that no grammar permits: an empty line after a literal, a
@@ -77,7 +78,7 @@ func (x *exchange) onUnparsable(err error) error {
 		}
 		return nil
 	}
-	return wrapLost(errors.Join(errProtocol, err))
+	return wrapLost(errors.Join(lease.ErrProtocol, err))
 }
 
 // countUnparsable counts an unparsable response, unless the client may be the cause.

@@ -37,6 +37,7 @@ type upstreamSide struct {
 	since                time.Duration // hub uptime at the attach or at the loss
 	pinReason            event.PinReason
 	mayMove              bool // Move or Pause has released the lease, and the next one may be at another backend
+	moved                bool // the next lease is the first at another backend
 
 	wire atomic.Pointer[wire.Conn] // the lease's, for the clock
 }

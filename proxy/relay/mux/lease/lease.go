@@ -209,7 +209,7 @@ func (c *Conn) IsDoneRejection(line []byte) bool {
 func (c *Conn) ClearDone() { c.doneSent = false }
 
 // KeepAlert stores a response with an ALERT for the next session of the connection, and reports
-// whether it is one.
+// whether it is one. Alerts beyond maxAlertBytes are dropped.
 func (c *Conn) KeepAlert(response []byte) bool {
 	if !imap.IsAlert(response) {
 		return false

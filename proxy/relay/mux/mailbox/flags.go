@@ -60,6 +60,9 @@ func (m *Mailbox) DropPendingModseq() { m.pendingModseq = 0 }
 // the same UIDs. Its mod-sequences are others: only the newest one must not be lower.
 func (m *Mailbox) MoveElsewhere() { m.isElsewhere = true }
 
+// IsElsewhere reports whether the view is still that of another backend.
+func (m *Mailbox) IsElsewhere() bool { return m.isElsewhere }
+
 // canQueryChanges reports whether a backend can be asked for the flags that have changed.
 func (m *Mailbox) canQueryChanges() bool { return m.modseq != 0 && !m.isElsewhere }
 
@@ -135,6 +138,9 @@ func (m *Mailbox) PostponedFlags() *SelectData {
 
 // EndPostponedFlags records that the postponed flags have been sent.
 func (m *Mailbox) EndPostponedFlags() {
+	if m.isElsewhere {
+		m.modseq = 0 // another backend's
+	}
 	m.flagsPending, m.isElsewhere, m.FlagRetry.wait = false, false, 0
 	m.modseq = max(m.modseq, m.resendModseq)
 }

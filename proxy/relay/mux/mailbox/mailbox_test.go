@@ -155,6 +155,17 @@ func TestFlagsAreQueriedSinceTheLastModseq(t *testing.T) {
 	}
 }
 
+// A mod-sequence of the backend that a session has left says nothing about the next one.
+func TestTheModseqOfAnotherBackendEndsWithPostponedFlags(t *testing.T) {
+	m := New("SELECT", "INBOX", selectData(opened))
+	m.MoveElsewhere()
+	m.PostponeFlags(selectData("* 3 EXISTS\n"))
+	m.EndPostponedFlags()
+	if later := selectData(opened + "* OK [HIGHESTMODSEQ 9] x\n"); m.IsElsewhere() || m.Check(later) != nil {
+		t.Error("a mod-sequence below that of the other backend is taken for one that shrank")
+	}
+}
+
 func TestModseqHoldsAfterItIsConfirmed(t *testing.T) {
 	m := New("SELECT", "INBOX", selectData("* 1 EXISTS\n"))
 	data := selectData("* 1 EXISTS\n* OK [HIGHESTMODSEQ 5] x\n")

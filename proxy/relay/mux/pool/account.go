@@ -18,13 +18,14 @@ type Account struct {
 	// Set once.
 	pool         *Pool
 	cred         *credential
-	secret       identity.Secret // the password, or the token if cred.isToken
+	secret       identity.Secret // the password, or the token if isToken
+	isToken      bool            // the client sent a token; with a master login others may share cred
 	client       upstream.Client
 	verification Verification
 	caps         imap.Caps
-	tokenEnd     time.Time // expiry of the token; zero: unknown, or the backend is not sent the token
 
 	// Owned by the session.
+	tokenEnd  time.Time   // expiry of the token; zero: unknown
 	loginConn *pooledConn // opened by Login or ProbeExtensions and not leased yet
 	loginOK   upstream.OK // zero: the backend was not asked, or Acquire was called
 	clientID  string      // of SetClientID; "": the client has sent no ID
@@ -46,7 +47,7 @@ func (a *Account) OK() upstream.OK { return a.loginOK }
 // loginRequest returns the login with which connections are opened.
 func (a *Account) loginRequest() upstream.Request {
 	req := upstream.Request{User: a.User(), Login: a.cred.loginName, Client: a.client}
-	if a.cred.isToken {
+	if a.isToken {
 		req.Token = a.secret
 	} else {
 		req.Password = a.secret
@@ -54,12 +55,16 @@ func (a *Account) loginRequest() upstream.Request {
 	return req
 }
 
-// SetTokenEnd sets the expiry of the login's token. After it no connections are opened;
-// existing ones stay open.
-func (a *Account) SetTokenEnd(end time.Time) {
-	if !a.pool.backend.UsesMasterLogin() {
-		a.tokenEnd = end
+// SetTokenEnd sets the expiry of the login's token. After it no connections are opened with
+// the token; existing ones stay open.
+func (a *Account) SetTokenEnd(end time.Time) { a.tokenEnd = end }
+
+// loginEnd returns the time after which no logins are tried at a pool's backend; zero: none.
+func (a *Account) loginEnd(p *Pool) time.Time {
+	if p.backend.UsesMasterLogin() { // it is not sent the token
+		return time.Time{}
 	}
+	return a.tokenEnd
 }
 
 // SetClientID sets the argument of ID (RFC 2971), as upstream.FormatID, that is sent on each
@@ -70,7 +75,7 @@ func (a *Account) SetClientID(id string) { a.clientID = id }
 // Acquire leases a connection with exactly the extensions in enabled and no mailbox selected:
 // an idle one or a new one. At the limits it waits in the queue until ctx ends.
 //
-// Errors are upstream's, including ErrBusy and ErrExpired.
+// Errors are upstream's, including ErrBusy, ErrExpired and ErrNotEnabled.
 func (a *Account) Acquire(ctx context.Context, enabled imap.Extensions) (*lease.Conn, error) {
 	pc, err := a.acquireConn(ctx, enabled.With())
 	if err != nil {
@@ -85,7 +90,7 @@ func (a *Account) acquireConn(ctx context.Context, set imap.Extensions) (*pooled
 	pc := a.useLoginConn(ctx, set)
 	if pc == nil {
 		var err error
-		if pc, err = p.acquire(ctx, leaseRequest{a.cred, clientUse, set, a.tokenEnd}, a.loginRequest()); err != nil {
+		if pc, err = p.acquire(ctx, leaseRequest{a.cred, clientUse, set, a.loginEnd(p)}, a.loginRequest()); err != nil {
 			return nil, err
 		}
 	}
@@ -100,7 +105,7 @@ func (a *Account) acquireConn(ctx context.Context, set imap.Extensions) (*pooled
 	}
 	if pc.Enabled != set {
 		p.discard(pc, event.DiscardError)
-		return nil, fmt.Errorf("enable at %s: %w", p.backend.Name(), errNotEnabled)
+		return nil, fmt.Errorf("enable at %s: %w", p.backend.Name(), ErrNotEnabled)
 	}
 	return pc, nil
 }
@@ -143,7 +148,7 @@ func (a *Account) AcquireAux(ctx context.Context) (*lease.Conn, error) {
 
 func (a *Account) acquireAuxConn(ctx context.Context) (*lease.Conn, error) {
 	p := a.pool
-	lr := leaseRequest{cred: a.cred, use: gatewayUse, tokenEnd: a.tokenEnd}
+	lr := leaseRequest{cred: a.cred, use: gatewayUse, tokenEnd: a.loginEnd(p)}
 	p.mu.Lock()
 	g, ok := p.tryGrant(lr)
 	p.mu.Unlock()
@@ -175,8 +180,7 @@ func (a *Account) ReleaseAux(c *lease.Conn) {
 	a.pool.addIdleOrDiscard(pc, a.pool.reset(pc))
 }
 
-// Discard closes a connection of Acquire or AcquireAux. The reason is one of the
-// metrics.Discard constants.
+// Discard closes a connection of Acquire or AcquireAux.
 func (a *Account) Discard(c *lease.Conn, reason event.DiscardReason) {
 	pc := a.findLeased(c, connUses)
 	a.pool.discard(pc, reason)
@@ -233,12 +237,15 @@ func (a *Account) ReleaseLoginConn() {
 // must accept the credential that the client has sent, as at a new login. The account stays
 // valid.
 //
-// Errors are those of Login, and ErrCredential.
+// Errors are those of Login, ErrCredential and ErrExpired.
 func (a *Account) LoginAt(ctx context.Context, p *Pool, login string) (*Account, error) {
 	req := a.loginRequest()
 	req.Login = login
 	if p.backend.UsesMasterLogin() && a.verification == BackendDecides || !p.backend.AcceptsCredentials(req.Password, req.Token) {
 		return nil, ErrCredential
+	}
+	if end := a.loginEnd(p); !end.IsZero() && !time.Now().Before(end) {
+		return nil, ErrExpired
 	}
 	moved, err := p.Login(ctx, req, a.verification)
 	if err != nil {

@@ -96,7 +96,7 @@ func (p *Pool) recordEffect(name string, enabled []string) {
 // sendEnable enables extensions on a connection without a mailbox (RFC 5161) and returns those
 // the backend confirms, as it spells them. On error pc is closed.
 func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err error) {
-	err = pc.runOK(p.answerDeadline(context.Background()), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
+	res, err := pc.runKeepingAlerts(p.answerDeadline(context.Background()), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
 		res, err := imap.ParseResponse(response[:len(response)-len("\r\n")])
 		switch {
 		case err != nil:
@@ -109,6 +109,9 @@ func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err
 		}
 		return acceptStatus(response)
 	})
+	if err == nil && res.Name != "OK" {
+		err = fmt.Errorf("%w: %s", ErrNotEnabled, res.Name)
+	}
 	if err != nil {
 		return nil, p.discardFailed(pc, "enable", err)
 	}

@@ -37,6 +37,10 @@ var ErrBusy = fmt.Errorf("%w: all connections are in use", upstream.ErrUnavailab
 // expired. The backend is not asked. It is an upstream.ErrUnavailable.
 var ErrExpired = fmt.Errorf("%w: the token has expired", upstream.ErrUnavailable)
 
+// ErrNotEnabled is returned when the backend does not enable exactly the requested extensions. It
+// is an upstream.ErrUnavailable.
+var ErrNotEnabled = fmt.Errorf("%w: backend did not enable the requested extensions", upstream.ErrUnavailable)
+
 // ErrCredential is returned when another backend cannot use what the client has sent.
 var ErrCredential = errors.New("the backend needs another credential")
 
@@ -45,7 +49,6 @@ var (
 	errClosed           = fmt.Errorf("%w: the gateway is shutting down", upstream.ErrUnavailable)
 	errUnverifiedMaster = fmt.Errorf("%w: master login of an unverified user", upstream.ErrUnavailable)
 	errWrongUser        = fmt.Errorf("%w: connection belongs to another user", upstream.ErrUnavailable)
-	errNotEnabled       = fmt.Errorf("%w: backend did not enable the requested extensions", upstream.ErrUnavailable)
 )
 
 // Config is the configuration of one backend's pool. Only tests set what is not in Settings.
@@ -147,7 +150,7 @@ const (
 
 // Login authenticates req at the backend, or from the cache. With VerifiedHere, an idle
 // connection of exactly this login, user and credential is enough. With BackendDecides the
-// backend is asked, unless it accepted the same login less than CredentialTTL ago.
+// backend is asked, unless it accepted the same login less than CredentialCacheTTL ago.
 //
 // Errors are upstream's. ErrDenied removes the credential from the cache. A success invalidates
 // the other passwords of the same login.
@@ -156,8 +159,8 @@ func (p *Pool) Login(ctx context.Context, req upstream.Request, verification Ver
 		return nil, errUnverifiedMaster
 	}
 	a := &Account{pool: p, cred: p.addAccount(req), secret: req.Password, client: req.Client, verification: verification, clientID: req.Client.ForwardedID()}
-	if a.cred.isToken {
-		a.secret = req.Token
+	if !req.Token.IsZero() {
+		a.secret, a.isToken = req.Token, true
 	}
 	if caps, ok := p.cachedLogin(a.cred, verification); ok {
 		a.caps = caps

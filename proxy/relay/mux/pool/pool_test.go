@@ -169,6 +169,39 @@ func TestExpiredTokenIsNotSent(t *testing.T) {
 	}
 }
 
+// Sessions of a user share a credential at a backend with a master login. Each moves with its own.
+func TestASessionMovesWithItsOwnCredential(t *testing.T) {
+	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
+	target := s.newPool(Config{})
+	master := Config{Settings: Settings{PoolIdleTimeout: time.Hour}}.newTestPool(t, upstream.New(testbed.WithDefaults(upstream.Config{
+		Name: "m", Settings: upstream.Settings{Address: s.Addr(), TLS: event.NoTLS, Login: upstream.MasterLogin, Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")}},
+	}), upstream.Hooks{}, nopLog()))
+	bearer := newRequest(t, "alice", "")
+	bearer.Password, bearer.Token = identity.Secret{}, identity.NewSecret("t1")
+	var accounts []*Account
+	for _, req := range []upstream.Request{bearer, newRequest(t, "alice", "secret")} {
+		a, err := master.Login(context.Background(), req, VerifiedHere)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		moved, err := a.LoginAt(context.Background(), target.Pool, "alice")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer moved.Close()
+		if got := moved.loginRequest(); got.Token != req.Token || got.Password != req.Password {
+			t.Error("the credential is not the client's")
+		}
+		accounts = append(accounts, a)
+	}
+	accounts[0].SetTokenEnd(time.Now())
+	logins := s.loginAttempts()
+	if _, err := accounts[0].LoginAt(context.Background(), target.Pool, "alice"); !errors.Is(err, ErrExpired) || s.loginAttempts() != logins {
+		t.Errorf("an expired token was sent, or %v", err)
+	}
+}
+
 func TestLeaseHasExactlyItsSessionsExtensions(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})

@@ -198,7 +198,7 @@ func (p *Pool) discardFailed(pc *pooledConn, command string, err error) error {
 	return fmt.Errorf("%s at %s: %w: %w", command, p.backend.Name(), upstream.ErrUnavailable, err)
 }
 
-// discardReason maps an error of a connection to a metrics.Discard constant.
+// discardReason maps an error of a connection to the reason of its end.
 func discardReason(err error) event.DiscardReason {
 	switch {
 	case errors.Is(err, errUnread):

@@ -1,9 +1,9 @@
 // Package wire is one end of a session whose commands are framed: a socket, the Reader on top
 // of it, and buffers that are held only while bytes flow.
 //
-// It knows neither commands nor users. A Conn belongs to one goroutine at a time. Only the
-// clock uses it from outside, through OnTick and InterruptWait, to end a wait or to close a
-// stalled connection.
+// It knows neither commands nor users. A Conn belongs to one goroutine at a time. Others may
+// call only OnTick, InterruptWait and Abort, to end a wait or the connection, and what reports
+// its state: IsReadable, ByteCounts and LastByteTick.
 package wire
 
 import (
@@ -69,6 +69,7 @@ func (c *Conn) Open(conn net.Conn, preread []byte, side imap.Side, resources *Re
 	}
 	c.Reader = *imap.NewReader(c, side, c.maxUnread)
 	c.Preload(preread)
+	c.bytesIn.Add(int64(len(preread)))
 	c.lastByte.Store(c.resources.Clock.Now())
 }
 
