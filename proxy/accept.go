@@ -26,15 +26,17 @@ import (
 // least three seconds.
 const proxyTimeout = 3 * time.Second
 
-// acceptClient prepares a connection for its greeting. It checks the connection limit and
-// the limits of the address, reads the PROXY header where the peer must send one, and
-// starts implicit TLS.
+// acceptClient prepares a connection for its greeting. It refuses one without a slot or while
+// too many handshakes wait, reads the PROXY header where the peer must send one, checks the
+// limits of the address, and starts implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
 		return &relay.CloseError{Reason: event.TooManyConnections, Bye: "[UNAVAILABLE] Too many connections."}
 	}
-	if c.listener.TLS != event.NoTLS && c.server.handshakes.isOverloaded() {
-		return &relay.CloseError{Reason: event.Overload, Bye: "[UNAVAILABLE] Too many connections.", Err: errOverloaded}
+	if c.listener.TLS != event.NoTLS {
+		if err := c.server.handshakes.refuseIfOverloaded(); err != nil {
+			return &relay.CloseError{Reason: event.Overload, Bye: "[UNAVAILABLE] Too many connections.", Err: err}
+		}
 	}
 	if containsPeer(c.listener.balancers, c.client.Record.Peer) {
 		if err := c.acceptProxyHeader(); err != nil {

@@ -39,7 +39,7 @@ type connection struct {
 	// Owned by run.
 	client           login.Client // what is known of the client; also its deadline and its limits
 	conn             *imap.Conn
-	unbind           func() bool       // stops ctx from closing conn
+	releaseCtx       func() bool       // ends the effect of ctx on conn
 	tls              *tls.Conn         // nil without TLS
 	serverCert       *x509.Certificate // served to the client; nil without TLS
 	proxiedAddr      netip.AddrPort    // client address from the PROXY header
@@ -50,6 +50,8 @@ type connection struct {
 	sentOtherCommand bool              // the client sent any other command
 	preauthReleased  bool              // releasePreauthSlot has run
 	badCommands      int               // invalid or misplaced commands
+	up               login.Upstream    // logged in, and not a relay's yet; nil otherwise
+	relayed          *relayedClient    // registered; its end returns the limits. nil before
 	outBuf           []byte            // reused for replies
 }
 
@@ -79,8 +81,8 @@ func (c *connection) run(ctx context.Context) {
 	defer srv.wg.Done()
 	srv.deps.Metrics.PreauthConnections.Inc()
 	defer srv.deps.Metrics.PreauthConnections.Dec()
-	c.unbind = c.conn.BindContext(ctx)
-	defer func() { c.unbind() }()
+	c.releaseCtx = c.conn.BindContext(ctx)
+	defer func() { c.releaseCtx() }()
 	defer c.recoverPanic()
 	if err := c.serve(ctx); err != nil {
 		c.close(ctx, err)
@@ -96,10 +98,16 @@ func (c *connection) recoverPanic() {
 	}
 	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Record.Session), zap.String("fault", fmt.Sprintf("%T", value)),
 		zap.ByteString("stack", debug.Stack()))
+	c.closeUpstream()
+	if c.relayed != nil {
+		_ = c.socket.Close()
+		c.relayed.live.Finish(relay.Result{Reason: event.InternalError})
+		return
+	}
 	c.close(context.Background(), &relay.CloseError{Reason: event.InternalError})
 }
 
-// serve takes a client from its greeting to its relay. Each step advances the connection or
+// serve takes a client from accept to its relay. Each step advances the connection or
 // ends it.
 func (c *connection) serve(ctx context.Context) error {
 	if err := c.acceptClient(); err != nil { // PROXY header, TLS
@@ -113,78 +121,94 @@ func (c *connection) serve(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read login: %w", err)
 		}
-		up, err := c.connect(ctx, attempt) // auth, then routing, then upstream
+		err = c.connect(ctx, attempt) // auth, then routing, then upstream
 		if err == nil {
-			err = c.admit(ctx, attempt, up) // writes the audit record
+			err = c.admit(ctx, attempt) // writes the audit record
 		}
 		if err != nil {
+			c.closeUpstream()
 			if err = c.refuse(ctx, attempt, err); err != nil { // NO; BYE after too many
 				return fmt.Errorf("refuse login: %w", err)
 			}
 			continue
 		}
-		return c.relay(attempt, up)
+		c.relay(attempt)
+		return nil
 	}
 }
 
 // connect verifies the client, finds its backend and logs in there. The mechanism's proof is
 // sent only when both the gateway and the backend have accepted the login.
-func (c *connection) connect(ctx context.Context, a *login.Attempt) (login.Upstream, error) {
+func (c *connection) connect(ctx context.Context, a *login.Attempt) (err error) {
 	logins := c.server.logins
 	defer logins.RecordPanic(&c.client, a)
-	up, err := logins.Connect(ctx, &c.client, a, upstream.Client{
+	c.up, err = logins.Connect(ctx, &c.client, a, upstream.Client{
 		Addr: c.client.Addr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Record.Session,
 		PeerSession: c.preauth.parentSession, TTL: c.preauth.proxyTTL, ID: c.preauth.clientID,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	c.extendDeadline()
-	if err := c.sendServerProof(a); err != nil {
-		return nil, errors.Join(err, up.Close())
+	return c.sendServerProof(a)
+}
+
+// closeUpstream closes a connection to the backend that no relay has got.
+func (c *connection) closeUpstream() {
+	if up := c.up; up != nil {
+		c.up = nil
+		_ = up.Close()
 	}
-	return up, nil
 }
 
 // admit acquires a session slot and writes the audit record, without which no login
 // succeeds. Afterwards a gateway that stops waits for the session to end.
-func (c *connection) admit(ctx context.Context, a *login.Attempt, up login.Upstream) error {
-	if err := c.server.logins.CountSession(ctx, &c.client, up); err != nil {
+func (c *connection) admit(ctx context.Context, a *login.Attempt) error {
+	if err := c.server.logins.CountSession(ctx, &c.client, c.up.User()); err != nil {
 		return err
 	}
-	if !c.unbind() {
-		return errors.Join(context.Cause(ctx), up.Close())
+	if !c.releaseCtx() {
+		return context.Cause(ctx)
 	}
 	if err := c.server.logins.RecordAccepted(&c.client, a); err != nil {
-		c.unbind = c.conn.BindContext(ctx)
-		return errors.Join(err, up.Close())
+		c.releaseCtx = c.conn.BindContext(ctx)
+		return err
 	}
 	return nil
 }
 
-// relay sends the tagged OK and starts the relay of both connections. Afterwards
-// session.end handles the end of the session.
-func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
+// relay registers the session, sends the tagged OK and starts the relay. Afterwards
+// relayedClient.end handles the end of the session.
+func (c *connection) relay(a *login.Attempt) {
 	c.releasePreauthSlot()
-	sess := c.openSession(a, up)
-	caps := up.Caps().Without(imap.IsGatewayCapability)
+	result := event.ResultAbandoned
+	defer func() {
+		c.server.deps.Metrics.CountLogin(result, a.Login.Mechanism, time.Since(a.ReceivedAt))
+	}()
+	c.register(a)
+	caps := c.up.Caps().Without(imap.IsGatewayCapability)
 	if a.Mode != event.ModeSplice {
-		caps = c.server.hub.OfferedCaps(a.Route.Backend, up.Caps())
+		caps = c.server.hub.OfferedCaps(a.Route.Backend, c.up.Caps())
 	}
-	if err := c.welcome(a, up, caps); err != nil {
-		c.server.deps.Metrics.CountLogin(event.ResultAbandoned, a.Login.Mechanism, time.Since(a.ReceivedAt))
+	if err := c.welcome(a, caps); err != nil {
 		_ = c.conn.Close()
-		_ = up.Close()
-		sess.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
-		return nil
+		c.closeUpstream()
+		c.relayed.live.Finish(relay.Result{Reason: event.ClientError, Err: err})
+		return
 	}
-	c.server.deps.Metrics.CountLogin(event.ResultAccepted, a.Login.Mechanism, time.Since(a.ReceivedAt))
+	result = event.ResultAccepted
+	c.startRelay(a, caps)
+}
+
+// startRelay hands both connections to a relay.
+func (c *connection) startRelay(a *login.Attempt, caps imap.Caps) {
 	client, fromClient := c.conn.Detach()
 	if c.tls == nil {
 		client = c.socket.TCPConn
 		fromClient = append(fromClient, c.socket.TakeBuffered()...)
 	}
-	quota := sess.quota()
+	quota, up := c.relayed.quota(), c.up
+	c.up = nil // the relay's from here on
 	switch up := up.(type) {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
@@ -192,45 +216,44 @@ func (c *connection) relay(a *login.Attempt, up login.Upstream) error {
 		if quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
-		c.server.spliceSet.Start(sess.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
+		c.server.spliceSet.Start(c.relayed.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
 	case login.Pooled:
 		muxClient := mux.Client{
-			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
+			Conn: client, Buffered: fromClient, AuditClient: &c.relayed.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
 		}
 		if quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
-		c.server.hub.Start(sess.live, muxClient, up.Account)
+		c.server.hub.Start(c.relayed.live, muxClient, up.Account)
 	}
-	return nil
 }
 
-// openSession registers the client's session. The token that opened it bounds its time if
+// register adds the client to the live sessions. The token of its login bounds its time if
 // Config.SessionGrace is set.
-func (c *connection) openSession(a *login.Attempt, up login.Upstream) *session {
+func (c *connection) register(a *login.Attempt) {
 	var expiresAt time.Time // zero: never
 	if c.server.cfg.SessionGrace > 0 && !a.TokenExpiry.IsZero() {
 		expiresAt = a.TokenExpiry.Add(c.server.cfg.SessionGrace)
 	}
-	sess := &session{server: c.server, limits: c.client.Limits, client: c.client.Record}
-	sess.live = c.server.sessions.Add(relay.Info{
-		ID: c.client.Record.Session, User: up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
+	r := &relayedClient{server: c.server, limits: c.client.Limits, client: c.client.Record}
+	r.live = c.server.sessions.Add(relay.Info{
+		ID: c.client.Record.Session, User: c.up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
 		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
-	}, sess.end)
+	}, r.end)
+	c.relayed = r
 	c.server.deps.Metrics.BeginSession(a.Mode)
-	return sess
 }
 
 // welcome sends the tagged OK of the login, last of all, with the capabilities of the
 // backend in this mode. They are in a response code, and untagged too for a client that has
 // sent CAPABILITY and may ignore response codes.
-func (c *connection) welcome(a *login.Attempt, up login.Upstream, offered imap.Caps) error {
+func (c *connection) welcome(a *login.Attempt, offered imap.Caps) error {
 	caps := offered.String()
 	c.outBuf = c.outBuf[:0]
 	if c.preauth.repeatCaps && caps != "" {
 		c.outBuf = append(append(append(c.outBuf, "* CAPABILITY "...), caps...), "\r\n"...)
 	}
-	c.outBuf = up.OK().AppendUntagged(c.outBuf)
+	c.outBuf = c.up.OK().AppendUntagged(c.outBuf)
 	c.outBuf = append(append(c.outBuf, a.Tag...), " OK "...)
 	if caps != "" {
 		c.outBuf = append(append(append(c.outBuf, "[CAPABILITY "...), caps...), "] "...)

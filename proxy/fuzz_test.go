@@ -88,7 +88,7 @@ func FuzzSession(f *testing.F) {
 		}
 		c.close()
 		testkit.Eventually(t, "the connection to be released", func() bool {
-			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.Open() == 0
+			return b.server.openConns.Load() == 0 && b.server.Registry().Len() == 0 && m.Open() == 0
 		})
 		if n := strings.Count(b.logs.String(), `"msg":"panic recovered"`); n > 0 {
 			t.Fatalf("a panic:\n%s", b.logs)

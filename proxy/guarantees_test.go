@@ -13,7 +13,10 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
+	"imapgate/proxy/relay/mux"
 	"imapgate/routing"
+
+	"go.uber.org/zap"
 )
 
 // Guarantees about secrets, timing and shutdown.
@@ -215,10 +218,34 @@ func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
 	other.expectLine("b " + authFailedReply)
 }
 
+// A panic between the login and the relay ends the session, which is registered by then, and
+// the connection to the backend.
+func TestAPanicAfterTheLoginEndsTheSession(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
+		s.cfg.Modes = map[string]BackendSettings{"east": {Mode: event.ModeReuse}}
+		s.changeServer = func(srv *Server) {
+			t.Cleanup(srv.hub.Close)
+			hub, err := mux.NewHub(mux.Config{}, mux.Deps{Sessions: srv.sessions, Log: zap.NewNop()})
+			testkit.NoError(t, err)
+			srv.hub = hub // it knows no backend whose capabilities it could offer
+		}
+	})
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice right\r\n")
+	c.expectEOF()
+	b.wantPanics = 1
+	if r := b.lastRecord("session_ended", c); r.field("reason") != string(event.InternalError) {
+		t.Error(r)
+	}
+	if n := b.server.sessions.Len(); n != 0 {
+		t.Errorf("%d sessions are registered", n)
+	}
+}
+
 func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
-		s.cfg.DrainTimeout = 3 * time.Second
+		s.cfg.DrainTimeout = 5 * time.Second
 		s.routes.Static.Users["hang"] = "east"
 		s.changeServer = func(srv *Server) { srv.logins.MinDenialTime = time.Minute } // a denial is pending until the gateway stops
 	})
@@ -246,7 +273,7 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	leaving.write("a LOGIN alice right\r\n")
 	leaving.expectLine("a OK …")
 	testkit.Eventually(t, "all to be under way", func() bool {
-		return b.server.openConns.Load() == int64(len(notified)+len(mute)+2) && b.server.Sessions() == 2
+		return b.server.openConns.Load() == int64(len(notified)+len(mute)+2) && b.server.Registry().Len() == 2
 	})
 
 	start := time.Now()
@@ -259,15 +286,16 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 		c.expectEOF()
 	}
 	mute[2].expectNone("* OK")
-	if !b.server.IsDraining() || b.server.Sessions() != 2 {
-		t.Errorf("draining %v, %d sessions", b.server.IsDraining(), b.server.Sessions())
+	testkit.Eventually(t, "the server to drain", b.server.IsDraining)
+	if n := b.server.Registry().Len(); n != 2 {
+		t.Errorf("%d sessions", n)
 	}
 	leaving.close()
 	session.write("b NOOP\r\n")
 	session.expectLine("b OK Done.")
 	session.expectEOF()
 	b.stopServer()
-	if took := time.Since(start); took < 3*time.Second {
+	if took := time.Since(start); took < 5*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	for c, why := range map[*client]event.Reason{session: event.Drained, leaving: event.ClientClosed} {
@@ -306,7 +334,7 @@ func TestDrainEndsIdleSessionsGradually(t *testing.T) {
 	b.stop()
 	testkit.Eventually(t, "the drain", b.server.IsDraining)
 	start := time.Now()
-	for b.server.Sessions() > 1 {
+	for b.server.Registry().Len() > 1 {
 		if _, err := io.WriteString(busy.nc, "b NOOP\r\n"); err != nil { // never idle
 			break
 		}

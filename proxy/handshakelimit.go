@@ -61,12 +61,13 @@ func newHandshakeLimiter(limit int) *handshakeLimiter {
 	return &handshakeLimiter{slots: semaphore.NewWeighted(int64(limit))}
 }
 
-// isOverloaded reports whether a new handshake would probably wait too long for a slot.
-func (l *handshakeLimiter) isOverloaded() bool {
+// refuseIfOverloaded returns errOverloaded, and records a refusal, if a new handshake would
+// probably wait too long for a slot.
+func (l *handshakeLimiter) refuseIfOverloaded() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, err := l.allowedWait(time.Now())
-	return err != nil
+	return err
 }
 
 // allowedWait returns how long a handshake may wait that arrives now. If it would probably

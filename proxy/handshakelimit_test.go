@@ -94,11 +94,11 @@ func TestHandshakeThatWouldWaitTooLongIsRefused(t *testing.T) {
 		}
 		synctest.Wait()
 		start := time.Now()
-		if !limiter.isOverloaded() || !errors.Is(limiter.acquire(), errOverloaded) || time.Since(start) != 0 {
+		if limiter.refuseIfOverloaded() == nil || !errors.Is(limiter.acquire(), errOverloaded) || time.Since(start) != 0 {
 			t.Errorf("not refused at once: %v", time.Since(start))
 		}
 		waiting.Wait()
-		if limiter.isOverloaded() || limiter.queued != 0 {
+		if limiter.refuseIfOverloaded() != nil || limiter.queued != 0 {
 			t.Error("the queue is empty, but the limiter is overloaded")
 		}
 	})

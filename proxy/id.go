@@ -6,10 +6,8 @@ import (
 	"strings"
 
 	"imapgate/internal/imap"
+	"imapgate/proxy/upstream"
 )
-
-// maxForwardedID bounds all keys and values that are forwarded to a backend, in bytes.
-const maxForwardedID = 256
 
 // answerID answers ID (RFC 2971). The client's own parameters are kept for the backend's
 // ID. Those with which Dovecot's proxy describes a client (x-originating-ip and similar)
@@ -44,7 +42,7 @@ func (c *connection) setClientID(pairs [][2]string) {
 			port = p[1]
 		case strings.HasPrefix(key, "x-"):
 		default:
-			if size += len(p[0]) + len(p[1]); size <= maxForwardedID {
+			if size += len(p[0]) + len(p[1]); size <= upstream.MaxIDBytes {
 				c.preauth.clientID = append(c.preauth.clientID, p)
 			}
 		}

@@ -200,7 +200,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	if routes != 5 {
 		t.Errorf("%d users have records", routes)
 	}
-	testkit.Eventually(t, "the end of bob's session", func() bool { b.server.sessions.AbortAll(event.Drained); return b.server.Sessions() == 0 })
+	testkit.Eventually(t, "the end of bob's session", func() bool { b.server.sessions.AbortAll(event.Drained); return b.server.Registry().Len() == 0 })
 }
 
 func TestUserNameIsNeverExpanded(t *testing.T) {

@@ -164,6 +164,10 @@ func (s *Server) newHub() (*mux.Hub, error) {
 	}
 	locate := func(ctx context.Context, user identity.User) (mux.Location, error) {
 		route, err := s.deps.Routes.Lookup(ctx, user)
+		if err == nil && route.User != user { // must not happen: the route decides whose mail a session is shown
+			s.deps.Metrics.IdentityViolations.Inc()
+			return mux.Location{}, &relay.CloseError{Reason: event.IdentityViolation}
+		}
 		location := mux.Location{Backend: route.Backend, Login: route.Login}
 		if s.deps.Backends[route.Backend] != nil {
 			location.Mode = s.logins.SelectMode(user, &route)
@@ -189,7 +193,7 @@ func (s *Server) Listen() (err error) {
 	for _, l := range s.listeners {
 		if l.tcp, err = listen.TCP(l.Address); err != nil {
 			s.closeListeners()
-			return &ListenError{l.Name, fmt.Errorf("listen on %s: %w", l.Address, err)}
+			return &ListenError{l.Name, err}
 		}
 	}
 	return nil
@@ -205,9 +209,6 @@ func (s *Server) Addrs() map[string]net.Addr {
 	}
 	return addrs
 }
-
-// Sessions returns the number of logged-in sessions.
-func (s *Server) Sessions() int { return s.sessions.Len() }
 
 // IsDraining reports whether the Server has stopped accepting clients.
 func (s *Server) IsDraining() bool { return s.draining.Load() }

@@ -18,8 +18,8 @@ import (
 	"imapgate/proxy/relay/mux"
 )
 
-// session holds the data of a relayed client for the records of its end.
-type session struct {
+// relayedClient is a client after its login: what the records of its session need.
+type relayedClient struct {
 	server *Server
 	limits *limit.Conn
 	client audit.Client
@@ -27,8 +27,8 @@ type session struct {
 }
 
 // end records the end of a session and releases its slots. It is called once.
-func (s *session) end(r relay.Result) {
-	srv, live := s.server, s.live.Info()
+func (c *relayedClient) end(r relay.Result) {
+	srv, live := c.server, c.live.Info()
 	record := audit.Session{
 		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),
 		BytesIn: uint64(r.Up), BytesOut: uint64(r.Down), // never negative
@@ -37,9 +37,9 @@ func (s *session) end(r relay.Result) {
 	if r.Err != nil {
 		errText = r.Err.Error()
 	}
-	s.limits.Close()
+	c.limits.Close()
 	srv.removeConnection()
-	_ = srv.deps.Audit.SessionEnded(&s.client, &record, r.Reason)
+	_ = srv.deps.Audit.SessionEnded(&c.client, &record, r.Reason)
 	srv.deps.Metrics.EndSession(live.Mode, r.Reason)
 	srv.deps.Log.Info("session", zap.String("session", live.ID), zap.Stringer("user", live.User),
 		zap.String("backend", live.Backend), zap.String("mode", string(live.Mode)), zap.String("reason", string(r.Reason)),
@@ -50,16 +50,16 @@ func (s *session) end(r relay.Result) {
 // metrics and the audit log.
 type quota struct {
 	*limit.Quota
-	session *session
+	client *relayedClient
 }
 
 // quota returns nil for a user without a quota.
-func (s *session) quota() *quota {
-	b := s.limits.Quota()
-	if b == nil {
+func (c *relayedClient) quota() *quota {
+	q := c.limits.Quota()
+	if q == nil {
 		return nil
 	}
-	return &quota{b, s}
+	return &quota{q, c}
 }
 
 // Command and the methods below add records to those of limit.Quota.
@@ -78,7 +78,7 @@ func (q *quota) Written(n int) time.Duration {
 func (q *quota) Upload(ctx context.Context, n int64) bool {
 	ok := q.Quota.Upload(ctx, n)
 	if !ok {
-		q.session.server.deps.Metrics.Limits.CountRefusal(event.LimitAppend)
+		q.client.server.deps.Metrics.Limits.CountRefusal(event.LimitAppend)
 		q.recordHit(event.LimitAppend, event.ResultRefused)
 	}
 	return ok
@@ -87,15 +87,15 @@ func (q *quota) Upload(ctx context.Context, n int64) bool {
 // recordThrottle records a wait, if there is one, and returns it.
 func (q *quota) recordThrottle(limitName event.Limit, wait time.Duration) time.Duration {
 	if wait > 0 {
-		q.session.server.deps.Metrics.Limits.CountThrottle(limitName)
+		q.client.server.deps.Metrics.Limits.CountThrottle(limitName)
 		q.recordHit(limitName, event.ResultSlowed)
 	}
 	return wait
 }
 
-func (q *quota) recordHit(limitName event.Limit, measure event.Result) {
-	s := q.session
-	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.live.Info().User.String(), Result: measure})
+func (q *quota) recordHit(limitName event.Limit, result event.Result) {
+	c := q.client
+	_ = c.server.deps.Audit.LimitHit(&c.client, &audit.LimitHit{Limit: limitName, Subject: c.live.Info().User.String(), Result: result})
 }
 
 // SessionRoute is where sessions of a user are relayed to: a backend, the login name there

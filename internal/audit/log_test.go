@@ -122,7 +122,7 @@ func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	}
 	testkit.Eventually(t, "not ready", func() bool { return l.Ready() != nil })
 	if err := l.LoginAccepted(testClient(), testLogin(t)); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a login was let in: %v", err)
+		t.Errorf("a login while the sink fails: %v", err)
 	}
 	recordRefusal(l, "still noted")
 	if l.LostRecords() != 0 {

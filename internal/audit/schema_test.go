@@ -233,14 +233,14 @@ func schema(t *testing.T) []eventDoc {
 			func(l *Log) { _ = l.SessionReattached(&Client{}, least, event.ReattachLost, event.ResultOK) }},
 		{"upstream_lost", "A session lost its connection to the backend. It continues, unless `session_ended` follows.",
 			[][]fieldDoc{clientFields, muxFields, {
-				{"reason", "word", always, "how it was lost; [below](#reason-of-the-modes-reuse-and-resume)"},
+				{"reason", "word", always, "how it was lost; [below](#reason-of-upstream_lost)"},
 				{"duration_ms", "number", always, "how long the session had the connection"}}},
 			func(l *Log) {
 				_ = l.UpstreamLost(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX", Duration: time.Minute}, event.LossBye)
 			},
 			func(l *Log) { _ = l.UpstreamLost(&Client{}, least, event.LossBye) }},
 		{"session_pinned", "From now on a session ends with its connection to the backend.",
-			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "the reason; [below](#reason-of-the-modes-reuse-and-resume)"}}},
+			[][]fieldDoc{clientFields, muxFields, {{"reason", "word", always, "the reason; [below](#reason-of-session_pinned)"}}},
 			func(l *Log) {
 				_ = l.SessionPinned(c, &MuxEvent{User: u, Backend: "east", Mailbox: "INBOX"}, event.PinNotify)
 			},

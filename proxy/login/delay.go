@@ -79,7 +79,7 @@ func (c *Connector) Refuse(ctx context.Context, client *Client, a *Attempt, caus
 	if r.Reply == "" { // no client waits for an answer
 		client.Limits.EndLogin()
 	} else {
-		r.Late = c.delay(ctx, client, a, r, cause)
+		r.Late = c.countAndDelay(ctx, client, a, r, cause)
 	}
 	if isStopping {
 		r = unavailableRefusal(event.Shutdown)
@@ -88,9 +88,9 @@ func (c *Connector) Refuse(ctx context.Context, client *Client, a *Attempt, caus
 	return r
 }
 
-// delay counts a failure and waits until it may be answered. It reports whether the
+// countAndDelay counts a failure and waits until it may be answered. It reports whether the
 // connection's deadline cut the delay short.
-func (c *Connector) delay(ctx context.Context, client *Client, a *Attempt, r Refusal, cause error) (late bool) {
+func (c *Connector) countAndDelay(ctx context.Context, client *Client, a *Attempt, r Refusal, cause error) (late bool) {
 	client.failures++
 	isGuess := r.IsDenial || a.verdict >= upstream.VerdictUnclear
 	if isGuess || r.reason == event.LimitReached || r.reason == event.ClientAbortedAfterProof {

@@ -175,7 +175,7 @@ func (c *Connector) Connect(ctx context.Context, client *Client, a *Attempt, for
 	if c.BeforeVerify != nil {
 		c.BeforeVerify(client)
 	}
-	id, err := c.verify(ctx, a)
+	id, err := c.verifyAndRoute(ctx, a)
 	if err != nil {
 		return nil, err
 	}
@@ -191,10 +191,10 @@ func (c *Connector) Connect(ctx context.Context, client *Client, a *Attempt, for
 	return up, nil
 }
 
-// verify authenticates the client and resolves its route. It has its own timeout, whatever
+// verifyAndRoute authenticates the client and resolves its route. It has its own timeout, whatever
 // is left of the connection's deadline. A guess sent just before the deadline must not
 // escape the count of failures.
-func (c *Connector) verify(ctx context.Context, a *Attempt) (auth.Identity, error) {
+func (c *Connector) verifyAndRoute(ctx context.Context, a *Attempt) (auth.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.VerifyTimeout)
 	defer cancel()
 	id, err := c.deps.Auth.Authenticate(ctx, a.Login)
@@ -259,7 +259,7 @@ func (c *Connector) logIn(ctx context.Context, a *Attempt, id auth.Identity, for
 	up, err := c.loginInMode(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.Route.Login, Password: id.Password(), Token: id.Token(), Client: forwarded, WaitTime: &a.queueTime,
 	})
-	a.upstreamResult, a.upstreamTime = upstream.ResultOf(err), time.Since(start)
+	a.upstreamResult, a.upstreamTime = upstream.ResultOf(ctx, err), time.Since(start)
 	// A pool may also accept a login from memory.
 	isAnswer := err != nil || a.Mode == event.ModeSplice || !up.OK().IsZero()
 	if isAnswer && ctx.Err() == nil {
@@ -328,14 +328,14 @@ func (c *Connector) loginInMode(ctx context.Context, a *Attempt, id auth.Identit
 	return Pooled{account}, nil
 }
 
-// CountSession acquires a session slot for the user, or closes up if the user has too many.
-func (c *Connector) CountSession(ctx context.Context, client *Client, up Upstream) error {
-	err := client.Limits.BeginSession(ctx, up.User())
+// CountSession acquires a session slot for the user.
+func (c *Connector) CountSession(ctx context.Context, client *Client, user identity.User) error {
+	err := client.Limits.BeginSession(ctx, user)
 	if err == nil {
 		return nil
 	}
-	c.RecordLimit(client, err, up.User())
-	return fmt.Errorf("%w: %w", errTooManySessions, errors.Join(err, up.Close()))
+	c.RecordLimit(client, err, user)
+	return fmt.Errorf("%w: %w", errTooManySessions, err)
 }
 
 // RecordAccepted writes the audit record without which no login succeeds.

@@ -1,6 +1,7 @@
 package login
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -130,7 +131,7 @@ func (s *outageSample) recordAnswer(key outageKey, size int, err error, took tim
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old, isKnown := s.outages[key]
-	switch upstream.ResultOf(err) {
+	switch upstream.ResultOf(context.Background(), err) {
 	case event.ConnectOK, event.ConnectDenied:
 		if verdict == upstream.VerdictNone { // the backend was not asked
 			return

@@ -27,7 +27,7 @@ func unreachableError(t testing.TB) error {
 	t.Helper()
 	b := upstream.New(testbed.WithDefaults(upstream.Config{Settings: upstream.Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}, LoginSettings: upstream.LoginSettings{UpstreamConnectTimeout: 50 * time.Millisecond}}), upstream.Hooks{}, zap.NewNop())
 	_, err := b.Login(t.Context(), upstream.Request{User: parseUser(t, "x"), Password: identity.NewSecret("y")})
-	if upstream.ResultOf(err) != event.ConnectUnreachable {
+	if upstream.ResultOf(t.Context(), err) != event.ConnectUnreachable {
 		t.Fatal(err)
 	}
 	return err

@@ -112,7 +112,7 @@ func unavailableReason(err error) event.Reason {
 			return r.reason
 		}
 	}
-	return cmp.Or(backendReasons[upstream.ResultOf(err)], event.BackendDown)
+	return cmp.Or(backendReasons[upstream.ResultOf(context.Background(), err)], event.BackendDown)
 }
 
 // unavailableReasons are the reasons of errors outside backends; the first that matches applies.

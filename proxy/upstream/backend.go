@@ -25,7 +25,7 @@ const (
 	maxConnectAttempts = 3           // for one login
 	connectRetryDelay  = time.Second // between attempts
 
-	// maxSlotTime is how long a login holds one of the MaxLogins slots. A login does its work in
+	// maxSlotTime is how long a login holds one of the MaxUpstreamLogins slots. A login does its work in
 	// less. A backend that delays the answer to a wrong password takes longer, and a few such
 	// logins must not block all others.
 	maxSlotTime = time.Second
@@ -42,7 +42,7 @@ type Backend struct {
 	log    *zap.Logger
 	dialer *net.Dialer
 
-	slots    *semaphore.Weighted // of MaxLogins logins in progress
+	slots    *semaphore.Weighted // of MaxUpstreamLogins logins in progress
 	connRate *rate.Limiter       // of new connections; nil: unlimited
 	health   health
 	// Which login forms the backend accepted.
@@ -86,7 +86,7 @@ func (b *Backend) MaxLoginTime() time.Duration {
 // Sockets returns the counter of connections to the backend; nil without one.
 func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
 
-// Login connects to the backend and logs the user of req in, within LoginTimeout and ctx.
+// Login connects to the backend and logs the user of req in, within UpstreamLoginTimeout and ctx.
 // After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
 // before its answer would be a guess without a verdict.
 //
@@ -129,7 +129,7 @@ func (b *Backend) tryLogin(ctx context.Context, req Request, creds credentials) 
 	return conn, err
 }
 
-// awaitSlot waits for LoginRate and one of the MaxLogins slots, so that clients do not overload
+// awaitSlot waits for MaxUpstreamConnectsPerSecond and one of the MaxUpstreamLogins slots, so that clients do not overload
 // a backend that has just come back. It waits for the rate first, because that wait must not
 // hold a slot.
 func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
@@ -206,7 +206,7 @@ func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, er
 // nil. A BAD and a rejected token have no effect on health: clients can provoke both, and must
 // be able neither to mark a backend down nor to keep it up.
 func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
-	res := classifyError(ctx, err)
+	res := ResultOf(ctx, err)
 	if b.hooks.OnConnect != nil {
 		b.hooks.OnConnect(res)
 	}

@@ -12,13 +12,12 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of the client's ID when forwarded. Dovecot accepts 256 bytes of a client's ID before
-// the login.
+// Bounds of the client's ID when forwarded.
 const (
 	maxClientPairs   = imap.MaxIDPairs - 6 // with a login, which adds six of the gateway's
-	maxIDBytes       = 256
-	maxClientIDBytes = 1024 // bytes of fields and values after the login; a session stores them
-	maxSessionID     = 64   // bytes of a session id, as in Dovecot
+	MaxIDBytes       = 256                 // bytes of fields and values before the login, as Dovecot accepts
+	maxClientIDBytes = 1024                // bytes of fields and values after the login; a session stores them
+	maxSessionID     = 64                  // bytes of a session id, as in Dovecot
 )
 
 // Client is the client of a login, as reported to the backend.
@@ -89,7 +88,7 @@ func FormatID(pairs [][2]string) string {
 
 // ForwardedID returns the client's pairs that the ID of a login contains, in the form of
 // FormatID; "" if there are none.
-func (c Client) ForwardedID() string { return formatID(c.ID, maxClientPairs, maxIDBytes) }
+func (c Client) ForwardedID() string { return formatID(c.ID, maxClientPairs, MaxIDBytes) }
 
 // formatID returns the client's pairs within the bounds, in parentheses; "" if there are none.
 // Fields that begin with x- are reserved for gateways.

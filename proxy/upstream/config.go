@@ -107,8 +107,7 @@ type Wait struct {
 
 // Hooks are callbacks of a Backend. A nil one is not called.
 type Hooks struct {
-	// OnConnect is called with one of the Result constants at the end of every login, except
-	// those refused early at no cost.
+	// OnConnect is called at the end of every login, except those refused early at no cost.
 	OnConnect func(event.ConnectResult)
 	// OnWait is called for every login that a limit delayed or refused.
 	OnWait func(Wait)

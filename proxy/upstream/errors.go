@@ -93,11 +93,8 @@ func sanitizeText(text string) string {
 // withoutBraces replaces braces. Constant.
 var withoutBraces = strings.NewReplacer("{", "(", "}", ")")
 
-// ResultOf returns the result for an error of Login.
-func ResultOf(err error) event.ConnectResult { return classifyError(context.Background(), err) }
-
-// classifyError returns the result for an error; ctx is the caller's.
-func classifyError(ctx context.Context, err error) event.ConnectResult {
+// ResultOf returns the result for an error of Login. ctx is the caller's.
+func ResultOf(ctx context.Context, err error) event.ConnectResult {
 	if err == nil {
 		return event.ConnectOK
 	}

@@ -89,7 +89,7 @@ func TestALoginEndsWhenItsContextIsCanceled(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		time.AfterFunc(3*time.Second, cancel)
 		took, err := loginOverPipe(t, ctx, func(net.Conn) {})
-		if took != 3*time.Second || err == nil || classifyError(ctx, err) != event.ConnectCanceled {
+		if took != 3*time.Second || err == nil || ResultOf(ctx, err) != event.ConnectCanceled {
 			t.Errorf("%v after %v", err, took)
 		}
 	})
@@ -169,7 +169,7 @@ func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
-	if !errors.Is(err, ErrUnavailable) || ResultOf(err) != event.ConnectTimeout || !b.health.failingSince.IsZero() {
+	if !errors.Is(err, ErrUnavailable) || ResultOf(t.Context(), err) != event.ConnectTimeout || !b.health.failingSince.IsZero() {
 		t.Errorf("%v; failing since %v", err, b.health.failingSince)
 	}
 }
