@@ -51,6 +51,7 @@ func clientCertState(t *testing.T, name string) *tls.ConnectionState {
 // nginx CVE-2026-28753: a user name with line ends, sent to the auth server in a header,
 // added headers to the request.
 func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
+	t.Parallel()
 	questions := make(chan []byte, 1)
 	server := testkit.StartIMAP(t, func(conn *testkit.Conn) {
 		for {
@@ -115,6 +116,7 @@ type authRequest struct{ user, password, attempt string }
 // nginx CVE-2026-27651: the next attempt, by any mechanism, used or freed the state of an
 // attempt that the auth server had delayed.
 func TestAttemptsAfterADelayedRefusalAreIndependent(t *testing.T) {
+	t.Parallel()
 	ca := testbed.NewCA(t)
 	host, port := splitAddress(t, startStub(t, nil).Addr())
 	var mu sync.Mutex

@@ -31,6 +31,7 @@ func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, s
 }
 
 func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
+	t.Parallel()
 	backend, store := testbed.StartDovecot(t, testbed.DovecotConfig{}), testbed.StartRedis(t)
 	store.CLI("HSET", "imapgate:default", "backend", onlyBackend)
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
@@ -63,6 +64,7 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 }
 
 func TestBackendDenialsCauseABan(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	g := startGateway(t, backend.CA, singleBackend(backendConf(backend, event.ImplicitTLS)),
 		"limits: {exempt_networks: [], failures: {ban_after: 5, ban_duration: 1h, delay: 0s}}")

@@ -73,6 +73,7 @@ func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before stri
 // A session typed without -crlf works: before the login the gateway accepts LF. After it
 // Dovecot does, or a gateway that reads commands, which sends CRLF to Dovecot.
 func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeSplice, event.ModeReuse, event.ModeResume} {
 		g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)+muxMode(mode, "")))
@@ -112,6 +113,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 // The module imap_starttls in the example configuration of Prometheus' blackbox exporter
 // ends lines in LF and waits for a line that matches.
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(backend.Plain)))
 	e := g.endpoint(event.StartTLS)

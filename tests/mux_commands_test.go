@@ -14,6 +14,7 @@ import (
 // Each command of a client at a real Dovecot has one audit record, also after lost
 // upstreams. Of its arguments the record has only the names of mailboxes.
 func TestEachClientCommandIsOnRecord(t *testing.T) {
+	t.Parallel()
 	const canary = "c4n4ry"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)

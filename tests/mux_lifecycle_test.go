@@ -16,6 +16,7 @@ import (
 // The capabilities are the same before and after a lost upstream, and none of them leads to
 // a state that another upstream cannot restore.
 func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
 	g := startGateway(t, backend.CA, singleBackend(plainBackend(line.Address())+muxMode(event.ModeResume, "")))
@@ -63,6 +64,7 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 // Each loss, attach, pin and end has one audit record with its reason. No record has a
 // password.
 func TestSessionLifecycleIsOnRecord(t *testing.T) {
+	t.Parallel()
 	const secret = "correct-horse-battery-staple"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
 	line := faultproxy.Start(t, backend.Plain)
@@ -140,6 +142,7 @@ func (g *gateway) sessionEvents(user string) string {
 // A backend that removes messages without EXPUNGE is spliced: for a user from the second
 // violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, testbed.NewCA(t), singleBackend(plainBackend(testkit.StartIMAP(t, serveShrinkingMailbox).Addr())+muxMode(event.ModeResume, "")))
 	runSession := func(i int) {
 		t.Helper()

@@ -59,6 +59,7 @@ var literalForms = []string{
 // Whatever a client does with literals, a real Dovecot executes exactly the commands in the
 // audit log, and the gateway counts no protocol violation.
 func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -83,6 +84,7 @@ const (
 // The same holds for random lines. They are made by cutting and joining forms at random
 // positions, and inserting or removing special characters.
 func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
+	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	probes := defaultProbes
 	if text := os.Getenv(probesEnv); text != "" {
@@ -146,6 +148,7 @@ func randomLine(rnd *rand.Rand) (before, after string) {
 // A backend that refuses every command before its literal, and executes octets without a
 // continuation as commands, gets no literal from any client.
 func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []event.Mode{event.ModeReuse, event.ModeResume} {
 		t.Run(string(mode), func(t *testing.T) {
 			b := &refusingBackend{commands: map[string]bool{}}

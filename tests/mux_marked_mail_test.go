@@ -25,6 +25,7 @@ const (
 // Most sessions are aborted at a random point. No user ever gets a byte of another user or
 // a response to another session.
 func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
+	t.Parallel()
 	ca := testbed.NewCA(t)
 	real := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	users := map[string]string{}

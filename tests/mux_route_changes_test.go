@@ -56,6 +56,7 @@ func sessionEnded(d *testbed.Dovecot, user string) bool {
 }
 
 func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
+	t.Parallel()
 	for _, there := range []event.Mode{event.ModeReuse, "splice"} {
 		t.Run(string(there), func(t *testing.T) {
 			r := startMoveTest(t, event.ModeReuse, func(*config.Config) {})
@@ -81,6 +82,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 }
 
 func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
+	t.Parallel()
 	r := startMoveTest(t, event.ModeResume, alwaysDetach) // every command acquires and releases an upstream
 	for _, c := range []struct {
 		user, home string
@@ -115,6 +117,7 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 
 // A route with another login name leads to another mailbox.
 func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []event.Mode{event.ModeResume, event.ModeReuse} {
 		t.Run(string(mode), func(t *testing.T) {
 			r := startMoveTest(t, mode, func(*config.Config) {})
@@ -151,6 +154,7 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 // Two clients of a user, one of them in IDLE, are paused, moved and resumed. A third one is
 // asked to move only. The two backends are one server, so both have the same mail.
 func TestConnectedSessionsMoveToAnotherBackend(t *testing.T) {
+	t.Parallel()
 	ca := testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	c := &cluster{t: t, store: redisStores["single"](t), name: "moves", east: d, west: d}

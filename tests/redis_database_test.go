@@ -14,6 +14,7 @@ import (
 // Routes, limits, bans and the audit stream are all in the configured database, over a unix
 // socket and with the permissions in docs/operating/redis.md.
 func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
+	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "redis.sock")
 	redis := testbed.StartRedis(t, "--unixsocket", socket)
 	rights := "+hello +auth +ping +echo +hgetall +client|tracking +select " +
@@ -57,6 +58,7 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 // The log reports why a gateway cannot use its Redis at the start, and the gateway uses it
 // once that is fixed.
 func TestLogReportsRedisErrors(t *testing.T) {
+	t.Parallel()
 	redis := testbed.StartRedis(t)
 	redis.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
 	redis.CLI("config", "set", "requirepass", "pw")

@@ -301,17 +301,17 @@ func (d *scenarioClient) recordCommand(command string, literals [][]byte) {
 // record adds a normalised line to the transcript and returns it.
 func (d *scenarioClient) record(direction, line string) string {
 	line = direction + ": " + d.run.normalise(line)
-	if !recent.MatchString(line) {
+	if !omitted.MatchString(line) {
 		d.transcript = append(d.transcript, line)
 	}
 	return line
 }
 
 // The parts that differ between runs. Which of two sessions gets \Recent is undefined
-// (RFC 3501 §2.3.2).
+// (RFC 3501 §2.3.2). Dovecot sends "Still here" in IDLE at times of the clock.
 var (
 	tagPrefix     = regexp.MustCompile(`^a\d+ `)
-	recent        = regexp.MustCompile(`^S: \* \d+ RECENT$`)
+	omitted       = regexp.MustCompile(`^S: \* (?:\d+ RECENT|OK Still here)$`)
 	recentFlag    = regexp.MustCompile(` \\Recent|\\Recent ?`)
 	serverTiming  = regexp.MustCompile(` \((?:\d+ msgs in )?\d+\.\d+ [^)]*secs?(?: \d+ calls)?\)`)
 	stampedNumber = regexp.MustCompile(`((?:UIDVALIDITY|COPYUID|APPENDUID|HIGHESTMODSEQ|MODSEQ|CHANGEDSINCE|UNCHANGEDSINCE) \(?)(\d+)`)

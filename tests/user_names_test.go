@@ -46,6 +46,7 @@ var loginMethods = map[string]func(c *RawClient, name, password string) ([]Respo
 }
 
 func TestUserNamesReachTheirMailboxes(t *testing.T) {
+	t.Parallel()
 	accounts, file := map[string]string{}, strings.Builder{}
 	for user := range nameSpellings {
 		accounts[strings.ReplaceAll(user, "'", `\'`)] = userPassword(user) // the form in which Dovecot looks up its passwd-file
