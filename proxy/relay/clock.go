@@ -121,7 +121,7 @@ func (r *Registry) tick() {
 	r.mu.Lock()
 	active, parked := maps.Clone(r.active), r.parked
 	if isSecond {
-		r.settled = len(active) == 0
+		r.settled = len(active) == 0 && parked == r.burst.lastParkings // otherwise a burst may end in the next second
 	}
 	r.mu.Unlock()
 	for t := range active {
@@ -147,8 +147,10 @@ type burstDetector struct {
 	lastParkings uint64 // parkings at the last check
 }
 
-// minParkings is the number of parkings that makes a collection worthwhile.
-const minParkings = 512
+const (
+	minParkings   = 512 // make a collection worthwhile
+	quietParkings = 50  // in a second, at most: no burst
+)
 
 // isOver reports whether a burst has just ended. It is called about once a second with the
 // number of connections that have parked so far. A burst has ended when many have parked
@@ -156,7 +158,7 @@ const minParkings = 512
 func (b *burstDetector) isOver(parkings uint64, sessions int) bool {
 	recent, since := parkings-b.lastParkings, parkings-b.lastEnd
 	b.lastParkings = parkings
-	if since < max(minParkings, uint64(sessions/2)) || recent > since/10 { // bounded by its type
+	if since < max(minParkings, uint64(sessions/2)) || recent > quietParkings { // bounded by its type
 		return false
 	}
 	b.lastEnd = parkings

@@ -19,6 +19,11 @@ func TestBurstDetectorReportsEndOfBurst(t *testing.T) {
 		{3600, 1600, false}, // a trickle: not before half of the sessions are new
 		{3900, 1600, false},
 		{3950, 1600, true},
+		{5000, 2100, false}, // a long burst is not over as long as it is steady
+		{6000, 2600, false},
+		{16000, 7600, false},
+		{17000, 8100, false},
+		{17000, 8100, true},
 	} {
 		if got := m.isOver(look.parkings, look.sessions); got != look.due {
 			t.Errorf("look %d: %v", i, got)

@@ -97,7 +97,7 @@ type Registry struct {
 	sessions map[*Session]struct{} // Guarded by mu.
 	active   map[Ticker]*Session   // Guarded by mu. Tickers with a goroutine, and their sessions.
 	parked   uint64                // Guarded by mu. Connections that have parked for the first time.
-	settled  bool                  // Guarded by mu. A check each second has passed since the last activity.
+	settled  bool                  // Guarded by mu. A check each second has found no activity and no parking.
 	sleeping bool                  // Guarded by mu. The clock waits for the next activity.
 }
 

@@ -154,6 +154,23 @@ func TestClockSleepsAtRest(t *testing.T) {
 	})
 }
 
+// Sessions that log in and fall silent at once must not leave the memory of their logins.
+func TestClockFindsTheEndOfABurstBeforeItSleeps(t *testing.T) {
+	inBubble(t, Config{IdleTimeout: 24 * time.Hour}, func(t *testing.T, r *Registry) {
+		f := &fakeRelay{}
+		f.start(r, Info{})
+		f.session.Activate(f)
+		time.Sleep(time.Second + Tick/2)
+		f.session.CountParked(minParkings)
+		f.session.Deactivate(f)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if end := r.burst.lastEnd; end != minParkings {
+			t.Errorf("the last burst is taken to have ended at %d parkings", end)
+		}
+	})
+}
+
 func TestClockNeverGoesBack(t *testing.T) {
 	c := NewClock()
 	c.now.Store(1000)
