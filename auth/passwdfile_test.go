@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestPasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
@@ -34,10 +35,7 @@ func TestPasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
 	for name, password := range map[string]string{
 		"alice@example.org": "one", "bob@example.net": "x", "carol@example.net": "p a#s s", "dave@example.org": "pässwörd", "last@example.org": "no newline",
 	} {
-		c, err := identity.Canonicalize(name, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testkit.Must(identity.Canonicalize(name, ""))(t)
 		if s, ok := u.passwords[c]; !ok || !s.matches(secret(password)) {
 			t.Errorf("%s is missing or has another password", name)
 		}
@@ -380,10 +378,7 @@ func TestAPasswdFileWrittenOnWindowsIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"alice", "bob"} {
-		u, err := identity.Canonicalize(name, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		u := testkit.Must(identity.Canonicalize(name, ""))(t)
 		if _, err := f.lookUp(t.Context(), u); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -26,11 +26,7 @@ import (
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canonicalize(name, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
+	return testkit.Must(identity.Canonicalize(name, ""))(t)
 }
 
 func dialRedis(t testing.TB, c RedisConfig) redis.UniversalClient {

@@ -41,10 +41,7 @@ func writeAuditLog(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	alice, err := identity.Canonicalize("alice@example.org", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	alice := testkit.Must(identity.Canonicalize("alice@example.org", ""))(t)
 	c := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Addr: netip.MustParseAddrPort("[2001:db8::7]:500")}
 	_ = l.LoginRefused(c, &audit.Login{ClaimedName: "Al ice"}, event.BadName)
 	rotate(t, l, path, path+".2")

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 // runAggregating runs a test in a synctest bubble, with a log that folds after first
@@ -128,10 +129,7 @@ func TestIPv6AddressesAreAggregatedByNetwork(t *testing.T) {
 // Refusals before verification are folded, by user. Refusals that reveal whether a
 // password was correct, and internal errors, never are.
 func TestVerdictsAreNeverAggregated(t *testing.T) {
-	alice, err := identity.Canonicalize("alice@example.org", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	alice := testkit.Must(identity.Canonicalize("alice@example.org", ""))(t)
 	for _, word := range event.Words("Reason") {
 		why := event.Reason(word.Value)
 		for _, method := range []string{"", "file"} {

@@ -18,6 +18,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/sanitize"
+	"imapgate/internal/testkit"
 )
 
 // encode returns the record of an event, as the log would write it.
@@ -71,10 +72,7 @@ func testClient() *Client {
 }
 
 func testLogin(t testing.TB) *Login {
-	u, err := identity.Canonicalize("alice@example.org", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testkit.Must(identity.Canonicalize("alice@example.org", ""))(t)
 	return &Login{User: u, Mechanism: "PLAIN", Method: "passthrough", Backend: "east", RouteSource: "redis", Duration: 12 * time.Millisecond}
 }
 

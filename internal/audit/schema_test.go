@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 const schemaPath = "../../docs/AUDIT.md"
@@ -97,10 +98,7 @@ func fullLogin(u identity.User, claimed string) *Login {
 
 // schema has every event, in the order of the document.
 func schema(t *testing.T) []eventDoc {
-	u, err := identity.Canonicalize("alice@example.org", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testkit.Must(identity.Canonicalize("alice@example.org", ""))(t)
 	c := &Client{
 		Session: "4d1f0c9ab2e75a83", Listener: "0.0.0.0:993", Peer: netip.MustParseAddrPort("10.0.0.9:4711"),
 		Addr: netip.MustParseAddrPort("[2001:db8::7]:50000"), TLSVersion: tls.VersionTLS13,

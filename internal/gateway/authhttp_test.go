@@ -17,13 +17,11 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
-	u, err := identity.Canonicalize("alice", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testkit.Must(identity.Canonicalize("alice", ""))(t)
 	login := auth.Login{User: u, Password: identity.NewSecret("x"), Mechanism: auth.CommandLogin}
 	for name, c := range map[string]struct {
 		answer map[string]string

@@ -87,6 +87,12 @@ func runGateway(t testing.TB, cfg Config, client redis.UniversalClient) *gateway
 	return runWithHooks(t, cfg, client, Hooks{})
 }
 
+// runTwo runs two gateways that share a Redis.
+func runTwo(t testing.TB, cfg Config, r *testbed.Redis) (one, two *gateway) {
+	t.Helper()
+	return runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+}
+
 // runWithHooks runs a gateway until the test ends. It does not sign off then.
 func runWithHooks(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hooks) *gateway {
 	t.Helper()

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
+	"imapgate/internal/testkit"
 )
 
 const day = 24 * time.Hour
@@ -60,11 +61,7 @@ func newLimiter(t testing.TB, cfg Config, client redis.UniversalClient) *Limiter
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canonicalize(name, "example.org")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
+	return testkit.Must(identity.Canonicalize(name, "example.org"))(t)
 }
 
 func secret(format string, args ...any) identity.Secret {

@@ -53,7 +53,7 @@ func TestAUserKnownElsewhereIsRefusedInUnknownNetworks(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Failures = Failures{PerUserDay: 5} // without delays
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	known, unknown := user(t, "known"), user(t, "unknown")
 	if _, err := logIn(t, one.Limiter, ip("198.51.100.7"), known); err != nil {
 		t.Fatal(err)

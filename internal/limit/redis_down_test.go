@@ -19,7 +19,7 @@ func TestCountsAreWrittenAgainToAnEmptyRedis(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUser = 10
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	alice := user(t, "alice")
 	awaitSharedBans(t, one, two)
 	conns := openSessions(t, 10, alice, one, two)
@@ -46,7 +46,7 @@ func TestSessionsBegunWithoutRedisAreCountedLater(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUser = 10
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	alice := user(t, "alice")
 	before := openSessions(t, 6, alice, one)
 	r.Kill()

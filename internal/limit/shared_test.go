@@ -18,7 +18,7 @@ func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUser = 50
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	alice := user(t, "alice")
 	for round := range 5 {
 		conns := openSessions(t, 200, alice, one, two)
@@ -35,7 +35,7 @@ func TestASessionThatEndsFreesASlotAtTheOtherGateway(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUserAddress = 1
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	conn, err := openSession(t, one, ip("192.0.2.1"), user(t, "alice"))
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestSessionsOfAKilledGatewayExpire(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUser = 10
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	alice := user(t, "alice")
 	if conns := openSessions(t, 20, alice, one); len(conns) != 10 {
 		t.Fatalf("%d sessions were admitted, the limit is 10", len(conns))
@@ -94,7 +94,7 @@ func TestFailuresOfAUserAreClearedAtAllGateways(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Failures.PerUserDay, cfg.Failures.PerUserHour = 5, 0
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	awaitSharedBans(t, one, two)
 	victim := user(t, "victim")
 	if _, err := logIn(t, one.Limiter, ip("198.51.100.1"), victim); err != nil {
@@ -121,7 +121,7 @@ func TestTheRateOfLoginsIsShared(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.NewPerMinute, cfg.Connections.NewBurst = 1, 10
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	admitted := 0
 	for i := range 20 {
 		conn, err := openSession(t, []*gateway{one, two}[i%2], ip("192.0.2.1"), user(t, fmt.Sprintf("user%d", i)))

@@ -85,7 +85,7 @@ func TestAUserAtTheLimitMayReconnectAtOnce(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Connections.PerUserAddress, cfg.Connections.PerUser = 1, 2
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	alice := user(t, "alice")
 	conn, err := openSession(t, one, ip("192.0.2.1"), alice)
 	if err != nil {

@@ -16,7 +16,7 @@ func TestUnclearPasswordsCountForTheUserAtAllGateways(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := shortTTL()
 	cfg.Failures.PerUserDay, cfg.Failures.PerUserHour = 20, 0
-	one, two := runGateway(t, cfg, dialRedis(t, r.Address)), runGateway(t, cfg, dialRedis(t, r.Address))
+	one, two := runTwo(t, cfg, r)
 	awaitSharedBans(t, one, two)
 	victim := user(t, "victim")
 	if _, err := logIn(t, one.Limiter, ip("198.51.100.1"), victim); err != nil { // so that the user has a known network

@@ -191,8 +191,8 @@ func (c *Connector) Connect(ctx context.Context, client *Client, a *Attempt, for
 	return up, nil
 }
 
-// verifyAndRoute authenticates the client and resolves its route. It has its own timeout, whatever
-// is left of the connection's deadline. A guess sent just before the deadline must not
+// verifyAndRoute authenticates the client and resolves its route. It has its own timeout,
+// whatever is left of the connection's deadline. A guess sent just before the deadline must not
 // escape the count of failures.
 func (c *Connector) verifyAndRoute(ctx context.Context, a *Attempt) (auth.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.VerifyTimeout)

@@ -25,9 +25,9 @@ const (
 	maxConnectAttempts = 3           // for one login
 	connectRetryDelay  = time.Second // between attempts
 
-	// maxSlotTime is how long a login holds one of the MaxUpstreamLogins slots. A login does its work in
-	// less. A backend that delays the answer to a wrong password takes longer, and a few such
-	// logins must not block all others.
+	// maxSlotTime is how long a login holds one of the MaxUpstreamLogins slots. A login does its
+	// work in less. A backend that delays the answer to a wrong password takes longer, and a few
+	// such logins must not block all others.
 	maxSlotTime = time.Second
 	// minReportedWait is the shortest wait that is reported; acquiring a free slot takes
 	// microseconds.
@@ -129,9 +129,9 @@ func (b *Backend) tryLogin(ctx context.Context, req Request, creds credentials) 
 	return conn, err
 }
 
-// awaitSlot waits for MaxUpstreamConnectsPerSecond and one of the MaxUpstreamLogins slots, so that clients do not overload
-// a backend that has just come back. It waits for the rate first, because that wait must not
-// hold a slot.
+// awaitSlot waits for MaxUpstreamConnectsPerSecond and one of the MaxUpstreamLogins slots, so
+// that clients do not overload a backend that has just come back. It waits for the rate first,
+// because that wait must not hold a slot.
 func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
 	waitCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()

@@ -58,11 +58,7 @@ func certificate(t testing.TB, change func(*x509.Certificate)) (*tls.Config, *x5
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canonicalize(name, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
+	return testkit.Must(identity.Canonicalize(name, ""))(t)
 }
 
 func testRequest(t testing.TB) Request {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testkit"
 )
 
 // runMinute makes 200 logins in one minute. A percentage of them fail, each of another user. It
@@ -27,11 +28,7 @@ func runMinute(t *testing.T, s *SprayAlert, percent int) bool {
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canonicalize(name, "example.org")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
+	return testkit.Must(identity.Canonicalize(name, "example.org"))(t)
 }
 
 func newAlert() *SprayAlert { return NewSprayAlert(func(Spray) {}) }

@@ -33,7 +33,7 @@ func wrapLost(err error) error {
 // wrapRunError separates the end of the session from the loss of the upstream in an error
 // of Run.
 func wrapRunError(err error) error {
-	if e := (*relay.CloseError)(nil); errors.As(err, &e) {
+	if e, isEnd := errors.AsType[*relay.CloseError](err); isEnd {
 		return e
 	}
 	return wrapLost(err)

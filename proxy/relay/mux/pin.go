@@ -2,6 +2,7 @@ package mux
 
 import (
 	"errors"
+
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/proxy/relay"

@@ -40,10 +40,7 @@ func newTestConn(t *testing.T, script func(command string) string) *Conn {
 			_, _ = io.WriteString(c, strings.ReplaceAll(answer, "{T}", tag))
 		}
 	})
-	user, err := identity.Canonicalize("alice", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	user := testkit.Must(identity.Canonicalize("alice", ""))(t)
 	b := upstream.New(testbed.WithDefaults(upstream.Config{Name: "b", Settings: upstream.Settings{Address: s.Addr(), TLS: event.NoTLS}}), upstream.Hooks{}, zap.NewNop())
 	up, err := b.Login(context.Background(), upstream.Request{User: user, Password: identity.NewSecret("pw")})
 	if err != nil {

@@ -247,10 +247,7 @@ func (s *stub) newPool(c Config) *testPool {
 
 func newRequest(t testing.TB, user, password string) upstream.Request {
 	t.Helper()
-	u, err := identity.Canonicalize(user, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testkit.Must(identity.Canonicalize(user, ""))(t)
 	return upstream.Request{User: u, Password: identity.NewSecret(password)}
 }
 
