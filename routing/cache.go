@@ -71,15 +71,7 @@ type cache struct {
 	waiting        int       // lookups waiting for trial; at most breaker.MaxWaiting
 	snapshotDirty  bool      // there are changes since the last snapshot
 	lastWarning    time.Time // when an invalid record was last logged
-
-	// Guarded by mu: the state of the store.
-	sample           sample
-	hasLookups       bool       // there was a lookup
-	acceptance       acceptance // the operator's latest
-	acceptedAt       time.Time  // when it was received; zero: before this process
-	acceptanceRead   bool       // it was read at least once
-	absenceTrustedAt time.Time  // decisions learned before may be replaced by absence
-	lossAcceptedBy   string     // operator who accepted the last loss
+	store          storeState
 }
 
 // query is one query of Redis for one user. All concurrent lookups of that user share it.
@@ -100,7 +92,7 @@ type query struct {
 
 func newCache(cfg Config, reader recordReader, log *zap.Logger) *cache {
 	return &cache{
-		cfg: cfg, keys: keys{cfg.Prefix}, reader: reader, log: log, inspectNow: make(chan struct{}, 1), sample: newSample(),
+		cfg: cfg, keys: keys{cfg.Prefix}, reader: reader, log: log, inspectNow: make(chan struct{}, 1), store: storeState{sample: newSample()},
 		revalidations:    rate.NewLimiter(revalidationRate, revalidationRate),
 		maxUserEntries:   maxUserEntries,
 		maxSharedEntries: maxSharedEntries,
@@ -239,7 +231,7 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 	if !c.trustsAbsence(plan, r) {
 		return c.recordUntrustedAbsence(q, e)
 	}
-	if c.canServe(e, now) && d.rank() < e.decision.rank() && !q.invalidatedBefore && !e.learnedAt.Before(c.absenceTrustedAt) && !c.confirmAbsence(e, now) {
+	if c.canServe(e, now) && d.rank() < e.decision.rank() && !q.invalidatedBefore && !e.learnedAt.Before(c.store.absenceTrustedAt) && !c.confirmAbsence(e, now) {
 		c.retain(q, e, e.missingSince.Add(confirmDelay))
 		c.warn("route record is missing without an invalidation from Redis; the last good route is kept until its absence is confirmed",
 			zap.Stringer("user", q.user), zap.String("key", e.decision.key))
@@ -331,7 +323,7 @@ func (c *cache) invalidateKeys(names []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
-		if c.sample.markInvalidated(name) {
+		if c.store.sample.markInvalidated(name) {
 			c.requestInspection()
 		}
 		if user, ok := strings.CutPrefix(name, userPrefix); ok {
@@ -367,8 +359,8 @@ func (c *cache) suspectAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.epoch++
-	c.sample.clearInvalidated()
-	for _, n := range c.sample.nodes {
+	c.store.sample.clearInvalidated()
+	for _, n := range c.store.sample.nodes {
 		n.inspectedAt = time.Time{}
 	}
 	c.requestInspection()

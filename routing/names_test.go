@@ -70,7 +70,7 @@ func TestUnusualNamesAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 		if e := later.cache.entries[canonical(t, name)]; e == nil || e.decision.backend != "east" {
 			t.Errorf("%s is not in the snapshot: %+v", name, e)
 		}
-		if later.cache.sample.nodeByKey["imapgate:user:"+name] == nil {
+		if later.cache.store.sample.nodeByKey["imapgate:user:"+name] == nil {
 			t.Errorf("that %s had a record is not in the snapshot", name)
 		}
 	}

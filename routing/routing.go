@@ -121,7 +121,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	}
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
 	r.cache = newCache(cfg, recordReader{read: r.store.readUser, inspect: r.store.inspect, nodeOf: r.store.nodeOf}, log)
-	r.cache.hasLookups = cfg.Source == SourceRedis
+	r.cache.store.hasLookups = cfg.Source == SourceRedis
 	r.invalidator = &invalidator{rdb: rdb, cache: r.cache, onState: m.Invalidation, log: log}
 	r.loadSnapshot()
 	return r, nil

@@ -128,7 +128,7 @@ func (c *cache) restoreRoutes(rules rules, routes []savedRoute) int {
 func (c *cache) restoreSample(s snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.acceptance = s.Accepted
+	c.store.acceptance = s.Accepted
 	keys := make([]string, 0, len(s.Records))
 	for _, name := range s.Records {
 		keys = append(keys, c.keys.prefix+name)
@@ -140,11 +140,11 @@ func (c *cache) restoreSample(s snapshot) {
 			}
 		}
 	}
-	n := c.sample.nodeAt("") // in a cluster, reassignNodes distributes them before the first query
+	n := c.store.sample.nodeAt("") // in a cluster, reassignNodes distributes them before the first query
 	for _, key := range keys[:min(len(keys), maxRestored)] {
-		if c.sample.nodeByKey[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
+		if c.store.sample.nodeByKey[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
 			n.keys = append(n.keys, key)
-			c.sample.nodeByKey[key] = n
+			c.store.sample.nodeByKey[key] = n
 		}
 	}
 }
@@ -212,8 +212,8 @@ func (c *cache) takeSnapshot() (s snapshot, changed bool) {
 		return s, false
 	}
 	c.snapshotDirty = false
-	s = snapshot{Version: snapshotVersion, Routes: c.savedRoutes(), Records: make([]string, 0, len(c.sample.nodeByKey)), Accepted: c.acceptance}
-	for _, n := range c.sample.nodes {
+	s = snapshot{Version: snapshotVersion, Routes: c.savedRoutes(), Records: make([]string, 0, len(c.store.sample.nodeByKey)), Accepted: c.store.acceptance}
+	for _, n := range c.store.sample.nodes {
 		for _, key := range n.keys {
 			s.Records = append(s.Records, strings.TrimPrefix(key, c.keys.prefix))
 		}

@@ -65,6 +65,17 @@ type acceptance struct {
 	By string `json:"by"` // operator
 }
 
+// storeState is what a cache knows of the records in Redis.
+type storeState struct {
+	sample           sample
+	hasLookups       bool       // there was a lookup
+	acceptance       acceptance // the operator's latest
+	acceptedAt       time.Time  // when it was received; zero: before this process
+	acceptanceRead   bool       // it was read at least once
+	absenceTrustedAt time.Time  // decisions learned before may be replaced by absence
+	lossAcceptedBy   string     // operator who accepted the last loss
+}
+
 // StoreStatus is whether Redis has the records it was seen to have.
 type StoreStatus struct {
 	// State is "holding", "suspect" (most of the sampled records have been missing for less
@@ -101,9 +112,9 @@ func (c *cache) planRead(ctx context.Context, u identity.User) readPlan {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.hasLookups = true
+	c.store.hasLookups = true
 	for i, address := range plan.nodes {
-		if n := c.sample.nodeAt(address); n.state == nodeHolding && !slices.Contains(plan.nodes[:i], address) {
+		if n := c.store.sample.nodeAt(address); n.state == nodeHolding && !slices.Contains(plan.nodes[:i], address) {
 			if key := n.pickKey(plan.keys); key != "" {
 				plan.samples = append(plan.samples, key)
 			}
@@ -130,15 +141,15 @@ func (c *cache) nodesOf(ctx context.Context, keys []string) (nodes []string) {
 func (c *cache) hasUnknownNode(nodes []string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.sample.nodeByKey) > 0 && slices.ContainsFunc(nodes, func(a string) bool { return c.sample.nodes[a] == nil })
+	return len(c.store.sample.nodeByKey) > 0 && slices.ContainsFunc(nodes, func(a string) bool { return c.store.sample.nodes[a] == nil })
 }
 
 // reassignNodes looks up the nodes of all sampled records, which move in a cluster. The state
 // of a node moves with its records.
 func (c *cache) reassignNodes(ctx context.Context) {
 	c.mu.Lock()
-	keys := make([]string, 0, len(c.sample.nodeByKey))
-	for key := range c.sample.nodeByKey {
+	keys := make([]string, 0, len(c.store.sample.nodeByKey))
+	for key := range c.store.sample.nodeByKey {
 		keys = append(keys, key)
 	}
 	c.mu.Unlock()
@@ -152,7 +163,7 @@ func (c *cache) reassignNodes(ctx context.Context) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sample.reassign(found)
+	c.store.sample.reassign(found)
 }
 
 // reassign moves records to the nodes that have them now.
@@ -187,14 +198,14 @@ func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, key := range r.missingSamples {
-		if n := c.sample.nodeByKey[key]; n != nil && n.invalidated[key] == 0 && n.state == nodeHolding {
+		if n := c.store.sample.nodeByKey[key]; n != nil && n.invalidated[key] == 0 && n.state == nodeHolding {
 			n.markSuspect(now)
 			n.inspectedAt = time.Time{}
 			c.requestInspection()
 		}
 	}
 	for _, address := range c.nodesInLoss(plan, r) {
-		if c.sample.nodes[address].claimInspection(now) {
+		if c.store.sample.nodes[address].claimInspection(now) {
 			nodes = append(nodes, address)
 		}
 	}
@@ -205,7 +216,7 @@ func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) 
 // held.
 func (c *cache) nodesInLoss(plan readPlan, r userRecords) (nodes []string) {
 	for i, key := range plan.keys {
-		n := c.sample.nodes[plan.nodes[i]]
+		n := c.store.sample.nodes[plan.nodes[i]]
 		if n != nil && n.state != nodeHolding && slices.Contains(r.absent, key) {
 			nodes = append(nodes, plan.nodes[i])
 		}
@@ -227,12 +238,12 @@ func (n *node) claimInspection(now time.Time) bool {
 // nothing changes.
 func (c *cache) inspectNode(ctx context.Context, address string) {
 	c.mu.Lock()
-	n := c.sample.nodes[address]
+	n := c.store.sample.nodes[address]
 	var keys []string
 	if n != nil {
 		keys = slices.Clone(n.keys)
 	}
-	invalidations := c.sample.invalidations
+	invalidations := c.store.sample.invalidations
 	c.mu.Unlock()
 	if len(keys) == 0 {
 		return
@@ -245,10 +256,10 @@ func (c *cache) inspectNode(ctx context.Context, address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	oldState, oldCount := n.state, len(n.keys)
-	c.sample.updateNode(n, found.present, invalidations, now)
+	c.store.sample.updateNode(n, found.present, invalidations, now)
 	c.snapshotDirty = c.snapshotDirty || len(n.keys) != oldCount
 	if n.state == nodeHolding && oldState != nodeHolding {
-		c.lossAcceptedBy = ""
+		c.store.lossAcceptedBy = ""
 		c.epoch++ // entries retained during the loss are queried again
 	}
 	c.applyAcceptance(found.acceptance, now)
@@ -261,25 +272,25 @@ func (c *cache) inspectNode(ctx context.Context, address string) {
 // removed on purpose. An acceptance from before this process, without a loss, was about
 // something else. mu is held.
 func (c *cache) applyAcceptance(a acceptance, now time.Time) {
-	if a.At > c.acceptance.At {
-		c.acceptance, c.snapshotDirty = a, true
-		if c.acceptanceRead || c.worstState() != nodeHolding {
-			c.acceptedAt = now
+	if a.At > c.store.acceptance.At {
+		c.store.acceptance, c.snapshotDirty = a, true
+		if c.store.acceptanceRead || c.worstState() != nodeHolding {
+			c.store.acceptedAt = now
 		}
 	}
-	c.acceptanceRead = true
-	if c.acceptedAt.IsZero() || now.Sub(c.acceptedAt) >= acceptanceTTL {
+	c.store.acceptanceRead = true
+	if c.store.acceptedAt.IsZero() || now.Sub(c.store.acceptedAt) >= acceptanceTTL {
 		return
 	}
-	for _, n := range c.sample.nodes {
+	for _, n := range c.store.sample.nodes {
 		if n.state == nodeHolding {
 			continue
 		}
 		for _, key := range slices.Clone(n.keys) {
-			c.sample.remove(n, key)
+			c.store.sample.remove(n, key)
 		}
 		n.state, n.since = nodeHolding, time.Time{}
-		c.absenceTrustedAt, c.lossAcceptedBy = now, c.acceptance.By
+		c.store.absenceTrustedAt, c.store.lossAcceptedBy = now, c.store.acceptance.By
 		c.epoch++
 	}
 }
@@ -288,7 +299,7 @@ func (c *cache) applyAcceptance(a acceptance, now time.Time) {
 // held.
 func (c *cache) trustsAbsence(plan readPlan, r userRecords) bool {
 	for _, key := range r.missingSamples { // its node may have changed since the plan
-		if n := c.sample.nodeByKey[key]; n != nil && n.state != nodeHolding && len(r.absent) > 0 {
+		if n := c.store.sample.nodeByKey[key]; n != nil && n.state != nodeHolding && len(r.absent) > 0 {
 			return false
 		}
 	}
@@ -298,7 +309,7 @@ func (c *cache) trustsAbsence(plan readPlan, r userRecords) bool {
 // sampleRecords adds the records that exist to the sample. mu is held.
 func (c *cache) sampleRecords(plan readPlan, r userRecords) {
 	for i, key := range plan.keys {
-		if slices.Contains(r.present, key) && c.sample.add(plan.nodes[i], key) {
+		if slices.Contains(r.present, key) && c.store.sample.add(plan.nodes[i], key) {
 			c.snapshotDirty = true
 		}
 	}
@@ -322,7 +333,7 @@ func (c *cache) recordUntrustedAbsence(q *query, e *entry) (resolution, error) {
 // worstNode returns the node in the worst state, the first by name, and its address; nil if
 // none is known. mu is held.
 func (c *cache) worstNode() (worst *node, address string) {
-	for a, n := range c.sample.nodes {
+	for a, n := range c.store.sample.nodes {
 		if worst == nil || n.state > worst.state || n.state == worst.state && a < address {
 			worst, address = n, a
 		}
@@ -344,10 +355,10 @@ func (c *cache) storeStatus() StoreStatus {
 	defer c.mu.Unlock()
 	worst, address := c.worstNode()
 	switch {
-	case len(c.sample.nodeByKey) == 0 && c.worstState() == nodeHolding:
-		return StoreStatus{AcceptedBy: c.lossAcceptedBy}
+	case len(c.store.sample.nodeByKey) == 0 && c.worstState() == nodeHolding:
+		return StoreStatus{AcceptedBy: c.store.lossAcceptedBy}
 	case worst.state == nodeHolding:
-		return StoreStatus{State: StoreHolding, Present: len(c.sample.nodeByKey), AcceptedBy: c.lossAcceptedBy}
+		return StoreStatus{State: StoreHolding, Present: len(c.store.sample.nodeByKey), AcceptedBy: c.store.lossAcceptedBy}
 	}
 	return StoreStatus{
 		State: [...]string{nodeSuspect: StoreSuspect, nodeEmptied: StoreEmptied}[worst.state], Since: worst.since,
@@ -384,7 +395,7 @@ func (c *cache) inspectDue(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	c.mu.Lock()
-	idle := !c.hasLookups || len(c.sample.nodeByKey) == 0
+	idle := !c.store.hasLookups || len(c.store.sample.nodeByKey) == 0
 	c.mu.Unlock()
 	if idle {
 		return
@@ -393,7 +404,7 @@ func (c *cache) inspectDue(ctx context.Context) {
 	var nodes []string
 	now := time.Now()
 	c.mu.Lock()
-	for address, n := range c.sample.nodes {
+	for address, n := range c.store.sample.nodes {
 		if n.claimInspection(now) {
 			nodes = append(nodes, address)
 		}

@@ -393,7 +393,7 @@ func TestALostNodeAffectsOnlyItsUsers(t *testing.T) {
 					checkBackend(t, c, u, "east", event.OriginRedis)
 				}
 				s.checkAlarms(StoreEmptied)
-				if st := c.storeStatus(); st.Missing != 5 || st.Node != c.sample.addressOf(t, lost[0], c.keys) {
+				if st := c.storeStatus(); st.Missing != 5 || st.Node != c.store.sample.addressOf(t, lost[0], c.keys) {
 					t.Errorf("%+v", st)
 				}
 			})
@@ -443,7 +443,7 @@ func (s *sample) addressOf(t *testing.T, u identity.User, k keys) string {
 
 func TestTheSampleIsBounded(t *testing.T) {
 	runLossTest(t, 5*maxSample, func(t *testing.T, s *lossTest) {
-		if n := len(s.sample.nodeByKey); n != maxSample || len(s.sample.nodes[""].keys) != n {
+		if n := len(s.store.sample.nodeByKey); n != maxSample || len(s.store.sample.nodes[""].keys) != n {
 			t.Errorf("%d records in the sample", n)
 		}
 		before := s.o.clearRecords()
@@ -482,7 +482,7 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 				o := newFakeStore()
 				second := routerWithFile(t, file, o)
 				o.fail(nil, 0) // it answers and is empty
-				second.cache.hasLookups = true
+				second.cache.store.hasLookups = true
 				s := &lossTest{T: t, cache: second.cache, o: o}
 				s.startInspections()
 				for range 20 {
@@ -502,8 +502,8 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 					t.Fatal(err)
 				}
 				third := routerWithFile(t, file, o)
-				if third.cache.acceptance.At != 1 || len(third.cache.sample.nodeByKey) != 0 {
-					t.Errorf("the acceptance is lost: %+v, %d records", third.cache.acceptance, len(third.cache.sample.nodeByKey))
+				if third.cache.store.acceptance.At != 1 || len(third.cache.store.sample.nodeByKey) != 0 {
+					t.Errorf("the acceptance is lost: %+v, %d records", third.cache.store.acceptance, len(third.cache.store.sample.nodeByKey))
 				}
 			})
 		})
