@@ -119,7 +119,7 @@ func (s *Server) Registry() *relay.Registry { return s.sessions }
 // SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
 // their route until they end or are moved, even if the route changes.
 func (s *Server) SessionsOf(user identity.User) (counts []SessionCount) {
-	for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.User == user }) {
+	for _, live := range s.sessions.Select(relay.Query{User: user}) {
 		info := live.Info()
 		route := SessionRoute{info.Backend, info.Login, info.Mode}
 		i := slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
@@ -147,7 +147,7 @@ func (s *Server) Backends() []BackendState {
 	all := make([]BackendState, 0, len(s.deps.Backends))
 	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
 		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Mode, event.ModeSplice), Sessions: map[event.Mode]int{}, ViolationStatus: s.hub.ViolationStatus(name)}
-		for _, live := range s.sessions.Select(func(i *relay.Info) bool { return i.Backend == name }) {
+		for _, live := range s.sessions.Select(relay.Query{Backend: name}) {
 			b.Sessions[live.Info().Mode]++
 		}
 		all = append(all, b)

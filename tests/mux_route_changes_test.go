@@ -188,7 +188,7 @@ func TestConnectedSessionsMoveToAnotherBackend(t *testing.T) {
 	r.store.setRoute(t, "mover", "west")
 	testkit.Eventually(t, "the route to be followed", func() bool {
 		mustExec(t, logIn(), "APPEND INBOX {1+}\r\nx") // while the others are paused
-		return len(r.g.Registry().Select(func(i *relay.Info) bool { return i.Backend == "west" })) > 0
+		return len(r.g.Registry().Select(relay.Query{Backend: "west"})) > 0
 	})
 	noop, err := reader.Send("NOOP")
 	if err != nil {

@@ -359,3 +359,39 @@ const (
 	ConnectLoop        ConnectResult = "loop"        // the hop limit was reached
 	ConnectNotAccepted ConnectResult = "not_taken"   // the backend accepts no such credentials
 )
+
+// Activity is what a live session is doing.
+type Activity string
+
+// Activities.
+const (
+	Active  Activity = "active"  // a command or bytes are in progress
+	Resting Activity = "idle"    // nothing is in progress, or IDLE
+	Waiting Activity = "waiting" // it has no backend connection, and needs one
+	Pinned  Activity = "pinned"  // of mode reuse or resume, but relayed byte for byte
+)
+
+// Survival is what the loss of its backend connection means to a session.
+type Survival string
+
+// Survivals.
+const (
+	SurvivalYes   Survival = "yes"   // the client notices nothing
+	SurvivalPause Survival = "pause" // the command in progress waits
+	SurvivalNo    Survival = "no"    // the session ends, because of an Obstacle
+)
+
+// Obstacle is why a session does not survive the loss of its backend connection.
+type Obstacle string
+
+// Obstacles.
+const (
+	ObstacleSpliced    Obstacle = "spliced"    // its commands are not seen
+	ObstaclePinned     Obstacle = "pinned"     // the connection has state that no other can be given
+	ObstacleReuse      Obstacle = "reuse"      // mode reuse does not reattach
+	ObstacleAppend     Obstacle = "append"     // an upload is in progress
+	ObstacleWrite      Obstacle = "write"      // a command is in progress that must not be repeated
+	ObstacleResponse   Obstacle = "response"   // the client has received a part of a response
+	ObstacleView       Obstacle = "view"       // what the client knows of its mailbox is uncertain
+	ObstacleCapability Obstacle = "capability" // the other backend lacks a capability
+)

@@ -86,10 +86,3 @@ func (s *Session) Paused() <-chan struct{} {
 	}
 	return nil
 }
-
-// SetLocation records that the session has moved to a backend, with a login name there.
-func (s *Session) SetLocation(backend, login string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.info.Backend, s.info.Login = backend, login
-}

@@ -43,8 +43,8 @@ func TestASessionMovesAndPauses(t *testing.T) {
 		if s.Paused() != nil || s.IsLeaving() || f.moves.Load() != moves+1 {
 			t.Error("it does not resume once")
 		}
-		s.SetLocation("west", "alice")
-		if found := r.Select(func(i *Info) bool { return i.Backend == "west" && i.Login == "alice" }); len(found) != 1 {
+		s.SetLocation("west", "127.0.0.1:1", "alice")
+		if found := r.Select(Query{Backend: "west"}); len(found) != 1 {
 			t.Errorf("%d sessions are at the new backend", len(found))
 		}
 		s.Move()

@@ -8,9 +8,7 @@ package relay
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,11 +27,28 @@ type Relay interface {
 	Usage() Usage
 }
 
+// Reporter is a Relay that knows what its session is doing.
+type Reporter interface {
+	Relay
+	// Status returns what the session is doing, as of the last time that it waited. It takes
+	// no locks.
+	Status() Status
+}
+
 // Usage is what a Relay has carried so far.
 type Usage struct {
 	Up, Down int64  // bytes from and to the client
 	LastByte uint32 // tick of the last byte, either way
+	Commands uint64 // commands of the client, as far as they were seen
 	Spliced  bool   // commands are not seen, so only silence shows that none is in progress
+}
+
+// Status is what a session is doing, and what the loss of its backend connection would mean.
+type Status struct {
+	Activity event.Activity
+	Survival event.Survival
+	Obstacle event.Obstacle // if it would not survive; else ""
+	Mailbox  string         // the selected mailbox as the client has named it; "" for none or unknown
 }
 
 // Result is how a session ended.
@@ -41,7 +56,7 @@ type Result struct {
 	Reason   event.Reason
 	Err      error  // of a connection; nil for a clean end
 	Up, Down int64  // bytes from and to the client; set by Finish
-	Commands uint64 // Session.Commands; set by Finish
+	Commands uint64 // commands of the client, as far as they were seen; set by Finish
 }
 
 // CloseError ends a connection, before its login or relayed by mux, with a reason for the
@@ -61,12 +76,13 @@ func (e *CloseError) Error() string {
 
 func (e *CloseError) Unwrap() error { return e.Err }
 
-// Info identifies a session. Backend and Login change when the session moves; the rest does
-// not, also when the session is pinned.
+// Info identifies a session. Backend, Address and Login change when the session moves; the rest
+// does not, also when the session is pinned.
 type Info struct {
 	ID        string
 	User      identity.User
 	Backend   string
+	Address   string         // host:port at the backend, of the latest connection
 	Login     string         // login name at the backend
 	Mode      event.Mode     // the mode of its admission
 	Client    netip.AddrPort // the client's address
@@ -94,18 +110,19 @@ type Registry struct {
 	burst      burstDetector
 
 	mu       sync.Mutex
-	sessions map[*Session]struct{} // Guarded by mu.
-	active   map[Ticker]*Session   // Guarded by mu. Tickers with a goroutine, and their sessions.
-	parked   uint64                // Guarded by mu. Connections that have parked for the first time.
-	settled  bool                  // Guarded by mu. A check each second has found no activity and no parking.
-	sleeping bool                  // Guarded by mu. The clock waits for the next activity.
+	sessions index               // Guarded by mu.
+	lastSeq  uint64              // Guarded by mu. Session.seq of the latest session.
+	active   map[Ticker]*Session // Guarded by mu. Tickers with a goroutine, and their sessions.
+	parked   uint64              // Guarded by mu. Connections that have parked for the first time.
+	settled  bool                // Guarded by mu. A check each second has found no activity and no parking.
+	sleeping bool                // Guarded by mu. The clock waits for the next activity.
 }
 
 // NewRegistry returns a Registry with a running clock. Close stops it.
 func NewRegistry(cfg Config) *Registry {
 	r := &Registry{
 		Clock: NewClock(), cfg: cfg, stop: make(chan struct{}), wakes: make(chan struct{}, 1),
-		sessions: map[*Session]struct{}{}, active: map[Ticker]*Session{}, settled: true,
+		sessions: newIndex(), active: map[Ticker]*Session{}, settled: true,
 	}
 	r.wg.Add(1)
 	go r.runClock()
@@ -121,32 +138,13 @@ func (r *Registry) Close() {
 // Add registers a session, which has no relay yet. onEnd is called once, by Finish.
 func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
 	s := &Session{info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
+	s.place = place{info.Backend, info.Address}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sessions[s] = struct{}{}
+	r.lastSeq++
+	s.seq = r.lastSeq
+	r.sessions.add(s)
 	return s
-}
-
-// Len returns the number of sessions.
-func (r *Registry) Len() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.sessions)
-}
-
-// Sessions returns all sessions, in no order.
-func (r *Registry) Sessions() []*Session {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.sessions))
-}
-
-// Select returns the sessions that match, in no order.
-func (r *Registry) Select(match func(*Info) bool) []*Session {
-	return slices.DeleteFunc(r.Sessions(), func(s *Session) bool {
-		info := s.Info()
-		return !match(&info)
-	})
 }
 
 // AbortAll aborts all sessions.
@@ -161,8 +159,9 @@ type Session struct {
 	// Set once.
 	registry *Registry
 	onEnd    func(Result)
+	seq      uint64 // order of Add; unique in the registry
 
-	Commands uint64 // Owned by the relay. Commands of the client, as far as they were seen.
+	place place // Guarded by registry.mu. Where the index has the session.
 
 	leaving atomic.Bool           // set by Move and Pause, cleared by ReportLeft
 	pause   atomic.Pointer[pause] // nil: not paused
@@ -243,7 +242,7 @@ func (s *Session) Finish(r Result) {
 	s.reportBytes()
 	s.mu.Lock()
 	u := s.usage()
-	r.Up, r.Down, r.Commands = u.Up, u.Down, s.Commands
+	r.Up, r.Down, r.Commands = u.Up, u.Down, u.Commands
 	s.base, s.relay, s.ended = u, nil, true
 	s.leaving.Store(false)
 	if s.timer != nil {
@@ -252,8 +251,7 @@ func (s *Session) Finish(r Result) {
 	}
 	s.mu.Unlock()
 	s.registry.mu.Lock()
-	_, isLive := s.registry.sessions[s]
-	delete(s.registry.sessions, s)
+	isLive := s.registry.sessions.remove(s)
 	s.registry.mu.Unlock()
 	if isLive {
 		s.onEnd(r)
@@ -280,7 +278,7 @@ func (s *Session) usage() Usage {
 	u := s.base
 	if s.relay != nil {
 		u = s.relay.Usage()
-		u.Up, u.Down = u.Up+s.base.Up, u.Down+s.base.Down
+		u.Up, u.Down, u.Commands = u.Up+s.base.Up, u.Down+s.base.Down, u.Commands+s.base.Commands
 	}
 	return u
 }
@@ -295,4 +293,33 @@ func (s *Session) reportBytes() {
 	if s.registry.cfg.OnBytes != nil && (up > 0 || down > 0) {
 		s.registry.cfg.OnBytes(up, down)
 	}
+}
+
+// activeTicks is how long after its last byte a spliced session counts as active.
+const activeTicks = uint32(time.Second / Tick)
+
+// Status returns what the session is doing. Of a spliced one only the bytes are seen.
+func (s *Session) Status() Status {
+	s.mu.Lock()
+	relay, u, mode := s.relay, s.usage(), s.info.Mode
+	s.mu.Unlock()
+	if reporter, ok := relay.(Reporter); ok {
+		return reporter.Status()
+	}
+	status := Status{Activity: event.Active, Survival: event.SurvivalNo, Obstacle: event.ObstacleSpliced}
+	switch {
+	case relay != nil && mode != event.ModeSplice:
+		status.Activity, status.Obstacle = event.Pinned, event.ObstaclePinned
+	case relay != nil && s.registry.Clock.Update()-u.LastByte > activeTicks:
+		status.Activity = event.Resting
+	}
+	return status
+}
+
+// Usage returns what all relays of the session have carried, and the time since the last byte.
+func (s *Session) Usage() (u Usage, silence time.Duration) {
+	s.mu.Lock()
+	u = s.usage()
+	s.mu.Unlock()
+	return u, max(Elapsed(s.registry.Clock.Update(), u.LastByte), 0)
 }

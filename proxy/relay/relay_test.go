@@ -17,6 +17,7 @@ type fakeRelay struct {
 	session      *Session
 	spliced      bool
 	stuck        bool
+	commands     uint64
 	up, down     atomic.Int64
 	lastByte     atomic.Uint32
 	ticks        atomic.Int64
@@ -41,7 +42,7 @@ func (f *fakeRelay) Abort(reason event.Reason) {
 }
 
 func (f *fakeRelay) Usage() Usage {
-	return Usage{Up: f.up.Load(), Down: f.down.Load(), LastByte: f.lastByte.Load(), Spliced: f.spliced}
+	return Usage{Commands: f.commands, Up: f.up.Load(), Down: f.down.Load(), LastByte: f.lastByte.Load(), Spliced: f.spliced}
 }
 
 func (f *fakeRelay) OnTick(uint32) { f.ticks.Add(1) }
@@ -200,7 +201,7 @@ func TestBytesAreReportedOnceAndAcrossRelays(t *testing.T) {
 		if n := up.Load(); n != 110 {
 			t.Errorf("%d bytes at rest", n)
 		}
-		s.Commands = 3
+		first.commands = 3
 		s.Detach(10)
 		s.Start(second)
 		second.relayBytes(15)
@@ -228,7 +229,7 @@ func TestSelectFindsSessions(t *testing.T) {
 			r.Add(Info{ID: fmt.Sprint(i), Backend: []string{"east", "west"}[i%2]}, func(Result) {})
 		}
 		var ids []string
-		for _, s := range r.Select(func(i *Info) bool { return i.Backend == "west" }) {
+		for _, s := range r.Select(Query{Backend: "west"}) {
 			ids = append(ids, s.Info().ID)
 		}
 		if slices.Sort(ids); !slices.Equal(ids, []string{"1", "3"}) {

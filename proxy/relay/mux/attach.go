@@ -105,6 +105,7 @@ func (x *exchange) retryTransient(timeout time.Duration, try func(h *holdTimer) 
 		if !isTransient(err) && !isLost(err) || remaining <= 0 || x.client.aborted.Load() || x.hub.ctx.Err() != nil {
 			return err
 		}
+		x.publish(newStatusWord(event.Waiting, event.SurvivalPause, ""))
 		if !errors.Is(err, errPaused) { // else awaitResume waits
 			_ = sleep.For(x.hub.ctx, min(wait+rand.N(wait), remaining))
 		}

@@ -28,11 +28,11 @@ type clientSide struct {
 	throttle        *throttle  // nil: unlimited
 	idle            *idleState // nil: not in IDLE
 	enabled         imap.Extensions
-	responsePartial bool   // the client has received the beginning of a response, but not its end
-	discardingInput bool   // the rest of the current command is discarded
-	wasParked       bool   // has been parked at least once
-	badCommands     uint8  // consecutive invalid commands, at most maxBadCommands+1
-	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
+	responsePartial bool          // the client has received the beginning of a response, but not its end
+	discardingInput bool          // the rest of the current command is discarded
+	wasParked       bool          // has been parked at least once
+	badCommands     uint8         // consecutive invalid commands, at most maxBadCommands+1
+	commandCount    atomic.Uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
 
 	stopReason atomic.Pointer[event.Reason] // nil: no stop requested
 	aborted    atomic.Bool                  // abort was called

@@ -102,7 +102,6 @@ func (s *session) unregister() {
 	}
 	s.hub.poller.Disarm(&s.client.ParkWaiter)
 	s.live.Deactivate(s)
-	s.live.Commands = uint64(s.client.commandCount)
 	s.upstream.backend.sessionCount.Add(-1)
 	s.hub.wg.Done()
 }

@@ -61,7 +61,7 @@ func (s *session) runCommands() error {
 		if s.client.idle != nil {
 			err = s.readDone(seg)
 		} else {
-			s.client.commandCount++
+			s.client.commandCount.Add(1)
 			s.client.throttleCommand()
 			err = s.runCommand(seg)
 		}
@@ -432,6 +432,7 @@ func (x *exchange) readReply() error {
 	if err := x.checkSilence(); err != nil {
 		return err
 	}
+	x.publishStatus()
 	return x.upstream.read()
 }
 

@@ -24,9 +24,11 @@ type exchange struct {
 	client      clientSide
 	upstream    upstreamSide
 	mailbox     *mailbox.Mailbox // nil: none selected
-	metricState event.State      // state under which the session is counted
-	wakeTimer   *time.Timer      // calls onWake; nil: never scheduled
-	wakeAt      time.Duration    // hub uptime at which wakeTimer fires, or has fired
+	board       statusBoard
+	published   statusWord    // the last one of board
+	metricState event.State   // state under which the session is counted
+	wakeTimer   *time.Timer   // calls onWake; nil: never scheduled
+	wakeAt      time.Duration // hub uptime at which wakeTimer fires, or has fired
 }
 
 // bindUpstream makes conn the session's lease.

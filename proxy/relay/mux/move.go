@@ -177,7 +177,7 @@ func (x *exchange) moveTo(ctx context.Context, to Location) error {
 	target.sessionCount.Add(1)
 	x.upstream.backend, x.upstream.account, x.upstream.moved = target, account, true
 	x.client.records.backend = target.name
-	x.live.SetLocation(target.name, login)
+	x.live.SetLocation(target.name, "", login)
 	if x.mailbox != nil {
 		x.mailbox.MoveElsewhere()
 	}

@@ -150,6 +150,7 @@ func (s *session) step() error {
 // commands are outstanding, the client otherwise. After a quiet period it parks the
 // session until either is readable.
 func (s *session) waitForInput() error {
+	s.publishStatus()
 	if s.client.idle != nil {
 		return s.park() // neither is expected to send soon
 	}
@@ -237,6 +238,7 @@ func (s *session) readReadable() error {
 func (s *session) Usage() relay.Usage {
 	u := relay.Usage{LastByte: s.client.LastByteTick()}
 	u.Up, u.Down = s.client.ByteCounts()
+	u.Commands = uint64(s.client.commandCount.Load())
 	if w := s.upstream.wire.Load(); w != nil && relay.Elapsed(w.LastByteTick(), u.LastByte) >= 0 {
 		u.LastByte = w.LastByteTick()
 	}

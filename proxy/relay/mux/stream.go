@@ -142,6 +142,7 @@ func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
 			return true, s.awaitReplies()
 		}
 		committed = true
+		s.publishStatus()
 		if seg, err = s.client.readSegment(); err != nil {
 			return true, err
 		}
