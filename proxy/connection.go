@@ -178,7 +178,7 @@ func (c *connection) admit(ctx context.Context, a *login.Attempt) error {
 }
 
 // relay registers the session, sends the tagged OK and starts the relay. Afterwards
-// relayedClient.end handles the end of the session.
+// relayedClient.OnEnd handles the end of the session.
 func (c *connection) relay(a *login.Attempt) {
 	c.releasePreauthSlot()
 	result := event.ResultAbandoned
@@ -235,11 +235,11 @@ func (c *connection) register(a *login.Attempt) {
 	if c.server.cfg.SessionGrace > 0 && !a.TokenExpiry.IsZero() {
 		expiresAt = a.TokenExpiry.Add(c.server.cfg.SessionGrace)
 	}
-	r := &relayedClient{server: c.server, limits: c.client.Limits, client: c.client.Record}
+	r := &relayedClient{server: c.server, limits: c.client.Limits, client: c.client.Record, mechanism: a.Login.Mechanism}
 	r.live = c.server.sessions.Add(relay.Info{
 		ID: c.client.Record.Session, User: c.up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
 		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
-	}, r.end)
+	}, r)
 	c.relayed = r
 	c.server.deps.Metrics.BeginSession(a.Mode)
 }

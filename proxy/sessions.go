@@ -20,14 +20,15 @@ import (
 
 // relayedClient is a client after its login: what the records of its session need.
 type relayedClient struct {
-	server *Server
-	limits *limit.Conn
-	client audit.Client
-	live   *relay.Session
+	server    *Server
+	limits    *limit.Conn
+	client    audit.Client
+	mechanism string // of the login
+	live      *relay.Session
 }
 
-// end records the end of a session and releases its slots. It is called once.
-func (c *relayedClient) end(r relay.Result) {
+// OnEnd implements relay.Owner: it records the end of a session and releases its slots.
+func (c *relayedClient) OnEnd(r relay.Result) {
 	srv, live := c.server, c.live.Info()
 	record := audit.Session{
 		User: live.User, Backend: live.Backend, Mode: live.Mode, Commands: r.Commands, Duration: time.Since(live.StartedAt),

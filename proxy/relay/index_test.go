@@ -19,7 +19,7 @@ func newTestSession(t testing.TB, r *Registry, n int) *Session {
 	return r.Add(Info{
 		ID: fmt.Sprint(n), User: user, Backend: []string{"east", "west"}[n%2], Address: fmt.Sprintf("127.0.0.%d:993", n%5), Mode: event.ModeResume,
 		Client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(n % 7), byte(n)}), 1),
-	}, func(Result) {})
+	}, OwnerFunc(func(Result) {}))
 }
 
 // Whatever is added, moved and ended, each query finds what a search of all sessions finds.
@@ -74,8 +74,8 @@ func TestEveryQueryFindsWhatASearchFinds(t *testing.T) {
 
 func TestAnIPv4NetworkIsFoundInEitherForm(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, r *Registry) {
-		r.Add(Info{Client: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1")}, func(Result) {})
-		r.Add(Info{Client: netip.MustParseAddrPort("[2001:db8::7]:1")}, func(Result) {})
+		r.Add(Info{Client: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1")}, OwnerFunc(func(Result) {}))
+		r.Add(Info{Client: netip.MustParseAddrPort("[2001:db8::7]:1")}, OwnerFunc(func(Result) {}))
 		for network, want := range map[string]int{"192.0.2.0/24": 1, "::ffff:192.0.2.0/120": 1, "2001:db8::/32": 1, "0.0.0.0/0": 1, "192.0.3.0/24": 0} {
 			if got := len(r.Select(Query{Client: netip.MustParsePrefix(network)})); got != want {
 				t.Errorf("%s: %d", network, got)

@@ -18,7 +18,7 @@ func (f *fakeMover) OnMove() { f.moves.Add(1) }
 func TestASessionMovesAndPauses(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, r *Registry) {
 		f := &fakeMover{}
-		f.session = r.Add(Info{Mode: event.ModeResume}, func(Result) {})
+		f.session = r.Add(Info{Mode: event.ModeResume}, OwnerFunc(func(Result) {}))
 		s := f.session
 		s.Start(f)
 		if !s.Move() || !s.IsLeaving() || s.Paused() != nil || f.moves.Load() != 1 {
@@ -59,7 +59,7 @@ func TestOnlySessionsInModeResumeMove(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, r *Registry) {
 		spliced, reused := &fakeRelay{spliced: true}, &fakeMover{}
 		spliced.start(r, Info{Mode: event.ModeSplice})
-		reused.session = r.Add(Info{Mode: event.ModeReuse}, func(Result) {})
+		reused.session = r.Add(Info{Mode: event.ModeReuse}, OwnerFunc(func(Result) {}))
 		reused.session.Start(reused)
 		pinned := &fakeRelay{spliced: true}
 		pinned.start(r, Info{Mode: event.ModeResume})
@@ -78,7 +78,7 @@ func TestAMoveBeforeStartApplies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, Config{}, func(t *testing.T, r *Registry) {
 				mover := &fakeMover{}
-				mover.session = r.Add(Info{Mode: event.ModeResume}, func(Result) {})
+				mover.session = r.Add(Info{Mode: event.ModeResume}, OwnerFunc(func(Result) {}))
 				if !ask(mover.session) {
 					t.Error("a session cannot move before its start")
 				}

@@ -135,9 +135,21 @@ func (r *Registry) Close() {
 	r.wg.Wait()
 }
 
-// Add registers a session, which has no relay yet. onEnd is called once, by Finish.
-func (r *Registry) Add(info Info, onEnd func(Result)) *Session {
-	s := &Session{info: info, registry: r, onEnd: onEnd, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
+// Owner is what the creator of a session knows about it.
+type Owner interface {
+	// OnEnd is called once, by Finish.
+	OnEnd(Result)
+}
+
+// OwnerFunc is an Owner that is only a function.
+type OwnerFunc func(Result)
+
+// OnEnd implements Owner.
+func (f OwnerFunc) OnEnd(r Result) { f(r) }
+
+// Add registers a session, which has no relay yet.
+func (r *Registry) Add(info Info, owner Owner) *Session {
+	s := &Session{info: info, registry: r, owner: owner, idleTimeout: r.cfg.IdleTimeout, idleReason: event.Idle}
 	s.place = place{info.Backend, info.Address}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -158,7 +170,7 @@ func (r *Registry) AbortAll(reason event.Reason) {
 type Session struct {
 	// Set once.
 	registry *Registry
-	onEnd    func(Result)
+	owner    Owner
 	seq      uint64 // order of Add; unique in the registry
 
 	place place // Guarded by registry.mu. Where the index has the session.
@@ -177,6 +189,9 @@ type Session struct {
 	endReason   event.Reason  // Guarded by mu. The reason of the first End or Abort; "": none.
 	ended       bool          // Guarded by mu. Finish was called.
 }
+
+// Owner returns the Owner that the session was added with.
+func (s *Session) Owner() Owner { return s.owner }
 
 // Info returns what identifies the session.
 func (s *Session) Info() Info {
@@ -254,7 +269,7 @@ func (s *Session) Finish(r Result) {
 	isLive := s.registry.sessions.remove(s)
 	s.registry.mu.Unlock()
 	if isLive {
-		s.onEnd(r)
+		s.owner.OnEnd(r)
 	}
 }
 

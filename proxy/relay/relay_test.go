@@ -56,7 +56,7 @@ func (f *fakeRelay) relayBytes(n int64) {
 // start adds a session to r that f relays.
 func (f *fakeRelay) start(r *Registry, info Info) *endedSession {
 	e := &endedSession{at: make(chan time.Time, 2)}
-	f.session = r.Add(info, func(result Result) { e.result = result; e.at <- time.Now() })
+	f.session = r.Add(info, OwnerFunc(func(result Result) { e.result = result; e.at <- time.Now() }))
 	f.lastByte.Store(r.Clock.Update())
 	f.session.Start(f)
 	return e
@@ -215,7 +215,7 @@ func TestBytesAreReportedOnceAndAcrossRelays(t *testing.T) {
 func TestEndBeforeStartApplies(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, r *Registry) {
 		f := &fakeRelay{}
-		f.session = r.Add(Info{}, func(Result) {})
+		f.session = r.Add(Info{}, OwnerFunc(func(Result) {}))
 		f.session.Abort(event.Drained)
 		if f.session.Start(f); len(f.ends) != 1 || r.Len() != 0 {
 			t.Errorf("ends %v", f.ends)
@@ -226,7 +226,7 @@ func TestEndBeforeStartApplies(t *testing.T) {
 func TestSelectFindsSessions(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, r *Registry) {
 		for i := range 4 {
-			r.Add(Info{ID: fmt.Sprint(i), Backend: []string{"east", "west"}[i%2]}, func(Result) {})
+			r.Add(Info{ID: fmt.Sprint(i), Backend: []string{"east", "west"}[i%2]}, OwnerFunc(func(Result) {}))
 		}
 		var ids []string
 		for _, s := range r.Select(Query{Backend: "west"}) {
@@ -250,11 +250,11 @@ func TestDrainEndsLongestSilentFirst(t *testing.T) {
 		var order []string
 		add := func(id string, spliced bool) *fakeRelay {
 			f := &fakeRelay{spliced: spliced}
-			f.session = r.Add(Info{ID: id}, func(Result) {
+			f.session = r.Add(Info{ID: id}, OwnerFunc(func(Result) {
 				mu.Lock()
 				order = append(order, id)
 				mu.Unlock()
-			})
+			}))
 			f.lastByte.Store(r.Clock.Update())
 			f.session.Start(f)
 			return f

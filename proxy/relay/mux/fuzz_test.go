@@ -102,7 +102,7 @@ func (f *fuzzRun) run(client []byte) []byte {
 	go f.serveAll()
 	gatewayEnd, clientEnd := f.socketPair()
 	ended := make(chan relay.Result, 2)
-	live := f.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: f.setup.mode}, func(r relay.Result) { ended <- r })
+	live := f.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: f.setup.mode}, relay.OwnerFunc(func(r relay.Result) { ended <- r }))
 	f.hub.Start(live, Client{Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Caps: account.Caps()}, account)
 	_, _ = clientEnd.Write(client)
 	_ = clientEnd.(*net.TCPConn).CloseWrite()

@@ -152,7 +152,7 @@ func (h *harness) logIn() *testClient {
 	}
 	gatewayEnd, clientEnd := h.socketPair()
 	c := &testClient{scriptedConn: newScriptedConn(clientEnd, splitters[cmp.Or(h.setup.split, "whole")]), results: make(chan relay.Result, 2)}
-	live := h.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: cmp.Or(h.setup.mode, event.ModeResume)}, func(r relay.Result) { c.results <- r })
+	live := h.deps.Sessions.Add(relay.Info{Backend: "stub", Mode: cmp.Or(h.setup.mode, event.ModeResume)}, relay.OwnerFunc(func(r relay.Result) { c.results <- r }))
 	c.session = h.hub.newSession(live, Client{
 		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Caps: h.hub.OfferedCaps("stub", account.Caps()), Quota: h.setup.quota,
 		LoginFromRoute: !h.setup.loginNotFromRoute,

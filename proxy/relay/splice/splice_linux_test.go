@@ -26,7 +26,7 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	client, front := testbed.TCPPair(t)
 	back, backend := testbed.TCPPair(t)
 	result := make(chan relay.Result, 1)
-	session := s.sessions.Add(relay.Info{}, func(r relay.Result) { result <- r })
+	session := s.sessions.Add(relay.Info{}, relay.OwnerFunc(func(r relay.Result) { result <- r }))
 	r := s.Start(session, Side{Conn: unpollableConn{front.(*net.TCPConn)}}, Side{Conn: back}, func() {})
 	// The other direction parks, and this one has had the time to try.
 	tried := func() bool { return s.poller.Len() == 1 && r.up.state.Load() == stateStopped }

@@ -101,7 +101,7 @@ func (b *harness) start(t testing.TB, s *Set, kind string, client, backend Side)
 	if strings.HasSuffix(kind, "-tls") {
 		backend.Conn, b.backend = tlsPair(t, parking.NewBufferedConn(backend.Conn.(*net.TCPConn)), b.backend)
 	}
-	b.session = s.sessions.Add(relay.Info{ExpiresAt: b.expiresAt}, func(r relay.Result) { b.result <- r })
+	b.session = s.sessions.Add(relay.Info{ExpiresAt: b.expiresAt}, relay.OwnerFunc(func(r relay.Result) { b.result <- r }))
 	b.relay = s.Start(b.session, client, backend, func() {})
 	return b
 }
@@ -465,7 +465,7 @@ func TestTheEndIsReportedAfterTheSocketsAreClosed(t *testing.T) {
 	backendEnd, backend := testbed.TCPPair(t)
 	slow := &slowConn{clientEnd, make(chan struct{}), make(chan struct{})}
 	b := &harness{result: make(chan relay.Result, 2)}
-	b.session = s.sessions.Add(relay.Info{}, func(r relay.Result) { b.result <- r })
+	b.session = s.sessions.Add(relay.Info{}, relay.OwnerFunc(func(r relay.Result) { b.result <- r }))
 	b.relay = s.Start(b.session, Side{Conn: slow}, Side{Conn: backendEnd}, func() {})
 	b.relay.End(event.Drained)
 	<-slow.closing
