@@ -240,6 +240,9 @@ func (c *connection) register(a *login.Attempt) {
 		ID: c.client.Record.Session, User: c.up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
 		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
 	}, r)
+	if !c.server.logins.Blocks.Until(c.up.User()).IsZero() { // since the route was looked up
+		r.live.End(event.Kicked)
+	}
 	c.relayed = r
 	c.server.deps.Metrics.BeginSession(a.Mode)
 }

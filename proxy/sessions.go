@@ -117,6 +117,21 @@ type SessionCount struct {
 // Registry returns the live sessions.
 func (s *Server) Registry() *relay.Registry { return s.sessions }
 
+// ClientOf returns the client of a session and the mechanism of its login.
+func (s *Server) ClientOf(live *relay.Session) (client audit.Client, mechanism string, ok bool) {
+	c, ok := live.Owner().(*relayedClient)
+	if !ok {
+		return audit.Client{}, "", false
+	}
+	return c.client, c.mechanism, true
+}
+
+// BlockUser refuses the logins of a user until a time.
+func (s *Server) BlockUser(user identity.User, until time.Time) { s.logins.Blocks.Add(user, until) }
+
+// BlockedUntil returns until when the logins of a user are refused; zero if they are not.
+func (s *Server) BlockedUntil(user identity.User) time.Time { return s.logins.Blocks.Until(user) }
+
 // SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
 // their route until they end or are moved, even if the route changes.
 func (s *Server) SessionsOf(user identity.User) (counts []SessionCount) {

@@ -19,7 +19,10 @@ var errNoRedis = fmt.Errorf("%w: no Redis is configured", ErrUnavailable)
 
 // errNotRedisSource rejects records of domains and the default if routes do not come from
 // Redis.
-var errNotRedisSource = errors.New("routing.source is not redis, so no gateway would read this record")
+var errNotRedisSource = fmt.Errorf("%w: routing.source is not redis, so no gateway would read it", ErrInvalidRecord)
+
+// ErrInvalidRecord means that gateways would reject a record, or never read it.
+var ErrInvalidRecord = errors.New("invalid record")
 
 // errHashUnknown means that the password is in Redis only, and Redis is down.
 var errHashUnknown = fmt.Errorf("%w: the password hash is not known here", ErrUnavailable)
@@ -113,7 +116,7 @@ func (r *Router) SetRecord(ctx context.Context, t Target, change map[string]stri
 	}
 	args, err := r.rules.planEdit(t, fields, change)
 	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+		return fmt.Errorf("%w: %s: %w", ErrInvalidRecord, key, err)
 	}
 	if err := redis.NewScript(writeScript).Run(ctx, r.store.rdb, []string{key}, args...).Err(); err != nil {
 		return writeError("write", key, err)

@@ -15,7 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
 	imapgate "imapgate/internal/gateway"
@@ -151,7 +151,7 @@ func (g *gateway) explain(user string) (x routing.Explanation) {
 }
 
 // limitStatus returns what counts for the limits of a user.
-func (g *gateway) limitStatus(user string) (s api.LimitStatus) {
+func (g *gateway) limitStatus(user string) (s legacy.LimitStatus) {
 	g.t.Helper()
 	g.query("/v1/limits", "who", user, &s)
 	return s

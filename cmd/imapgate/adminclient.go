@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"imapgate/internal/admin"
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/sanitize"
 )
 
@@ -28,7 +28,7 @@ const (
 
 var errNoAdmin = errors.New("the configuration has no admin address")
 
-func query[Request, Response any](ctx context.Context, admin admin.Settings, o api.Operation[Request, Response], request Request) (response Response, err error) {
+func query[Request, Response any](ctx context.Context, admin admin.Settings, o legacy.Operation[Request, Response], request Request) (response Response, err error) {
 	if admin.Address == "" {
 		return response, errNoAdmin
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/config"
 	"imapgate/internal/sanitize"
 	"imapgate/proxy"
@@ -35,7 +35,7 @@ The command asks the gateway through its admin address.`,
 			if err != nil {
 				return err
 			}
-			list, err := query(cmd.Context(), cfg.Admin, api.ListBackends, api.None{})
+			list, err := query(cmd.Context(), cfg.Admin, legacy.ListBackends, legacy.None{})
 			if err != nil {
 				return err
 			}

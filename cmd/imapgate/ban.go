@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/admin"
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/config"
 	"imapgate/internal/duration"
 	"imapgate/internal/gateway"
@@ -23,7 +23,7 @@ import (
 
 // runLimits executes an operation in Redis, whose changes all gateways apply, or without
 // Redis through the running gateway.
-func runLimits[Request, Response any](cmd *cobra.Command, operation api.Operation[Request, Response],
+func runLimits[Request, Response any](cmd *cobra.Command, operation legacy.Operation[Request, Response],
 	direct func(*gateway.LimitAdmin, context.Context, Request) (Response, error), request Request) (response Response, err error) {
 	cfg, err := config.Load(configFile(cmd))
 	if err != nil {
@@ -75,7 +75,7 @@ func newBanList() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List bans, soonest to expire first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := runLimits(cmd, api.ListBans, (*gateway.LimitAdmin).ListBans, api.None{})
+			all, err := runLimits(cmd, legacy.ListBans, (*gateway.LimitAdmin).ListBans, legacy.None{})
 			if err != nil {
 				return fmt.Errorf("list bans: %w", err)
 			}
@@ -84,7 +84,7 @@ func newBanList() *cobra.Command {
 	}
 }
 
-func formatBans(bans []api.Ban) string {
+func formatBans(bans []legacy.Ban) string {
 	if len(bans) == 0 {
 		return "no active bans\n"
 	}
@@ -101,7 +101,7 @@ func timeLeft(until time.Time) string {
 }
 
 func newBanAdd() *cobra.Command {
-	var request api.BanRequest
+	var request legacy.BanRequest
 	cmd := &cobra.Command{
 		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireOne("address or network"),
 		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. An existing
@@ -110,7 +110,7 @@ ban gets the new end.`,
   imapgate ban add 2001:db8::/32 --for 7d --note "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Subject = args[0]
-			b, err := runLimits(cmd, api.AddBan, (*gateway.LimitAdmin).AddBan, request)
+			b, err := runLimits(cmd, legacy.AddBan, (*gateway.LimitAdmin).AddBan, request)
 			if err != nil {
 				return fmt.Errorf("ban %s: %w", sanitize.Quote(request.Subject), err)
 			}
@@ -121,7 +121,7 @@ ban gets the new end.`,
 			return printResult(cmd, b, text)
 		},
 	}
-	request.Duration = api.Duration(24 * time.Hour)
+	request.Duration = legacy.Duration(24 * time.Hour)
 	cmd.Flags().Var(&request.Duration, "for", "how long, as 90m, 24h, 7d or 2w")
 	cmd.Flags().StringVar(&request.Note, "note", "", "a note for other operators, shown in the list of bans")
 	cmd.Flags().StringVar(&request.Note, "why", "", "the former name of --note")
@@ -136,7 +136,7 @@ func newBanDel() *cobra.Command {
 logins that caused it, so that the next wrong password does not cause a new ban.`,
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := runLimits(cmd, api.RemoveBans, (*gateway.LimitAdmin).RemoveBans, args[0])
+			l, err := runLimits(cmd, legacy.RemoveBans, (*gateway.LimitAdmin).RemoveBans, args[0])
 			if err != nil {
 				return fmt.Errorf("remove the ban of %s: %w", sanitize.Quote(args[0]), err)
 			}
@@ -166,7 +166,7 @@ where they are not known. Bans of addresses remain: see imapgate ban del.`,
 		Example: "  imapgate limits reset alice@example.org",
 		Args:    requireOne("user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			done, err := runLimits(cmd, api.ResetLimits, (*gateway.LimitAdmin).ResetLimits, args[0])
+			done, err := runLimits(cmd, legacy.ResetLimits, (*gateway.LimitAdmin).ResetLimits, args[0])
 			if err != nil {
 				return fmt.Errorf("reset the limits of %s: %w", sanitize.Quote(args[0]), err)
 			}
@@ -184,7 +184,7 @@ configuration the numbers cover all gateways, without it the running gateway.`,
   imapgate limits show 192.0.2.7`,
 		Args: requireOne("user or address"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := runLimits(cmd, api.ShowLimits, (*gateway.LimitAdmin).ShowLimits, args[0])
+			s, err := runLimits(cmd, legacy.ShowLimits, (*gateway.LimitAdmin).ShowLimits, args[0])
 			if err != nil {
 				return fmt.Errorf("show %s: %w", sanitize.Quote(args[0]), err)
 			}
@@ -194,7 +194,7 @@ configuration the numbers cover all gateways, without it the running gateway.`,
 }
 
 // formatLimits returns the status of a user or an address as a table.
-func formatLimits(l api.LimitStatus) string {
+func formatLimits(l legacy.LimitStatus) string {
 	var rows []string
 	row := func(name, form string, args ...any) { rows = append(rows, fmt.Sprintf(name+"\t"+form, args...)) }
 	row("limits of", "%s", sanitize.Quote(l.Subject))
@@ -233,7 +233,7 @@ func formatLimits(l api.LimitStatus) string {
 	return formatTable(rows)
 }
 
-func describeReason(b *api.Ban) string {
+func describeReason(b *legacy.Ban) string {
 	texts := map[string]string{
 		"failures": "too many failed logins", "neighbors": "too many banned networks nearby",
 		"merged": "merged with other bans", "operator": "by an operator",

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
@@ -110,12 +110,12 @@ func TestBansArePrintedAsJSON(t *testing.T) {
 	t.Parallel()
 	file, _ := gatewayConfig(t, fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address)+noExemptNetworks)
 	runSteps(t, file, [][2]string{{"ban add 2001:db8::7 --json", `"network":"2001:db8::/64"`}})
-	var all []api.Ban
+	var all []legacy.Ban
 	got := imapgate(t, "", "ban", "list", "--json", "-c", file)
 	if err := json.Unmarshal([]byte(got.out), &all); err != nil || len(all) != 1 || all[0].Reason != "operator" || time.Until(all[0].Until) < 23*time.Hour {
 		t.Errorf("%+v: %v", got, err)
 	}
-	var s api.LimitStatus
+	var s legacy.LimitStatus
 	got = imapgate(t, "", "limits", "show", "2001:db8::1", "--json", "-c", file)
 	if err := json.Unmarshal([]byte(got.out), &s); err != nil || s.Ban == nil || len(s.Failures) != 6 {
 		t.Errorf("%+v: %v", got, err)

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/proxy"
 	"imapgate/proxy/relay/mux"
 )
@@ -20,7 +20,7 @@ func TestNumbersHaveSingularAndPlural(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	s := api.LimitStatus{Failures: []api.FailureCount{{Subject: "192.0.2.0/24", Window: "hour", Count: 1}}, Uploads: &api.UploadCount{Today: 1}}
+	s := legacy.LimitStatus{Failures: []legacy.FailureCount{{Subject: "192.0.2.0/24", Window: "hour", Count: 1}}, Uploads: &legacy.UploadCount{Today: 1}}
 	if table := formatLimits(s); !strings.Contains(table, "failed logins (1 hour)   1 / no limit from 192.0.2.0/24") || !strings.Contains(table, "1 byte (UTC)") {
 		t.Errorf("%s", table)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imapgate/internal/admin"
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/duration"
 	"imapgate/internal/event"
 	"imapgate/internal/sanitize"
@@ -52,7 +52,7 @@ there, until they end.`,
 
 // fetchExplanation requests the explanation of a running gateway on this machine.
 func fetchExplanation(ctx context.Context, admin admin.Settings, user string) (routing.Explanation, error) {
-	x, err := query(ctx, admin, api.ExplainRoute, user)
+	x, err := query(ctx, admin, legacy.ExplainRoute, user)
 	if err != nil {
 		return x, err
 	}
@@ -154,7 +154,7 @@ type sessionReport struct {
 // fetchSessionReport queries the gateway on this machine. A failure is part of the
 // report.
 func fetchSessionReport(ctx context.Context, t *routeCommand, x routing.Explanation) sessionReport {
-	list, err := query(ctx, t.cfg.Admin, api.ListSessions, t.user.String())
+	list, err := query(ctx, t.cfg.Admin, legacy.ListSessions, t.user.String())
 	if err == nil && list.User != t.user.String() { // another program listens there
 		err = fmt.Errorf("%s responded for another user", dialableAddress(t.cfg.Admin.Address))
 	}

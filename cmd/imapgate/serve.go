@@ -130,10 +130,14 @@ func runUntilSignal(ctx context.Context, g *gateway.Gateway, signals <-chan os.S
 	done := make(chan error, 1)
 	go runAndReport(ctx, g, done)
 
+	draining := g.Draining()
 	for {
 		select {
 		case err := <-done:
 			return err
+		case <-draining:
+			draining = nil
+			drain()
 		case s := <-signals:
 			switch {
 			case s == syscall.SIGHUP:

@@ -1,18 +1,19 @@
 package admin
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/identity"
 )
 
@@ -25,12 +26,13 @@ const (
 	maxGuessers = 1024
 )
 
-// accessFilter is the access control of the admin address.
+// accessFilter is the access control of the admin listeners.
 type accessFilter struct {
 	// Set once.
-	endpoints   map[string]endpoint
-	token       identity.Secret
-	tokenless   bool // reads need no token
+	paths       map[string]endpoint // besides those of api
+	api         http.Handler        // everything under apiPrefix
+	tokens      *Tokens
+	onRefusal   func(caller api.Caller, request string) // a viewer tries to change something
 	hostNames   []string
 	crossOrigin *http.CrossOriginProtection
 
@@ -40,17 +42,19 @@ type accessFilter struct {
 	windowStart time.Time            // start of the window
 }
 
-func newAccessFilter(cfg Settings, endpoints map[string]endpoint) *accessFilter {
-	g := &accessFilter{endpoints: endpoints, token: cfg.Token, tokenless: cfg.Token.IsZero(), hostNames: []string{"localhost"}, guesses: make(map[netip.Prefix]int),
-		crossOrigin: http.NewCrossOriginProtection()}
+func newAccessFilter(cfg Settings, deps Deps) *accessFilter {
+	a := &accessFilter{
+		paths: newEndpoints(deps), api: newAPI(deps.API), tokens: deps.Tokens, onRefusal: deps.OnRefusal,
+		hostNames: []string{"localhost"}, guesses: make(map[netip.Prefix]int), crossOrigin: http.NewCrossOriginProtection(),
+	}
 	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {
-		g.hostNames = append(g.hostNames, host)
+		a.hostNames = append(a.hostNames, host)
 	}
 	if hostname, err := os.Hostname(); err == nil {
 		short, _, _ := strings.Cut(hostname, ".")
-		g.hostNames = append(g.hostNames, hostname, short)
+		a.hostNames = append(a.hostNames, hostname, short)
 	}
-	return g
+	return a
 }
 
 // ServeHTTP implements http.Handler. The cheapest checks, and those that reveal
@@ -65,53 +69,96 @@ func (a *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cache-Control", "no-store")
-	endpoint, found := a.endpoints[r.URL.Path]
-	change := endpoint.changes[r.Method]
-	isRead := r.Method == http.MethodGet || r.Method == http.MethodHead
+	endpoint, found := a.paths[r.URL.Path]
+	isAPI := isAPIPath(r.URL)
 	switch {
-	case !a.isOwnHost(r.Host):
+	case conn.peer() == "" && !a.isOwnHost(r.Host):
 		writeText(w, http.StatusMisdirectedRequest, "this server does not have that name")
-	case !isRead && change == nil:
+	case !isRead(r) && (isAPI && !isAPIMethod(r.Method) || !isAPI && endpoint.changes[r.Method] == nil):
 		h.Set("Allow", endpoint.allowedMethods())
 		writeText(w, http.StatusMethodNotAllowed, "only "+endpoint.allowedMethods())
-	case r.Method != http.MethodPost && r.ContentLength != 0, r.ContentLength > maxBody: // also -1, a chunked body
+	case hasUnwantedBody(r, isAPI):
 		h.Set("Connection", "close")
-		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large; only POST may have one")
+		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large, or this method has none")
 	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
 		endpoint.get(w, r)
 	default:
-		if status := a.authenticate(r); status != http.StatusOK {
+		caller, status := a.authenticate(r)
+		if status != http.StatusOK {
 			h.Set("WWW-Authenticate", "Bearer")
 			writeText(w, status, http.StatusText(status))
-		} else if !found {
-			writeText(w, http.StatusNotFound, "not found; the paths are "+strings.Join(slices.Sorted(maps.Keys(a.endpoints)), ", "))
-		} else if !conn.acquireRequestSlot() {
+			return
+		}
+		r = r.WithContext(api.WithCaller(r.Context(), caller))
+		switch {
+		case !found && !isAPI:
+			writeText(w, http.StatusNotFound, "not found; the paths are "+strings.Join(slices.Sorted(maps.Keys(a.paths)), ", ")+" and those in "+pathOpenAPI)
+		case !isRead(r) && !a.mayChange(w, r, caller):
+		case !conn.acquireRequestSlot():
 			h.Set("Retry-After", "1")
 			writeText(w, http.StatusServiceUnavailable, "too many requests in progress")
-		} else if isRead {
-			endpoint.get(w, r)
-		} else {
-			a.serveChange(w, r, change)
+		default:
+			a.serve(w, r, endpoint, isAPI)
 		}
 	}
 }
 
-// serveChange handles a request that changes something. It refuses requests of other
-// sites' web pages: a browser does not send our token on its own, nor JSON without a
-// preflight request.
-func (a *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, change http.HandlerFunc) {
-	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+func isRead(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
+
+// isAPIMethod reports whether an operation of the API may change something by this method.
+func isAPIMethod(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodDelete
+}
+
+// isAPIPath reports whether a path may be one of the API. Its paths match exactly: package
+// http would redirect others.
+func isAPIPath(u *url.URL) bool {
+	return strings.HasPrefix(u.Path, apiPrefix) && path.Clean(u.Path) == u.Path
+}
+
+// hasUnwantedBody reports whether a request has a body where none is expected, or a larger one.
+// A length of -1 is that of a chunked body, which only the API bounds as it reads.
+func hasUnwantedBody(r *http.Request, isAPI bool) bool {
 	switch {
-	case a.tokenless:
-		writeText(w, http.StatusForbidden, "changes need a token: set admin.token_file")
-	case a.crossOrigin.Check(r) != nil:
-		writeText(w, http.StatusForbidden, "this request comes from another site")
-	case r.Method == http.MethodPost && !strings.EqualFold(strings.TrimSpace(mediaType), "application/json"):
-		writeText(w, http.StatusUnsupportedMediaType, "only application/json")
+	case isAPI && (r.Method == http.MethodPost || r.Method == http.MethodPut):
+		return r.ContentLength > api.MaxImport
+	case r.Method == http.MethodPost:
+		return r.ContentLength > maxBody
+	}
+	return r.ContentLength != 0
+}
+
+func (a *accessFilter) serve(w http.ResponseWriter, r *http.Request, e endpoint, isAPI bool) {
+	switch {
+	case isAPI:
+		a.api.ServeHTTP(w, r)
+	case isRead(r):
+		e.get(w, r)
 	default:
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		change(w, r)
+		e.changes[r.Method](w, r)
 	}
+}
+
+// mayChange reports whether a request may change something, and refuses it otherwise. It
+// refuses requests of other sites' web pages: a browser does not send our token on its own,
+// nor JSON without a preflight request.
+func (a *accessFilter) mayChange(w http.ResponseWriter, r *http.Request, caller api.Caller) bool {
+	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	switch {
+	case caller.Name == "":
+		writeText(w, http.StatusForbidden, "changes need a token: set admin.token_file or admin.tokens_file, or use the admin socket")
+	case caller.Role != api.Operator:
+		a.onRefusal(caller, r.Method+" "+r.URL.Path)
+		writeText(w, http.StatusForbidden, "a viewer may only read")
+	case a.crossOrigin.Check(r) != nil:
+		writeText(w, http.StatusForbidden, "this request comes from another site")
+	case r.Method != http.MethodDelete && !strings.EqualFold(strings.TrimSpace(mediaType), "application/json"):
+		writeText(w, http.StatusUnsupportedMediaType, "only application/json")
+	default:
+		return true
+	}
+	return false
 }
 
 // isOwnHost reports whether host is a name of this server. With DNS rebinding, a
@@ -127,22 +174,24 @@ func (a *accessFilter) isOwnHost(host string) bool {
 	return slices.ContainsFunc(a.hostNames, func(name string) bool { return name != "" && strings.EqualFold(host, name) })
 }
 
-// authenticate returns 200, 401 without a valid token, or 429 for more wrong ones
-// than allowed. A correct token is always accepted: all of loopback is one address,
+// authenticate returns the caller, and 200, 401 without a valid token, or 429 for more wrong
+// ones than allowed. A correct token is always accepted: all of loopback is one address,
 // and any process there could lock the operator out. Guessing despite the 429 is
-// hopeless: a token has at least 16 characters.
-func (a *accessFilter) authenticate(r *http.Request) int {
-	if a.tokenless {
-		return http.StatusOK
+// hopeless: a token has at least 16 characters. If there are no tokens, every client is a
+// viewer without a name.
+func (a *accessFilter) authenticate(r *http.Request) (api.Caller, int) {
+	if peer := connOf(r).peer(); peer != "" {
+		return api.Caller{Name: peer, Role: api.Operator}, http.StatusOK
+	}
+	if !a.tokens.exist() {
+		return api.Caller{Role: api.Viewer}, http.StatusOK
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return http.StatusUnauthorized // no token, so not a guess
+		return api.Caller{}, http.StatusUnauthorized // no token, so not a guess
 	}
-	// Hashes have equal lengths, so the time does not reveal the token's length.
-	sum, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(a.token.Reveal()))
-	if subtle.ConstantTimeCompare(sum[:], want[:]) == 1 {
-		return http.StatusOK
+	if caller, ok := a.tokens.find(token); ok {
+		return caller, http.StatusOK
 	}
 	prefix := clientNet(r.RemoteAddr)
 	a.mu.Lock()
@@ -155,10 +204,10 @@ func (a *accessFilter) authenticate(r *http.Request) int {
 		prefix = netip.Prefix{}
 	}
 	if a.guesses[prefix] >= maxGuesses {
-		return http.StatusTooManyRequests
+		return api.Caller{}, http.StatusTooManyRequests
 	}
 	a.guesses[prefix]++
-	return http.StatusUnauthorized
+	return api.Caller{}, http.StatusUnauthorized
 }
 
 // clientNet returns the network under which a client is counted: an IPv4 address, or

@@ -1,6 +1,6 @@
-// Package admin is the HTTP server for operators: metrics, health, route
-// explanations, live sessions, limits and bans. GET changes nothing; changes of bans
-// need the token, even where reads do not.
+// Package admin is the HTTP server for operators: the API of package api, metrics and health,
+// on an address and on a Unix socket. GET changes nothing; changes need a token with the role
+// operator, or the socket, even where reads need none.
 //
 // It protects itself against web pages that make the operator's browser send
 // requests under a foreign name, guessed tokens, slow and large requests, and
@@ -12,11 +12,15 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -25,6 +29,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/listen"
 )
 
@@ -45,27 +50,34 @@ const (
 
 // Deps are the sources of the content.
 type Deps struct {
+	Version string
+	Tokens  *Tokens
+	TLS     func() *tls.Config // of the address; nil: HTTP
 	Metrics http.Handler
 	Ready   func() error // returns nil while new clients are accepted
-	// Operations are those of package api that this gateway executes.
-	Operations []api.Endpoint
+	// OnRefusal is called when a viewer tries to change something.
+	OnRefusal func(caller api.Caller, request string)
+	API       []api.Endpoint
+	Legacy    []legacy.Endpoint // of package legacy
 }
 
-// Server is the HTTP server of the admin address.
+// Server is the HTTP server of the admin address and the admin socket.
 type Server struct {
 	// Set once.
 	cfg         Settings
+	tls         func() *tls.Config
 	log         *zap.Logger
 	filter      *accessFilter
 	http        *http.Server
-	tcpListener *net.TCPListener // set by Listen
-	listener    net.Listener     // tcpListener with a bound on connections
-	released    atomic.Bool      // set by ReleaseAddress
+	tcpListener *net.TCPListener   // of the address; nil for none. Set by Listen.
+	socket      *socket            // nil for none. Set by Listen.
+	listeners   []*boundedListener // of both
+	released    atomic.Bool        // set by ReleaseAddress
 }
 
 // New creates a Server.
 func New(cfg Settings, deps Deps, log *zap.Logger) *Server {
-	s := &Server{cfg: cfg, log: log, filter: newAccessFilter(cfg, newEndpoints(deps))}
+	s := &Server{cfg: cfg, tls: deps.TLS, log: log, filter: newAccessFilter(cfg, deps)}
 	s.http = &http.Server{
 		Handler:           s.filter,
 		ReadHeaderTimeout: headerTimeout,
@@ -83,31 +95,80 @@ func New(cfg Settings, deps Deps, log *zap.Logger) *Server {
 	return s
 }
 
-// Listen opens the address.
+// Listen opens the address and the socket.
 func (s *Server) Listen() error {
-	var err error
-	if s.tcpListener, err = listen.TCP(s.cfg.Address); err != nil {
-		return fmt.Errorf("listen for admin: %w", err)
+	if s.cfg.Address != "" {
+		tcp, err := listen.TCP(s.cfg.Address)
+		if err != nil {
+			return fmt.Errorf("listen for admin: %w", err)
+		}
+		s.tcpListener = tcp
+		s.listeners = append(s.listeners, newBoundedListener(tcp))
 	}
-	s.listener = newBoundedListener(s.tcpListener)
+	return s.openSocket()
+}
+
+// openSocket opens the socket. The one of the default path needs a directory, which a service
+// manager makes.
+func (s *Server) openSocket() error {
+	if s.cfg.Socket == "" {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Dir(s.cfg.Socket)); s.cfg.SocketIsDefault && err != nil {
+		s.log.Info("no admin socket: its directory does not exist", zap.String("socket", s.cfg.Socket))
+		return nil
+	}
+	opened, err := listenSocket(s.cfg.Socket, s.log)
+	switch {
+	case err != nil && s.cfg.SocketIsDefault:
+		s.log.Warn("no admin socket", zap.Error(err))
+		return nil
+	case err != nil:
+		return &SocketError{fmt.Errorf("admin socket: %w", err)}
+	}
+	s.socket = opened
+	s.listeners = append(s.listeners, newBoundedListener(opened))
 	return nil
 }
 
-// Addr returns the listening address, after Listen.
-func (s *Server) Addr() net.Addr { return s.tcpListener.Addr() }
+// SocketError is an error of Listen about the socket.
+type SocketError struct{ Err error }
 
-// Close closes the listener of a Server whose Serve was not called.
-func (s *Server) Close() error {
-	if s.listener == nil {
+func (e *SocketError) Error() string { return e.Err.Error() }
+func (e *SocketError) Unwrap() error { return e.Err }
+
+// Addr returns the listening address, after Listen; nil for none.
+func (s *Server) Addr() net.Addr {
+	if s.tcpListener == nil {
 		return nil
 	}
-	return s.listener.Close()
+	return s.tcpListener.Addr()
 }
 
-// ReleaseAddress closes the listener as soon as another process listens on the
+// SocketPath returns the path of the socket, after Listen; "" for none.
+func (s *Server) SocketPath() string {
+	if s.socket == nil {
+		return ""
+	}
+	return s.socket.path
+}
+
+// Close closes the listeners of a Server whose Serve was not called.
+func (s *Server) Close() (err error) {
+	for _, l := range s.listeners {
+		err = errors.Join(err, l.Close())
+	}
+	return err
+}
+
+// ReleaseAddress closes the listeners as soon as another process listens on the
 // address, or at once if that cannot be determined. It is for a process that drains.
-// It returns after that, or with ctx.
+// It returns after that, or with ctx. Without an address it keeps the socket, which the next
+// process replaces.
 func (s *Server) ReleaseAddress(ctx context.Context) {
+	if s.tcpListener == nil {
+		return
+	}
 	ticker := time.NewTicker(sharedPollInterval)
 	defer ticker.Stop()
 	for {
@@ -123,36 +184,54 @@ func (s *Server) ReleaseAddress(ctx context.Context) {
 	}
 	s.released.Store(true)
 	s.http.SetKeepAlivesEnabled(false) // clients of this server connect to the other one next
-	_ = s.listener.Close()             // Serve notices
+	_ = s.listeners[0].Close()         // Serve notices
 	s.log.Info("admin address released", zap.Stringer("address", s.Addr()))
 }
 
 // Serve serves until ctx is done, which is not an error. Listen must come first.
 func (s *Server) Serve(ctx context.Context) error {
-	served := make(chan error, 1)
-	go s.runServer(served)
-	select {
-	case err := <-served:
-		if !s.released.Load() {
-			return fmt.Errorf("admin: %w", err) // the listener failed; nothing else ends it
-		}
-		<-ctx.Done()
-	case <-ctx.Done():
+	served := make(chan error, len(s.listeners))
+	for _, l := range s.listeners {
+		go s.serveListener(l, served)
 	}
+	running := len(s.listeners)
+	for running > 0 && ctx.Err() == nil {
+		select {
+		case err := <-served:
+			running--
+			if !s.released.Load() {
+				return fmt.Errorf("admin: %w", err) // the listener failed; nothing else ends it
+			}
+		case <-ctx.Done():
+		}
+	}
+	<-ctx.Done()
 	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if s.http.Shutdown(shutdownCtx) != nil {
 		_ = s.http.Close() // closes answers that the clients do not read
 	}
-	<-served
+	for ; running > 0; running-- {
+		<-served
+	}
 	return nil
 }
 
-// runServer runs as a goroutine; it ends when the server is shut down or its
+// serveListener runs as a goroutine; it ends when the server is shut down or the
 // listener is closed or fails.
-func (s *Server) runServer(served chan<- error) {
-	served <- s.http.Serve(s.listener)
-	close(served)
+func (s *Server) serveListener(l *boundedListener, served chan<- error) {
+	if s.tls == nil || s.socket != nil && l.Listener == s.socket {
+		served <- s.http.Serve(l)
+		return
+	}
+	served <- s.http.Serve(tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: s.tlsForHTTP}))
+}
+
+// tlsForHTTP returns the configuration of the address, which is made for IMAP, for HTTP.
+func (s *Server) tlsForHTTP(*tls.ClientHelloInfo) (*tls.Config, error) {
+	config := s.tls().Clone()
+	config.NextProtos = []string{"http/1.1"}
+	return config, nil
 }
 
 // Paths. Health and readiness need no token, because load balancers have none; they
@@ -161,6 +240,9 @@ const (
 	pathMetrics = "/metrics"
 	pathHealth  = "/healthz"
 	pathReady   = "/readyz"
+
+	apiPrefix   = "/api/"
+	pathOpenAPI = "/api/openapi.json"
 )
 
 // endpoint has the handlers of a path.
@@ -181,7 +263,7 @@ func newEndpoints(d Deps) map[string]endpoint {
 		pathHealth:  {get: func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") }},
 		pathReady:   {get: d.serveReady},
 	}
-	for _, o := range d.Operations {
+	for _, o := range d.Legacy {
 		e := all[o.Path]
 		if o.Method == http.MethodGet {
 			e.get = o.Serve

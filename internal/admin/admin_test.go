@@ -19,7 +19,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/identity"
 	"imapgate/routing"
 )
@@ -36,24 +36,34 @@ func testDeps(notReady *atomic.Bool) Deps {
 			}
 			return nil
 		},
-		Operations: []api.Endpoint{
-			api.Handle(api.ExplainRoute, func(_ context.Context, name string) (routing.Explanation, error) {
+		Legacy: []legacy.Endpoint{
+			legacy.Handle(legacy.ExplainRoute, func(_ context.Context, name string) (routing.Explanation, error) {
 				u, err := parseName(name)
 				return routing.Explanation{User: u.String()}, err
 			}),
-			api.Handle(api.ListSessions, func(_ context.Context, name string) (api.SessionList, error) {
+			legacy.Handle(legacy.ListSessions, func(_ context.Context, name string) (legacy.SessionList, error) {
 				u, err := parseName(name)
-				return api.SessionList{User: u.String()}, err
+				return legacy.SessionList{User: u.String()}, err
 			}),
-			api.Handle(api.ListBackends, func(context.Context, api.None) (api.BackendList, error) { return api.BackendList{}, nil }),
+			legacy.Handle(legacy.ListBackends, func(context.Context, legacy.None) (legacy.BackendList, error) { return legacy.BackendList{}, nil }),
 		},
 	}
+}
+
+// newServer returns a server whose tokens are those of cfg.
+func newServer(cfg Settings, deps Deps) *Server {
+	tokens, err := OpenTokens(cfg)
+	if err != nil {
+		panic(err)
+	}
+	deps.Tokens = tokens
+	return New(cfg, deps, zap.NewNop())
 }
 
 func parseName(name string) (identity.User, error) {
 	u, err := identity.Canonicalize(name, "")
 	if err != nil {
-		err = fmt.Errorf("%w: invalid user name", api.ErrBadRequest)
+		err = fmt.Errorf("%w: invalid user name", legacy.ErrBadRequest)
 	}
 	return u, err
 }
@@ -86,7 +96,7 @@ func do(h http.Handler, req testRequest) *http.Response {
 func withToken(t testing.TB) http.Handler {
 	t.Helper()
 	cfg := Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}
-	return New(cfg, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	return newServer(cfg, testDeps(new(atomic.Bool))).filter
 }
 
 func TestForbiddenRequestsAreRefused(t *testing.T) {
@@ -140,7 +150,7 @@ func TestForbiddenRequestsAreRefused(t *testing.T) {
 
 func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
 	live := identity.NewLiveSecret(token)
-	h := New(Settings{Address: "127.0.0.1:9143", Token: live.Secret()}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	h := newServer(Settings{Address: "127.0.0.1:9143", Token: live.Secret()}, testDeps(new(atomic.Bool))).filter
 	if got := do(h, testRequest{target: "/v1/backends", token: token}); got.StatusCode != http.StatusOK {
 		t.Errorf("%d", got.StatusCode)
 	}
@@ -153,7 +163,7 @@ func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
 }
 
 func TestWithoutATokenEveryClientMayRead(t *testing.T) {
-	g := New(Settings{Address: "127.0.0.1:9143"}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	g := newServer(Settings{Address: "127.0.0.1:9143"}, testDeps(new(atomic.Bool))).filter
 	if got := do(g, testRequest{target: "/metrics"}); got.StatusCode != 200 {
 		t.Errorf("status %d", got.StatusCode)
 	}
@@ -193,7 +203,7 @@ func TestUntrackedAddressesShareOneGuessCount(t *testing.T) {
 	refused := 0
 	for i := range maxGuessers + 200 {
 		r.RemoteAddr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 1).String()
-		if g.authenticate(r) == http.StatusTooManyRequests {
+		if _, status := g.authenticate(r); status == http.StatusTooManyRequests {
 			refused++
 		}
 	}
@@ -234,7 +244,7 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 		if got.StatusCode != want {
 			t.Errorf("%s: status %d, want %d", target, got.StatusCode, want)
 		}
-		var response api.SessionList // an explanation has the user too
+		var response legacy.SessionList // an explanation has the user too
 		if want == 200 && (json.Unmarshal(body, &response) != nil || response.User != "alice@example.org") {
 			t.Errorf("%s: %s", target, body)
 		}
@@ -243,7 +253,7 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 
 func TestServingEndsWithItsContext(t *testing.T) {
 	var notReady atomic.Bool
-	s := New(Settings{Address: "127.0.0.1:0"}, testDeps(&notReady), zap.NewNop())
+	s := newServer(Settings{Address: "127.0.0.1:0"}, testDeps(&notReady))
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +303,7 @@ func startServing(t *testing.T, s *Server) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	s := New(Settings{Address: "127.0.0.1:0"}, testDeps(new(atomic.Bool)), zap.NewNop())
+	s := newServer(Settings{Address: "127.0.0.1:0"}, testDeps(new(atomic.Bool)))
 	startServing(t, s)
 
 	held := make([]net.Conn, 3*maxConns)

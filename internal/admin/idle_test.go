@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
 )
@@ -72,7 +71,7 @@ func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {
 			t.Run(name+", from "+from, func(t *testing.T) {
 				t.Parallel()
-				s := New(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+				s := newServer(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)))
 				// Longer than the test waits: only the new connection can end another.
 				s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = time.Hour, time.Hour, time.Hour
 				startServing(t, s)
@@ -93,7 +92,7 @@ func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 // connections.
 func TestBusiestNetworkLosesItsIdleConnections(t *testing.T) {
 	t.Parallel()
-	s := New(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+	s := newServer(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)))
 	startServing(t, s)
 	monitor := dialFrom(t, s, "127.0.0.2")
 	getOn(t, monitor, pathReady)
@@ -114,7 +113,7 @@ func TestActiveRequestKeepsItsSlotAndHealthIsAlwaysServed(t *testing.T) {
 		<-end
 		_, _ = io.WriteString(w, "measured\n") // the test reads it
 	})
-	s := New(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shows, zap.NewNop())
+	s := newServer(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shows)
 	startServing(t, s)
 	slow := make([]net.Conn, maxRequests)
 	for i := range slow {

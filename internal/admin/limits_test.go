@@ -11,43 +11,42 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/identity"
 )
 
 // fakeBans is a test's own list of bans.
-type fakeBans map[string]api.BanRequest
+type fakeBans map[string]legacy.BanRequest
 
 // server returns the handler of a server of this list.
 func (f fakeBans) server(token string) http.Handler {
-	deps := Deps{Metrics: http.NotFoundHandler(), Operations: []api.Endpoint{
-		api.Handle(api.ShowLimits, func(_ context.Context, who string) (api.LimitStatus, error) {
-			return api.LimitStatus{Subject: who}, nil
+	deps := Deps{Metrics: http.NotFoundHandler(), Legacy: []legacy.Endpoint{
+		legacy.Handle(legacy.ShowLimits, func(_ context.Context, who string) (legacy.LimitStatus, error) {
+			return legacy.LimitStatus{Subject: who}, nil
 		}),
-		api.Handle(api.ListBans, func(context.Context, api.None) (all []api.Ban, err error) {
+		legacy.Handle(legacy.ListBans, func(context.Context, legacy.None) (all []legacy.Ban, err error) {
 			for net, ban := range f {
-				all = append(all, api.Ban{Network: net, Note: ban.Note})
+				all = append(all, legacy.Ban{Network: net, Note: ban.Note})
 			}
 			return all, nil
 		}),
-		api.Handle(api.AddBan, func(_ context.Context, o api.BanRequest) (api.Ban, error) {
+		legacy.Handle(legacy.AddBan, func(_ context.Context, o legacy.BanRequest) (legacy.Ban, error) {
 			switch o.Subject {
 			case "nobody":
-				return api.Ban{}, fmt.Errorf("%w: that is no address", api.ErrBadRequest)
+				return legacy.Ban{}, fmt.Errorf("%w: that is no address", legacy.ErrBadRequest)
 			case "192.0.2.99":
-				return api.Ban{}, errors.New("Redis is down")
+				return legacy.Ban{}, errors.New("Redis is down")
 			}
 			f[o.Subject] = o
-			return api.Ban{Network: o.Subject}, nil
+			return legacy.Ban{Network: o.Subject}, nil
 		}),
-		api.Handle(api.RemoveBans, func(_ context.Context, who string) (api.RemovedBans, error) {
+		legacy.Handle(legacy.RemoveBans, func(_ context.Context, who string) (legacy.RemovedBans, error) {
 			delete(f, who)
-			return api.RemovedBans{Networks: []string{who}}, nil
+			return legacy.RemovedBans{Networks: []string{who}}, nil
 		}),
 	}}
-	return New(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, deps, zap.NewNop()).filter
+	return newServer(Settings{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, deps).filter
 }
 
 // sendChange sends a request that changes something, as an operator's program would;
@@ -70,10 +69,10 @@ const banBody = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
 func TestABanIsAddedListedAndRemoved(t *testing.T) {
 	l := fakeBans{}
 	g := l.server(token)
-	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != api.Duration(time.Hour) {
+	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != legacy.Duration(time.Hour) {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
 	}
-	var listed []api.Ban
+	var listed []legacy.Ban
 	w := sendChange(g, "GET", "", func(*http.Request) {})
 	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || len(listed) != 1 || listed[0].Note != "by hand" {
 		t.Fatalf("%v: %s", err, w.Body)
@@ -95,7 +94,7 @@ func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 			if w.Code != 400 || len(l) != 0 || !strings.Contains(w.Body.String(), "is not a duration") {
 				t.Errorf("%s: %d %s", text, w.Code, w.Body)
 			}
-		} else if w.Code != 200 || l["192.0.2.7"] != (api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(want), Note: "by hand"}) {
+		} else if w.Code != 200 || l["192.0.2.7"] != (legacy.BanRequest{Subject: "192.0.2.7", Duration: legacy.Duration(want), Note: "by hand"}) {
 			t.Errorf("%s: %d %s, %+v", text, w.Code, w.Body, l)
 		}
 	}

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,9 @@ func (b *boundedListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	c := &boundedConn{Conn: conn, listener: b, clientNet: clientNet(conn.RemoteAddr().String()), waitingSince: time.Now()}
+	if local, ok := conn.(*net.UnixConn); ok {
+		c.peerName = peerName(local)
+	}
 	for !b.addConn(c) {
 		select {
 		case <-b.slotFreed:
@@ -126,6 +130,7 @@ type boundedConn struct {
 	// Set once.
 	listener  *boundedListener
 	clientNet netip.Prefix
+	peerName  string // of a peer at the socket, which needs no token; else ""
 
 	// Guarded by the listener's mu.
 	waitingSince   time.Time // since it was opened, or its last request was served
@@ -195,12 +200,21 @@ func (c *boundedConn) markIdle() {
 	c.endRequest()
 }
 
+// peer returns who is at the other end of a connection to the socket; "" for other
+// connections.
+func (c *boundedConn) peer() string {
+	if c == nil {
+		return ""
+	}
+	return c.peerName
+}
+
 // connKey is the key of a request's connection in its context.
 type connKey struct{}
 
 // withConn is an http.Server's ConnContext.
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, c)
+	return context.WithValue(ctx, connKey{}, plainConn(c))
 }
 
 // connOf returns the connection of a request, or nil.
@@ -213,6 +227,14 @@ func connOf(r *http.Request) *boundedConn {
 // connection becomes idle, which is after the handler returns.
 func onStateChange(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
-		c.(*boundedConn).markIdle() // boundedListener returns no other type
+		plainConn(c).markIdle()
 	}
+}
+
+// plainConn returns the connection that boundedListener has returned, under TLS too.
+func plainConn(c net.Conn) *boundedConn {
+	if secured, ok := c.(*tls.Conn); ok {
+		c = secured.NetConn()
+	}
+	return c.(*boundedConn) // boundedListener returns no other type
 }

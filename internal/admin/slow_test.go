@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
 )
@@ -15,7 +14,7 @@ import (
 // Both requests send all but their last byte, and then wait.
 func TestASlowRequestIsEnded(t *testing.T) {
 	t.Parallel()
-	s := New(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+	s := newServer(Settings{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)))
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout = time.Second/5, time.Second/2
 	startServing(t, s)
 	slow := map[time.Duration]string{

@@ -100,6 +100,17 @@ func (h *health) recordProbe(err error, failed []string) {
 	}
 }
 
+// Health returns whether the latest exchanges have succeeded, and why not.
+func (c *Cluster) Health() (isUp bool, why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	isUp = c.health.state() == up
+	if !isUp && c.health.why != nil {
+		why = c.health.why.Error()
+	}
+	return isUp, why
+}
+
 // allowed reports whether Redis may be asked.
 func (c *Cluster) allowed(writes bool) bool {
 	c.mu.Lock()

@@ -176,6 +176,8 @@ func (c *Config) setDerived() {
 			c.Listeners[i].Name = c.Listeners[i].Address
 		}
 	}
+	_, named := c.positions["admin.socket"]
+	c.Admin.SocketIsDefault = !named
 	for name, b := range c.Backends {
 		b.Name = name
 		c.Backends[name] = b

@@ -43,8 +43,13 @@ func (s secrets) readAll(c *Config) {
 	if n := len(c.Admin.Token.Reveal()); n > 0 && n < minTokenLength {
 		s.add(adminTokenKey, "the token has fewer than %d characters", minTokenLength)
 	}
-	if c.Admin.Token.IsZero() && !isLoopback(c.Admin.Address) {
-		s.add("admin.address", "%s is not on loopback, so a token is needed: token_file or IMAPGATE_ADMIN_TOKEN", quote(c.Admin.Address))
+	if a := c.Admin; a.Address != "" && !isLoopback(a.Address) {
+		if a.Token.IsZero() && a.TokensFile == "" {
+			s.add("admin.address", "%s is not on loopback, so a token is needed: token_file, tokens_file or IMAPGATE_ADMIN_TOKEN", quote(a.Address))
+		}
+		if a.TLS == nil {
+			s.add("admin.address", "%s is not on loopback, so admin.tls is needed: tokens must not travel in the clear", quote(a.Address))
+		}
 	}
 }
 

@@ -83,6 +83,7 @@ const (
 	ViewInconsistent    Reason = "view_inconsistent"    // session bye: the mailbox changed in an impossible way
 	UpstreamLost        Reason = "upstream_lost"        // session bye: during a response, or with the outcome of a command unknown
 	UpstreamUnavailable Reason = "upstream_unavailable" // session bye: no new upstream in time
+	Kicked              Reason = "kicked"               // session bye: an operator ended it
 	LoginRevoked        Reason = "login_revoked"        // session bye: the backend no longer accepts the login
 )
 
@@ -199,6 +200,10 @@ const (
 	ActionBan         Action = "ban"          //
 	ActionUnban       Action = "unban"        //
 	ActionLimitsReset Action = "limits_reset" // the failed logins of a user are forgotten
+	ActionKick        Action = "kick"         // sessions are ended
+	ActionAddress     Action = "address"      // an address of a backend gets another state
+	ActionRoute       Action = "route"        // a route record is changed
+	ActionRefused     Action = "refused"      // a viewer tried to change something
 )
 
 // ReattachReason is why a session got another upstream.
@@ -393,5 +398,6 @@ const (
 	ObstacleWrite      Obstacle = "write"      // a command is in progress that must not be repeated
 	ObstacleResponse   Obstacle = "response"   // the client has received a part of a response
 	ObstacleView       Obstacle = "view"       // what the client knows of its mailbox is uncertain
+	ObstacleGateway    Obstacle = "gateway"    // the gateway itself ends
 	ObstacleCapability Obstacle = "capability" // the other backend lacks a capability
 )

@@ -11,8 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
@@ -61,6 +64,16 @@ type Gateway struct {
 	proxy       *proxy.Server
 	admin       *admin.Server // nil if disabled
 
+	instance  string // random; the id of this process
+	hostName  string
+	startedAt time.Time
+	drain     chan struct{} // closed by BeginDrain
+	drainOnce sync.Once
+
+	configMu sync.Mutex
+	config   configState // Guarded by configMu.
+	draining drainState  // Guarded by configMu.
+
 	hasRun      atomic.Bool // Run was called
 	isAccepting atomic.Bool // true from Run until the drain begins
 }
@@ -71,6 +84,11 @@ type Gateway struct {
 func Open(cfg *config.Config, o Options) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, version: o.Version, log: o.Log, metrics: metrics.New(o.Version), descriptors: descriptors.New(descriptors.Limit()),
+		instance: proxy.NewInstance(), startedAt: time.Now(), drain: make(chan struct{}),
+		config: configState{hash: hashFile(cfg.File()), loadedAt: time.Now()},
+	}
+	if name, err := os.Hostname(); err == nil {
+		g.hostName = name
 	}
 	if err := g.open(); err != nil {
 		g.Close()
@@ -91,22 +109,19 @@ func (g *Gateway) open() error {
 	if err := errors.Join(g.openRoutes(), g.openAuth()); err != nil {
 		return err
 	}
-	instance := proxy.NewInstance()
-	g.openBackends(instance)
+	g.openBackends(g.instance)
 	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
 		return err
 	}
-	g.proxy, err = proxy.New(g.proxyConfig(instance), proxy.Deps{
+	g.proxy, err = proxy.New(g.proxyConfig(g.instance), proxy.Deps{
 		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Sockets: g.descriptors, Audit: g.audit, Metrics: g.metrics, Log: g.log,
 	})
 	if err != nil {
 		return err
 	}
-	if g.cfg.Admin.Address != "" {
-		g.admin = admin.New(g.cfg.Admin, admin.Deps{
-			Metrics: g.metrics.Handler(), Ready: g.checkReady, Operations: g.operations(),
-		}, g.log)
+	if err := g.openAdmin(); err != nil {
+		return err
 	}
 	return g.listen()
 }
@@ -144,6 +159,13 @@ func (g *Gateway) Registry() *relay.Registry { return g.proxy.Registry() }
 // AdminAddr returns the address for operators, which must be enabled.
 func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }
 
+// id returns the id of this process, and name the gateway's name.
+func (g *Gateway) id() string   { return g.instance }
+func (g *Gateway) name() string { return g.hostName }
+
+// Draining is closed when an operator asks the gateway to drain.
+func (g *Gateway) Draining() <-chan struct{} { return g.drain }
+
 // logAddresses logs the addresses that the gateway listens on.
 func (g *Gateway) logAddresses() {
 	for name, addr := range g.Addrs() {
@@ -153,8 +175,11 @@ func (g *Gateway) logAddresses() {
 				zap.String("listener", name), zap.Stringer("address", addr))
 		}
 	}
-	if g.admin != nil {
+	if g.admin != nil && g.admin.Addr() != nil {
 		g.log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.AdminAddr()))
+	}
+	if g.admin != nil && g.admin.SocketPath() != "" {
+		g.log.Info("listening", zap.String("listener", "admin"), zap.String("socket", g.admin.SocketPath()))
 	}
 }
 
@@ -238,7 +263,11 @@ func (g *Gateway) listen() error {
 		return withListenerKey(g.cfg, err)
 	}
 	if g.admin != nil {
-		return config.WithKey("admin.address", g.admin.Listen())
+		err := g.admin.Listen()
+		if errors.As(err, new(*admin.SocketError)) {
+			return config.WithKey("admin.socket", err)
+		}
+		return config.WithKey("admin.address", err)
 	}
 	return nil
 }
@@ -293,6 +322,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 // beginDrain lets another gateway take over the admin address.
 func (g *Gateway) beginDrain(ctx context.Context) {
 	g.isAccepting.Store(false)
+	g.noteDrain()
 	if g.admin != nil {
 		g.admin.ReleaseAddress(ctx)
 	}

@@ -9,7 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
@@ -112,16 +112,16 @@ func newLimitAdmin(cfg *config.Config, gate *limit.Limiter) *LimitAdmin {
 	return &LimitAdmin{gate: gate, nameRules: cfg.Auth.NameRules, failures: cfg.Limits.Failures, exempt: cfg.Limits.ExemptNetworks}
 }
 
-func newBanEntry(b limit.Ban) api.Ban {
-	return api.Ban{
+func newBanEntry(b limit.Ban) legacy.Ban {
+	return legacy.Ban{
 		Network: b.Net.String(), Reason: string(b.Reason), Until: time.Now().Add(b.Remaining).UTC().Truncate(time.Second), Count: b.Count, Note: b.Note,
 	}
 }
 
 // ListBans returns all bans.
-func (l *LimitAdmin) ListBans(ctx context.Context, _ api.None) ([]api.Ban, error) {
+func (l *LimitAdmin) ListBans(ctx context.Context, _ legacy.None) ([]legacy.Ban, error) {
 	all, err := l.gate.Bans(ctx)
-	lines := make([]api.Ban, 0, len(all))
+	lines := make([]legacy.Ban, 0, len(all))
 	for _, b := range all {
 		lines = append(lines, newBanEntry(b))
 	}
@@ -129,16 +129,16 @@ func (l *LimitAdmin) ListBans(ctx context.Context, _ api.None) ([]api.Ban, error
 }
 
 // AddBan adds or replaces an operator's ban.
-func (l *LimitAdmin) AddBan(ctx context.Context, o api.BanRequest) (api.Ban, error) {
+func (l *LimitAdmin) AddBan(ctx context.Context, o legacy.BanRequest) (legacy.Ban, error) {
 	net, err := limit.ParseNet(o.Subject)
 	if err != nil {
-		return api.Ban{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
+		return legacy.Ban{}, fmt.Errorf("%w: %w", legacy.ErrBadRequest, err)
 	}
 	length := time.Duration(o.Duration)
 	if err := l.gate.Ban(ctx, net, length, o.Note); errors.Is(err, limit.ErrNetworkTooWide) || errors.Is(err, limit.ErrBanDuration) {
-		return api.Ban{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
+		return legacy.Ban{}, fmt.Errorf("%w: %w", legacy.ErrBadRequest, err)
 	} else if err != nil {
-		return api.Ban{}, err
+		return legacy.Ban{}, err
 	}
 	added := newBanEntry(limit.Ban{Net: net, Reason: event.BanOperator, Remaining: length, Count: 1, Note: o.Note})
 	for _, exempt := range l.exempt {
@@ -150,13 +150,13 @@ func (l *LimitAdmin) AddBan(ctx context.Context, o api.BanRequest) (api.Ban, err
 }
 
 // RemoveBans removes the bans of an address or a network.
-func (l *LimitAdmin) RemoveBans(ctx context.Context, subject string) (api.RemovedBans, error) {
+func (l *LimitAdmin) RemoveBans(ctx context.Context, subject string) (legacy.RemovedBans, error) {
 	net, err := limit.ParseNet(subject)
 	if err != nil {
-		return api.RemovedBans{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
+		return legacy.RemovedBans{}, fmt.Errorf("%w: %w", legacy.ErrBadRequest, err)
 	}
 	nets, err := l.gate.Unban(ctx, net)
-	done := api.RemovedBans{Networks: make([]string, 0, len(nets))}
+	done := legacy.RemovedBans{Networks: make([]string, 0, len(nets))}
 	for _, n := range nets {
 		done.Networks = append(done.Networks, n.String())
 	}
@@ -165,28 +165,28 @@ func (l *LimitAdmin) RemoveBans(ctx context.Context, subject string) (api.Remove
 
 // ShowLimits returns the status of an address, or of a user if subject is not an
 // address.
-func (l *LimitAdmin) ShowLimits(ctx context.Context, subject string) (api.LimitStatus, error) {
+func (l *LimitAdmin) ShowLimits(ctx context.Context, subject string) (legacy.LimitStatus, error) {
 	if a, err := netip.ParseAddr(subject); err == nil {
 		return l.showAddressLimits(ctx, a)
 	}
 	u, err := l.parseUser(subject)
 	if err != nil {
-		return api.LimitStatus{}, err
+		return legacy.LimitStatus{}, err
 	}
 	counts, err := l.gate.InspectUser(ctx, u)
 	if err != nil {
-		return api.LimitStatus{}, err
+		return legacy.LimitStatus{}, err
 	}
-	s := api.LimitStatus{Subject: u.String(), Sessions: counts.Sessions, Delay: counts.Delay, KnownNetworksOnly: counts.KnownOnly}
-	s.Failures = []api.FailureCount{
+	s := legacy.LimitStatus{Subject: u.String(), Sessions: counts.Sessions, Delay: counts.Delay, KnownNetworksOnly: counts.KnownOnly}
+	s.Failures = []legacy.FailureCount{
 		{Subject: u.String(), Window: "hour", Count: counts.Hour, Limit: l.failures.PerUserHour},
 		{Subject: u.String(), Window: "day", Count: counts.Day, Limit: l.failures.PerUserDay},
 	}
 	if counts.UploadsCounted {
-		s.Uploads = &api.UploadCount{Today: counts.Uploaded, Limit: counts.UploadLimit}
+		s.Uploads = &legacy.UploadCount{Today: counts.Uploaded, Limit: counts.UploadLimit}
 	}
 	for _, k := range counts.Known {
-		s.KnownNetworks = append(s.KnownNetworks, api.KnownNetwork{
+		s.KnownNetworks = append(s.KnownNetworks, legacy.KnownNetwork{
 			Network: k.Net.String(), Last: time.Now().Add(-k.Ago).UTC().Truncate(time.Second), Failures: k.Hour,
 		})
 	}
@@ -196,36 +196,36 @@ func (l *LimitAdmin) ShowLimits(ctx context.Context, subject string) (api.LimitS
 func (l *LimitAdmin) parseUser(name string) (user, error) {
 	u, err := l.nameRules.Canonicalize(name)
 	if err != nil {
-		return u, fmt.Errorf("%w: neither an address nor a valid user name", api.ErrBadRequest)
+		return u, fmt.Errorf("%w: neither an address nor a valid user name", legacy.ErrBadRequest)
 	}
 	return u, nil
 }
 
 // ResetLimits resets the failed logins of a user.
-func (l *LimitAdmin) ResetLimits(ctx context.Context, subject string) (api.LimitsReset, error) {
+func (l *LimitAdmin) ResetLimits(ctx context.Context, subject string) (legacy.LimitsReset, error) {
 	if _, err := limit.ParseNet(subject); err == nil {
-		return api.LimitsReset{}, fmt.Errorf("%w: an address is not a user; imapgate ban del resets its failed logins", api.ErrBadRequest)
+		return legacy.LimitsReset{}, fmt.Errorf("%w: an address is not a user; imapgate ban del resets its failed logins", legacy.ErrBadRequest)
 	}
 	u, err := l.parseUser(subject)
 	if err != nil {
-		return api.LimitsReset{}, err
+		return legacy.LimitsReset{}, err
 	}
-	return api.LimitsReset{User: u.String()}, l.gate.ResetUser(ctx, u)
+	return legacy.LimitsReset{User: u.String()}, l.gate.ResetUser(ctx, u)
 }
 
-func (l *LimitAdmin) showAddressLimits(ctx context.Context, a netip.Addr) (api.LimitStatus, error) {
+func (l *LimitAdmin) showAddressLimits(ctx context.Context, a netip.Addr) (legacy.LimitStatus, error) {
 	counts, err := l.gate.InspectAddress(ctx, a)
 	if err != nil {
-		return api.LimitStatus{}, err
+		return legacy.LimitStatus{}, err
 	}
-	s := api.LimitStatus{Subject: counts.AddrNet.String(), Exempt: counts.Exempt, Sessions: counts.Sessions, Delay: counts.Delay}
+	s := legacy.LimitStatus{Subject: counts.AddrNet.String(), Exempt: counts.Exempt, Sessions: counts.Sessions, Delay: counts.Delay}
 	if counts.Ban != nil {
 		line := newBanEntry(*counts.Ban)
 		s.Ban = &line
 	}
 	for _, t := range counts.Tiers {
-		s.Failures = append(s.Failures, api.FailureCount{Subject: t.Net.String(), Window: "minute", Count: t.Minute, Limit: t.PerMinute},
-			api.FailureCount{Subject: t.Net.String(), Window: "day", Count: t.Day, Limit: t.PerDay})
+		s.Failures = append(s.Failures, legacy.FailureCount{Subject: t.Net.String(), Window: "minute", Count: t.Minute, Limit: t.PerMinute},
+			legacy.FailureCount{Subject: t.Net.String(), Window: "day", Count: t.Day, Limit: t.PerDay})
 	}
 	return s, nil
 }

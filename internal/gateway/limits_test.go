@@ -9,7 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
@@ -47,7 +47,7 @@ func TestTooLongABanIsABadRequest(t *testing.T) {
 	}
 	d := newLimitAdmin(&config.Config{}, gate)
 	for _, length := range []time.Duration{0, -time.Hour, 11 * 365 * 24 * time.Hour} {
-		if _, err := d.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(length)}); !errors.Is(err, api.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
+		if _, err := d.AddBan(t.Context(), legacy.BanRequest{Subject: "192.0.2.7", Duration: legacy.Duration(length)}); !errors.Is(err, legacy.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
 			t.Errorf("a ban for %v: %v", length, err)
 		}
 	}
@@ -63,7 +63,7 @@ func TestCommandsWaitForASlowRedis(t *testing.T) {
 	defer store.Close()
 	redis.Freeze()
 	time.AfterFunc(time.Second, redis.Thaw)
-	if _, err := store.Limits.AddBan(t.Context(), api.BanRequest{Subject: "192.0.2.7", Duration: api.Duration(time.Hour)}); err != nil {
+	if _, err := store.Limits.AddBan(t.Context(), legacy.BanRequest{Subject: "192.0.2.7", Duration: legacy.Duration(time.Hour)}); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,26 +1,83 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
+	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/audit"
+	"imapgate/internal/config"
 	"imapgate/internal/event"
 )
 
 // operations returns what operators can ask of this gateway.
 func (g *Gateway) operations() []api.Endpoint {
+	return slices.Concat([]api.Endpoint{
+		api.ShowStatus.Handle(g.ShowStatus),
+		api.ListGateways.Handle(g.ListGateways),
+		api.ListSessions.Handle(g.ListSessions),
+		api.GetSession.Handle(g.GetSession),
+		api.EndSession.Handle(g.EndSession),
+		api.ShowUser.Handle(g.ShowUser),
+		api.KickUser.Handle(g.KickUser),
+		api.ShowConfig.Handle(g.ShowConfig),
+		api.Reload.Handle(g.APIReload),
+		api.BeginDrain.Handle(g.BeginDrain),
+		api.ShowDrain.Handle(g.ShowDrain),
+	}, g.limitEndpoints(), g.routeEndpoints())
+}
+
+// openAdmin creates the server for operators.
+func (g *Gateway) openAdmin() error {
+	if g.cfg.Admin.Address == "" && g.cfg.Admin.Socket == "" {
+		return nil
+	}
+	tokens, err := admin.OpenTokens(g.cfg.Admin)
+	if err != nil {
+		return config.WithKey("admin.tokens_file", err)
+	}
+	g.files.Add("admin.tokens_file", tokens)
+	deps := admin.Deps{
+		Version: g.version, Tokens: tokens, Metrics: g.metrics.Handler(), Ready: g.checkReady, OnRefusal: g.recordViewerRefused,
+		API: g.operations(), Legacy: g.legacyOperations(),
+	}
+	if g.files.admin != nil {
+		deps.TLS = g.files.admin.Config
+	}
+	g.admin = admin.New(g.cfg.Admin, deps, g.log)
+	return nil
+}
+
+// recordViewerRefused records that a viewer tried to change something.
+func (g *Gateway) recordViewerRefused(caller api.Caller, request string) {
+	g.recordAction(event.ActionRefused, caller.Name, request, errViewer)
+}
+
+var errViewer = errors.New("a viewer may only read")
+
+// recordAction records what an operator did.
+func (g *Gateway) recordAction(action event.Action, by, subject string, err error) {
+	record := audit.OperatorAction{Action: action, Operator: cmp.Or(by, "admin"), Subject: subject, Err: err}
+	g.logLostRecord(event.OperatorAction, g.audit.OperatorAction(&record))
+}
+
+// legacyOperations returns the operations under /v1.
+func (g *Gateway) legacyOperations() []legacy.Endpoint {
 	limits := newLimitAdmin(g.cfg, g.limits)
-	return []api.Endpoint{
-		api.Handle(api.ExplainRoute, forUser(g, g.routes.Explain)),
-		api.Handle(api.ListSessions, forUser(g, g.listSessions)),
-		api.Handle(api.ListBackends, g.listBackends),
-		api.Handle(api.ShowLimits, limits.ShowLimits),
-		api.Handle(api.ListBans, limits.ListBans),
-		api.Handle(api.ResetLimits, recorded(g, event.ActionLimitsReset, limits.ResetLimits)),
-		api.Handle(api.AddBan, recorded(g, event.ActionBan, limits.AddBan)),
-		api.Handle(api.RemoveBans, recorded(g, event.ActionUnban, limits.RemoveBans)),
+	return []legacy.Endpoint{
+		legacy.Handle(legacy.ExplainRoute, forUser(g, g.routes.Explain)),
+		legacy.Handle(legacy.ListSessions, forUser(g, g.listSessions)),
+		legacy.Handle(legacy.ListBackends, g.listBackends),
+		legacy.Handle(legacy.ShowLimits, limits.ShowLimits),
+		legacy.Handle(legacy.ListBans, limits.ListBans),
+		legacy.Handle(legacy.ResetLimits, recorded(g, event.ActionLimitsReset, limits.ResetLimits)),
+		legacy.Handle(legacy.AddBan, recorded(g, event.ActionBan, limits.AddBan)),
+		legacy.Handle(legacy.RemoveBans, recorded(g, event.ActionUnban, limits.RemoveBans)),
 	}
 }
 
@@ -30,7 +87,7 @@ func forUser[Response any](g *Gateway, call func(context.Context, user) Response
 	return func(ctx context.Context, name string) (response Response, err error) {
 		u, err := g.auth.Canonicalize(name)
 		if err != nil {
-			return response, fmt.Errorf("%w: invalid user name", api.ErrBadRequest)
+			return response, fmt.Errorf("%w: invalid user name", legacy.ErrBadRequest)
 		}
 		return call(ctx, u), nil
 	}
@@ -46,10 +103,10 @@ func recorded[Request, Response any](g *Gateway, action event.Action, call func(
 	}
 }
 
-func (g *Gateway) listSessions(_ context.Context, u user) api.SessionList {
-	return api.SessionList{User: u.String(), Sessions: g.proxy.SessionsOf(u)}
+func (g *Gateway) listSessions(_ context.Context, u user) legacy.SessionList {
+	return legacy.SessionList{User: u.String(), Sessions: g.proxy.SessionsOf(u)}
 }
 
-func (g *Gateway) listBackends(context.Context, api.None) (api.BackendList, error) {
-	return api.BackendList{Backends: g.proxy.Backends()}, nil
+func (g *Gateway) listBackends(context.Context, legacy.None) (legacy.BackendList, error) {
+	return legacy.BackendList{Backends: g.proxy.Backends()}, nil
 }

@@ -24,13 +24,19 @@ func (g *Gateway) RecordDrain(signal os.Signal) {
 // Reload is for SIGHUP: it reopens and reloads what it can while sessions continue,
 // and checks whether the configuration is still the one in use. Other files are
 // watched and need no signal.
-func (g *Gateway) Reload() {
+func (g *Gateway) Reload() { _, _ = g.reload("signal") }
+
+// reload is Reload for an operator. It returns the keys whose files have changed, and why the
+// new configuration is not in force.
+func (g *Gateway) reload(by string) (changed []string, failure error) {
 	const reread = "audit log, certificates, secrets"
 	g.audit.Reopen()
 	changed, filesErr := g.files.Reload()
-	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
-	g.recordSignal(event.ActionReload, err)
+	failure = errors.Join(g.checkConfigUnchanged(), filesErr)
+	err := joinLines(failure)
+	g.recordAction(event.ActionReload, by, "", err)
 	g.metrics.CountReload(err)
+	g.noteReload(err)
 	reloaded := event.ConfigReloaded
 	if err != nil {
 		reloaded = event.ConfigRejected
@@ -38,9 +44,10 @@ func (g *Gateway) Reload() {
 	g.logLostRecord(reloaded, g.audit.ConfigReloaded(reread, err))
 	if err != nil {
 		g.log.Warn("reloaded; some of the files' content is not in use", zap.String("reread", reread), zap.Error(err))
-		return
+		return changed, failure
 	}
 	g.log.Info("reloaded; the configuration is unchanged", zap.String("reread", reread), zap.Strings("changed", changed))
+	return changed, nil
 }
 
 // joinLines joins the lines of an error into one; nil stays nil.

@@ -33,6 +33,7 @@ type watchedFiles struct {
 	// Set once.
 	keys    fileKeys                   // of the listeners' certificates and CAs
 	server  *tlsconf.Server            // nil without TLS listeners
+	admin   *tlsconf.Server            // of the admin address; nil without TLS
 	clients map[string]*tlsconf.Client // by the key of the configuration block
 }
 
@@ -48,6 +49,15 @@ func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
 		} else {
 			f.server = server
 			f.Add("tls", server)
+		}
+	}
+	if pair := cfg.Admin.TLS; pair != nil {
+		server, err := tlsconf.NewServer(tlsconf.ServerSettings{MinVersion: "1.2", Certificates: []tlsconf.CertFiles{*pair}}, log)
+		if err != nil {
+			errs = append(errs, fileKeys{pair.Cert: adminTLSKey + ".cert", pair.Key: adminTLSKey + ".key"}.addKeys(adminTLSKey, err))
+		} else {
+			f.admin = server
+			f.Add(adminTLSKey, server)
 		}
 	}
 	for _, c := range clientBlocks(cfg) {
@@ -214,6 +224,8 @@ func certificateFileKeys(cfg *config.Config) fileKeys {
 	}
 	return keys
 }
+
+const adminTLSKey = "admin.tls"
 
 const directoryKey = "tls.certificate_dir"
 

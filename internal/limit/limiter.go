@@ -175,6 +175,14 @@ func (l *Limiter) share(limit, used int) int {
 	return max(1, used+(limit-used)/max(1, l.cluster.Gateways()))
 }
 
+// RedisHealth returns whether the latest exchanges with Redis have succeeded, and why not.
+func (l *Limiter) RedisHealth() (up bool, why string) {
+	if l.cluster == nil {
+		return false, ""
+	}
+	return l.cluster.Health()
+}
+
 // BanCount returns how many networks are banned, as far as this gateway knows.
 func (l *Limiter) BanCount() int { return l.bans.Len() }
 

@@ -64,6 +64,8 @@ type Connector struct {
 	refusedLog     *logaggregator.Aggregator // refused logins
 	unavailableLog *logaggregator.Aggregator // logins that failed because of the gateway or a backend
 
+	Blocks Blocks // users whose logins an operator has blocked
+
 	// Set before the first login.
 	MinDenialTime time.Duration // minimum time of a denial; New sets 200 ms
 	DenialJitter  time.Duration // maximum of its random addition; New sets 50 ms
@@ -224,6 +226,9 @@ func (c *Connector) resolveRoute(ctx context.Context, a *Attempt, id auth.Identi
 		return err
 	}
 	a.lookupRoute = a.Route
+	if !c.Blocks.Until(id.User()).IsZero() {
+		return fmt.Errorf("%w: after a kick", routing.ErrBlocked)
+	}
 	backend := deps.Backends[a.Route.Backend]
 	switch {
 	case backend == nil:

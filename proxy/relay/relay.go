@@ -112,6 +112,7 @@ type Registry struct {
 	mu       sync.Mutex
 	sessions index               // Guarded by mu.
 	lastSeq  uint64              // Guarded by mu. Session.seq of the latest session.
+	logins   meter               // Guarded by mu.
 	active   map[Ticker]*Session // Guarded by mu. Tickers with a goroutine, and their sessions.
 	parked   uint64              // Guarded by mu. Connections that have parked for the first time.
 	settled  bool                // Guarded by mu. A check each second has found no activity and no parking.
@@ -153,6 +154,7 @@ func (r *Registry) Add(info Info, owner Owner) *Session {
 	s.place = place{info.Backend, info.Address}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.logins.add(time.Now())
 	r.lastSeq++
 	s.seq = r.lastSeq
 	r.sessions.add(s)
@@ -187,6 +189,7 @@ type Session struct {
 	base        Usage         // Guarded by mu. Bytes of the relay before a Detach.
 	reported    Usage         // Guarded by mu. Bytes passed to Config.OnBytes.
 	endReason   event.Reason  // Guarded by mu. The reason of the first End or Abort; "": none.
+	endText     string        // Guarded by mu. Of EndWith.
 	ended       bool          // Guarded by mu. Finish was called.
 }
 
@@ -234,6 +237,24 @@ func (s *Session) End(reason event.Reason) {
 	if relay := s.requestEnd(reason); relay != nil {
 		relay.End(reason)
 	}
+}
+
+// EndWith is End with a text for the client, where the mode has a way to send it. The text is
+// what follows "* BYE ".
+func (s *Session) EndWith(reason event.Reason, text string) {
+	s.mu.Lock()
+	if s.endReason == "" {
+		s.endText = text
+	}
+	s.mu.Unlock()
+	s.End(reason)
+}
+
+// EndText returns the text of EndWith; "" for none.
+func (s *Session) EndText() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.endText
 }
 
 // Abort ends the session, whatever it is doing.

@@ -174,7 +174,7 @@ func (x *exchange) acquireAttachSlot(h *holdTimer) (*attachSlot, error) {
 		switch {
 		case x.client.aborted.Load():
 			slot.release()
-			return nil, stopError(*x.client.stopReason.Load())
+			return nil, x.stopError(*x.client.stopReason.Load())
 		case remaining <= 0:
 			slot.release()
 			return nil, errBusy

@@ -29,17 +29,23 @@ const (
 	byeDeleted     = "Mailbox has been deleted."
 	byeChanged     = "Mailbox has changed its identity, please reconnect."
 	byeMoved       = "[UNAVAILABLE] Mailbox has been moved, please reconnect."
+	byeKicked      = "[UNAVAILABLE] Session ended by an administrator."
 	byeRevoked     = "[UNAVAILABLE] Please log in again."
 	byeExpired     = "[EXPIRED] Token has expired, please log in again." // RFC 5530
 	byeProtocol    = "Too many or too long lines that are no commands."
 )
 
 // stopError returns the end of a session for a requested stop.
-func stopError(reason event.Reason) *relay.CloseError {
-	switch reason {
-	case event.Idle:
+func (x *exchange) stopError(reason event.Reason) *relay.CloseError {
+	text := x.live.EndText()
+	switch {
+	case text != "":
+		return &relay.CloseError{Reason: reason, Bye: text}
+	case reason == event.Kicked:
+		return &relay.CloseError{Reason: reason, Bye: byeKicked}
+	case reason == event.Idle:
 		return &relay.CloseError{Reason: reason, Bye: "Disconnected for inactivity."}
-	case event.TokenExpired:
+	case reason == event.TokenExpired:
 		return &relay.CloseError{Reason: reason, Bye: byeExpired}
 	}
 	return &relay.CloseError{Reason: reason, Bye: "[UNAVAILABLE] Server is going down."}

@@ -115,7 +115,7 @@ func (x *exchange) awaitResume(h *holdTimer) error {
 		case paused == nil:
 			return nil
 		case reason != nil:
-			return stopError(*reason)
+			return x.stopError(*reason)
 		case remaining <= 0 || x.hub.ctx.Err() != nil:
 			return errPaused
 		}

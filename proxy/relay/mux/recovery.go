@@ -28,7 +28,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	s.dropUpstream(lost)
 	switch {
 	case s.client.stopReason.Load() != nil:
-		return stopError(*s.client.stopReason.Load())
+		return s.stopError(*s.client.stopReason.Load())
 	case s.client.responsePartial:
 		return &relay.CloseError{Reason: event.UpstreamLost, Err: lost}
 	case !s.isResume && (s.mailbox != nil || idle || !s.upstream.outstanding.isEmpty()), s.upstream.pinReason != "", s.mailbox != nil && s.mailbox.IsDesynced():

@@ -134,7 +134,7 @@ func (s *session) step() error {
 		}
 	}
 	if reason := s.client.stopReason.Load(); reason != nil && (s.upstream.outstanding.isEmpty() || *reason == event.Idle) {
-		return stopError(*reason)
+		return s.stopError(*reason)
 	}
 	if err := s.runCommands(); err != nil {
 		return err

@@ -96,7 +96,7 @@ func (s *session) handOverUnparsable(err error) error {
 	case !ok:
 		return err
 	case s.client.stopReason.Load() != nil:
-		return stopError(*s.client.stopReason.Load())
+		return s.stopError(*s.client.stopReason.Load())
 	}
 	return s.handOver(event.PinResponse, append(unparsable.unsent, s.client.request.unsent...))
 }

@@ -1,6 +1,7 @@
-// Package api has the operations of the admin address: for each its address, its request
+// Package legacy has the operations under /v1 of the admin address, which package api replaces.
+// They stay for one release. Each has its address, its request
 // and its response. The server and the commands that query it share them.
-package api
+package legacy
 
 import (
 	"bytes"
