@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -24,8 +23,19 @@ import (
 // defaultConfig is the path that the packaged systemd unit uses.
 const defaultConfig = "/etc/imapgate.yaml"
 
-// errReported ends a command that has already printed its error.
-var errReported = errors.New("already reported")
+var (
+	// errReported ends a command that has already printed its error.
+	errReported = errors.New("already reported")
+	// errUsage is a mistake in the command line.
+	errUsage = errors.New("usage")
+)
+
+// Exit statuses.
+const (
+	exitFailed  = 1
+	exitUsage   = 2
+	exitPartial = 3 // some gateway did not answer, or refused
+)
 
 func main() {
 	os.Exit(run(context.Background(), newRoot()))
@@ -36,10 +46,33 @@ func run(ctx context.Context, root *cobra.Command) int {
 	switch {
 	case err == nil:
 		return 0
-	case !errors.Is(err, errReported):
-		fmt.Fprintln(root.ErrOrStderr(), "imapgate:", err)
+	case errors.Is(err, errPartial):
+		return exitPartial
+	case errors.Is(err, errReported):
+		return exitFailed
 	}
-	return 1
+	text, isUsage := strings.CutPrefix(err.Error(), errUsage.Error()+": ")
+	fmt.Fprintln(root.ErrOrStderr(), "imapgate:", text)
+	if isUsage || strings.HasPrefix(text, "unknown command") {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// withUsageErrors makes mistakes in the arguments of a command and its subcommands errUsage.
+func withUsageErrors(cmd *cobra.Command) *cobra.Command {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		withUsageErrors(sub)
+	}
+	return cmd
 }
 
 func newRoot() *cobra.Command {
@@ -55,11 +88,21 @@ Start with:  imapgate demo`,
 		SilenceErrors: true, // run prints them
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
+		return fmt.Errorf("%w: %w: see %s --help", errUsage, err, cmd.CommandPath())
 	})
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(newServe(), newCheck(), newDemo(), newRoute(), newBan(), newLimits(), newBackends(), newPasswd(), newAudit(), newVersion())
-	return root
+	root.AddGroup(&cobra.Group{ID: "gateway", Title: "The gateway:"}, &cobra.Group{ID: "operate", Title: "Running gateways:"}, &cobra.Group{ID: "users", Title: "Users and limits:"})
+	addGroup(root, "gateway", newServe(), newCheck(), newDemo(), newPasswd(), newToken(), newVersion())
+	addGroup(root, "operate", newStatus(), newTop(), newSessions(), newKick(), newBackends(), newGateways(), newReload(), newDrain(), newEvents(), newHealth())
+	addGroup(root, "users", newUsers(), newRoute(), newBan(), newLimits(), newAudit())
+	return withUsageErrors(root)
+}
+
+func addGroup(root *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, cmd := range commands {
+		cmd.GroupID = group
+		root.AddCommand(cmd)
+	}
 }
 
 // withSubcommands adds subcommands to a command that only shows its help. It refuses an
@@ -125,17 +168,6 @@ func printResult(cmd *cobra.Command, result any, text string) error {
 	}
 	_, err := io.WriteString(cmd.OutOrStdout(), text)
 	return err
-}
-
-// formatTable returns rows in aligned columns. Cells are separated by tabs.
-func formatTable(rows []string) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(w, row)
-	}
-	_ = w.Flush() // a Builder returns no error
-	return b.String()
 }
 
 // pluralize formats a number of things whose plural ends in s: "1 user", "2 users".

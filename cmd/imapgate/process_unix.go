@@ -112,3 +112,16 @@ func parseUnitUser(path string) (user string) {
 // allowBackground lets a process that reads its terminal run in the background: the
 // read then returns an error instead of stopping the process.
 func allowBackground() { signal.Ignore(syscall.SIGTTIN) }
+
+// keepOwner gives a new file the owner of the one that it replaces, if there is one.
+func keepOwner(f *os.File, replaced string) error {
+	info, err := os.Stat(replaced)
+	if err != nil {
+		return nil // nothing is replaced
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == os.Geteuid() && int(stat.Gid) == os.Getegid() {
+		return nil
+	}
+	return f.Chown(int(stat.Uid), int(stat.Gid))
+}

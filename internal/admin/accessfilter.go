@@ -44,7 +44,7 @@ type accessFilter struct {
 
 func newAccessFilter(cfg Settings, deps Deps) *accessFilter {
 	a := &accessFilter{
-		paths: newEndpoints(deps), api: newAPI(deps.API), tokens: deps.Tokens, onRefusal: deps.OnRefusal,
+		paths: newEndpoints(deps), api: newAPI(deps), tokens: deps.Tokens, onRefusal: deps.OnRefusal,
 		hostNames: []string{"localhost"}, guesses: make(map[netip.Prefix]int), crossOrigin: http.NewCrossOriginProtection(),
 	}
 	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {

@@ -30,6 +30,7 @@ import (
 
 	"imapgate/internal/admin/api"
 	"imapgate/internal/admin/legacy"
+	"imapgate/internal/audit"
 	"imapgate/internal/listen"
 )
 
@@ -57,6 +58,7 @@ type Deps struct {
 	Ready   func() error // returns nil while new clients are accepted
 	// OnRefusal is called when a viewer tries to change something.
 	OnRefusal func(caller api.Caller, request string)
+	Follow    func() (*audit.Follower, error) // the audit records, for readers of events
 	API       []api.Endpoint
 	Legacy    []legacy.Endpoint // of package legacy
 }
@@ -243,6 +245,7 @@ const (
 
 	apiPrefix   = "/api/"
 	pathOpenAPI = "/api/openapi.json"
+	pathEvents  = "/api/v1/events"
 )
 
 // endpoint has the handlers of a path.

@@ -14,9 +14,10 @@ import (
 const apiVersion = "1.0.0"
 
 // newAPI returns the handler of all operations, and of the document that describes them.
-func newAPI(endpoints []api.Endpoint) http.Handler {
+func newAPI(deps Deps) http.Handler {
 	mux := http.NewServeMux()
-	server := describe(mux, endpoints)
+	server := describe(mux, deps.API)
+	mux.HandleFunc("GET "+pathEvents, deps.serveEvents)
 	document, err := server.OpenAPI().MarshalJSON()
 	if err != nil {
 		panic("admin: the API cannot be described: " + err.Error())
@@ -48,7 +49,22 @@ func describe(mux *http.ServeMux, endpoints []api.Endpoint) huma.API {
 	for _, add := range endpoints {
 		add(server)
 	}
+	server.OpenAPI().AddOperation(eventsOperation())
 	return server
+}
+
+// eventsOperation describes what serveEvents does.
+func eventsOperation() *huma.Operation {
+	o := &huma.Operation{
+		Method: http.MethodGet, Path: pathEvents, OperationID: "follow-events", Summary: "Audit records of this gateway as they happen, as server-sent events",
+		Description: "The data of each event is one record. A reader that is too slow loses records: an event named lost says how many.",
+		Security:    []map[string][]string{{"token": {}}},
+		Responses:   map[string]*huma.Response{"200": {Description: "An endless stream.", Content: map[string]*huma.MediaType{"text/event-stream": {}}}},
+	}
+	for _, name := range eventFilters {
+		o.Parameters = append(o.Parameters, &huma.Param{Name: name, In: "query", Schema: &huma.Schema{Type: huma.TypeString}})
+	}
+	return o
 }
 
 // Document returns the OpenAPI document of operations, indented.

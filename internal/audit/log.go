@@ -97,9 +97,10 @@ type Log struct {
 
 	mu sync.Mutex
 	// Guarded by mu, as are the fields of sink writers that say so.
-	record []byte // one record
-	header headerWriter
-	closed bool
+	record    []byte // one record
+	header    headerWriter
+	closed    bool
+	followers []*Follower // at most maxFollowers
 }
 
 // Open opens the log and starts its writers. It appends to an existing file. A
@@ -266,15 +267,18 @@ func (l *Log) runAggregates(ctx context.Context) {
 // It returns the result of Ready, and for a required record nil once it is
 // buffered.
 func (l *Log) appendRecord(e event.Event, result string, appendFields func([]byte) []byte) error {
-	if len(l.writers) == 0 {
-		return nil
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.writers) == 0 && len(l.followers) == 0 {
+		return nil
+	}
 	if err := l.readyLocked(); err != nil && e.Priority() == event.PriorityRequired {
 		return err
 	}
 	l.record = append(appendFields(l.header.appendHeader(l.record[:0], e)), '}', '\n')
+	for _, f := range l.followers {
+		f.offer(l.record)
+	}
 	for _, w := range l.writers {
 		switch {
 		case !w.filter.matches(e, result):

@@ -25,6 +25,8 @@ func (g *Gateway) operations() []api.Endpoint {
 		api.EndSession.Handle(g.EndSession),
 		api.ShowUser.Handle(g.ShowUser),
 		api.KickUser.Handle(g.KickUser),
+		api.ListBackends.Handle(g.ListBackends),
+		api.GetBackend.Handle(g.GetBackend),
 		api.ShowConfig.Handle(g.ShowConfig),
 		api.Reload.Handle(g.APIReload),
 		api.BeginDrain.Handle(g.BeginDrain),
@@ -43,7 +45,7 @@ func (g *Gateway) openAdmin() error {
 	}
 	g.files.Add("admin.tokens_file", tokens)
 	deps := admin.Deps{
-		Version: g.version, Tokens: tokens, Metrics: g.metrics.Handler(), Ready: g.checkReady, OnRefusal: g.recordViewerRefused,
+		Version: g.version, Tokens: tokens, Metrics: g.metrics.Handler(), Ready: g.checkReady, OnRefusal: g.recordViewerRefused, Follow: g.audit.Follow,
 		API: g.operations(), Legacy: g.legacyOperations(),
 	}
 	if g.files.admin != nil {
