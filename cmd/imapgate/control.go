@@ -121,4 +121,3 @@ func waitForDrain(cmd *cobra.Command, c *client.Client, status api.DrainStatus) 
 		status = next
 	}
 }
-

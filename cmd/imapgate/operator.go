@@ -13,11 +13,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
 	"imapgate/internal/admin/client"
+	"imapgate/internal/admin/legacy"
 	"imapgate/internal/config"
 	"imapgate/internal/duration"
 	"imapgate/internal/event"
@@ -155,6 +157,11 @@ func describeScope(g api.Gateways) string {
 		text += "; " + strings.Join(g.Missing, ", ") + " did not answer within 2 s"
 	}
 	return text
+}
+
+// durationFlag adds a flag whose value may have days and weeks.
+func durationFlag(flags *pflag.FlagSet, d *time.Duration, name, usage string) {
+	flags.Var((*legacy.Duration)(d), name, usage)
 }
 
 // screen is what a command prints; watched, it is printed again and again.

@@ -49,7 +49,9 @@ func formatStatus(cmd *cobra.Command, s *api.Status) string {
 	if len(s.Alerts) > 0 {
 		b.WriteString("\n")
 	}
-	row := func(name, format string, args ...any) { fmt.Fprintf(&b, "%-13s %s\n", name, fmt.Sprintf(format, args...)) }
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-13s %s\n", name, fmt.Sprintf(format, args...))
+	}
 	g := &s.Gateway
 	row("gateway", "%s, version %s, pid %d", sanitize.Line(g.Name, 100), sanitize.Line(g.Version, 100), g.PID)
 	row("state", "%s, up %s", coloredState(cmd, g.State), since(g.Started.Time))

@@ -65,7 +65,7 @@ A viewer may read; an operator may also change. The name is in the audit record 
 		},
 	}
 	cmd.Flags().StringVar(&role, "role", string(api.Viewer), "viewer or operator")
-	cmd.Flags().DurationVar(&expires, "expires", 0, "for how long it is valid; left out: until it is revoked")
+	durationFlag(cmd.Flags(), &expires, "expires", "for how long it is valid; left out: until it is revoked")
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{string(api.Viewer), string(api.Operator)}, cobra.ShellCompDirectiveNoFileComp)) // the flag was just made
 	return cmd
 }

@@ -14,7 +14,7 @@ import (
 
 // A reader gets what happens from its start on, and is told how much it was too slow for.
 func TestFollowersGetRecordsAndHowManyTheyLost(t *testing.T) {
-	l := testkit.Must(Open(Config{Settings: Settings{Path: filepath.Join(t.TempDir(), "audit.log")}}, zap.NewNop()))(t)
+	l := testkit.Must(Open(Config{Settings: Settings{Path: filepath.Join(t.TempDir(), "audit.log"), OnFailure: "drop"}}, zap.NewNop()))(t)
 	defer l.Close()
 	testkit.NoError(t, l.GatewayStarted("before"))
 	f := testkit.Must(l.Follow())(t)

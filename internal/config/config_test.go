@@ -152,7 +152,7 @@ func TestSecretsComeFromTheEnvironmentToo(t *testing.T) {
 tls: {certificates: [{cert: /c.pem, key: /k.pem}]}
 redis: {}
 auth: {methods: [redis]}
-admin: {address: "0.0.0.0:9143"}
+admin: {address: "0.0.0.0:9143", tls: {cert: /c.pem, key: /k.pem}}
 backends: {east-1: {address: "a:993", login: master, master: {user: gw}}}
 `), func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 	if err != nil {

@@ -201,7 +201,6 @@ const (
 	ActionUnban       Action = "unban"        //
 	ActionLimitsReset Action = "limits_reset" // the failed logins of a user are forgotten
 	ActionKick        Action = "kick"         // sessions are ended
-	ActionAddress     Action = "address"      // an address of a backend gets another state
 	ActionRoute       Action = "route"        // a route record is changed
 	ActionRefused     Action = "refused"      // a viewer tried to change something
 )

@@ -120,9 +120,7 @@ func (g *Gateway) open() error {
 	if err != nil {
 		return err
 	}
-	if err := g.openAdmin(); err != nil {
-		return err
-	}
+	g.openAdmin()
 	return g.listen()
 }
 

@@ -11,7 +11,6 @@ import (
 	"imapgate/internal/admin/api"
 	"imapgate/internal/admin/legacy"
 	"imapgate/internal/audit"
-	"imapgate/internal/config"
 	"imapgate/internal/event"
 )
 
@@ -35,24 +34,18 @@ func (g *Gateway) operations() []api.Endpoint {
 }
 
 // openAdmin creates the server for operators.
-func (g *Gateway) openAdmin() error {
+func (g *Gateway) openAdmin() {
 	if g.cfg.Admin.Address == "" && g.cfg.Admin.Socket == "" {
-		return nil
+		return
 	}
-	tokens, err := admin.OpenTokens(g.cfg.Admin)
-	if err != nil {
-		return config.WithKey("admin.tokens_file", err)
-	}
-	g.files.Add("admin.tokens_file", tokens)
 	deps := admin.Deps{
-		Version: g.version, Tokens: tokens, Metrics: g.metrics.Handler(), Ready: g.checkReady, OnRefusal: g.recordViewerRefused, Follow: g.audit.Follow,
+		Version: g.version, Tokens: g.files.tokens, Metrics: g.metrics.Handler(), Ready: g.checkReady, OnRefusal: g.recordViewerRefused, Follow: g.audit.Follow,
 		API: g.operations(), Legacy: g.legacyOperations(),
 	}
 	if g.files.admin != nil {
 		deps.TLS = g.files.admin.Config
 	}
 	g.admin = admin.New(g.cfg.Admin, deps, g.log)
-	return nil
 }
 
 // recordViewerRefused records that a viewer tried to change something.

@@ -16,6 +16,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
+	"imapgate/internal/admin"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
 	"imapgate/internal/event"
@@ -34,6 +35,7 @@ type watchedFiles struct {
 	keys    fileKeys                   // of the listeners' certificates and CAs
 	server  *tlsconf.Server            // nil without TLS listeners
 	admin   *tlsconf.Server            // of the admin address; nil without TLS
+	tokens  *admin.Tokens              // of the admin address
 	clients map[string]*tlsconf.Client // by the key of the configuration block
 }
 
@@ -51,6 +53,12 @@ func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
 			f.Add("tls", server)
 		}
 	}
+	tokens, err := admin.OpenTokens(cfg.Admin)
+	if err != nil {
+		errs = append(errs, config.WithKey(tokensKey, err))
+	}
+	f.tokens = tokens
+	f.Add(tokensKey, tokens)
 	if pair := cfg.Admin.TLS; pair != nil {
 		server, err := tlsconf.NewServer(tlsconf.ServerSettings{MinVersion: "1.2", Certificates: []tlsconf.CertFiles{*pair}}, log)
 		if err != nil {
@@ -225,7 +233,10 @@ func certificateFileKeys(cfg *config.Config) fileKeys {
 	return keys
 }
 
-const adminTLSKey = "admin.tls"
+const (
+	adminTLSKey = "admin.tls"
+	tokensKey   = "admin.tokens_file"
+)
 
 const directoryKey = "tls.certificate_dir"
 

@@ -30,6 +30,7 @@ func configWithAllFiles(t testing.TB) (path string, cert string) {
 	move(t, moreKey, filepath.Join(dir, "more.key"))
 	pair := fmt.Sprintf("{cert: %q, key: %q}", cert, key)
 	secret := func(name string) string { return write(t, name, "0123456789abcdef\n") }
+	tokens := write(t, "tokens", "alice operator "+strings.Repeat("0", 64)+"\n")
 	users := write(t, "users", "alice@example.org:{PLAIN}pw\n")
 	return write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0"}]
@@ -44,8 +45,8 @@ auth:
 backends:
   east: {address: "127.0.0.1:993", ca: %[3]q, client_certificate: %[1]s, login: master, master: {user: m, password_file: %[11]q}}
 audit: {sinks: [{type: syslog, address: "tls://127.0.0.1:1", ca: %[3]q, client_certificate: %[1]s}]}
-admin: {token_file: %[12]q}
-`, pair, dir, ca.File, secret("redis"), users, secret("scram"), cert, key, secret("header"), secret("oauth"), secret("master"), secret("token"), secret("sentinel"))), cert
+admin: {address: "127.0.0.1:0", token_file: %[12]q, tls: %[1]s, tokens_file: %[14]q}
+`, pair, dir, ca.File, secret("redis"), users, secret("scram"), cert, key, secret("header"), secret("oauth"), secret("master"), secret("token"), secret("sentinel"), tokens)), cert
 }
 
 func move(t testing.TB, from, to string) {
