@@ -19,6 +19,7 @@ import (
 	"imapgate/auth/oauth"
 	"imapgate/internal/admin"
 	"imapgate/internal/audit"
+	"imapgate/internal/fleet"
 	"imapgate/internal/limit"
 	"imapgate/internal/settings"
 	"imapgate/proxy"
@@ -32,6 +33,7 @@ import (
 // Config is the whole file, composed of the settings of all packages. Package settings
 // describes the tags.
 type Config struct {
+	Gateway   fleet.Settings         `yaml:"gateway" doc:"This gateway among others that share the Redis."`
 	Listeners []Listener             `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
 	TLS       tlsconf.ServerSettings `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Required if a listener uses TLS."`
 	Redis     *routing.RedisSettings `yaml:"redis" doc:"The Redis that holds routes (and passwords, with auth method redis). Left out: the gateway runs without Redis."`

@@ -1,9 +1,14 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 
 	"imapgate/internal/admin/api"
+	"imapgate/internal/fleet"
 )
 
 // fleetOperation is what every gateway of the fleet does when one of them is asked.
@@ -12,18 +17,85 @@ type fleetOperation[Args, Answer any] struct {
 	run  func(ctx context.Context, args Args, by string) (Answer, error)
 }
 
+// register returns the operation for package fleet.
+func (o fleetOperation[Args, Answer]) register() fleet.Operation { return fleet.Operate(o.name, o.run) }
+
 // gatewayAnswer is the answer of one gateway.
 type gatewayAnswer[Answer any] struct {
 	gateway string // its name
 	answer  Answer
 }
 
-// ask runs an operation at the gateways that scope names, and returns the answers.
+// ask runs an operation at the gateways that scope names, and returns the answers. Its error is
+// that of this gateway.
 func (o fleetOperation[Args, Answer]) ask(ctx context.Context, g *Gateway, scope api.Scope, args Args) ([]gatewayAnswer[Answer], api.Gateways, error) {
-	by := api.CallerOf(ctx).Name
-	answer, err := o.run(ctx, args, by)
+	send := g.fleet.AskSelf
+	if scope.IsFleet() {
+		send = g.fleet.Ask
+	}
+	reply, err := send(ctx, o.name, args, cmp.Or(api.CallerOf(ctx).Name, "viewer"))
 	if err != nil {
 		return nil, api.Gateways{}, err
 	}
-	return []gatewayAnswer[Answer]{{g.name(), answer}}, api.Gateways{Asked: 1, Answered: 1, Missing: []string{}}, nil
+	if own := reply.Answers[0]; own.Code != "" {
+		return nil, api.Gateways{}, errors.New(own.Error)
+	}
+	gateways := api.Gateways{Asked: reply.Asked, Answered: len(reply.Answers), Missing: append([]string{}, reply.Missing...), Refused: reply.Refused()}
+	var answers []gatewayAnswer[Answer]
+	for _, a := range reply.Answers {
+		if a.Code != "" {
+			continue
+		}
+		var answer Answer
+		if err := json.Unmarshal(a.Result, &answer); err != nil {
+			gateways.Refused = append(gateways.Refused, fmt.Sprintf("gateway %s, version %s, has answered in an unknown form", a.Name, a.Version))
+			continue
+		}
+		answers = append(answers, gatewayAnswer[Answer]{a.Name, answer})
+	}
+	return answers, gateways, nil
+}
+
+// openFleet runs after openRoutes, which creates the Redis client.
+func (g *Gateway) openFleet() {
+	options := fleet.Options{
+		ID: g.instance, Name: cmp.Or(g.cfg.Gateway.Name, g.hostName, g.instance), Version: g.version, StateFile: g.cfg.Gateway.StateFile,
+		Describe: g.describeLoad, OnAddressState: g.applyAddressState, Log: g.log,
+		Operations: []fleet.Operation{
+			g.sessionsOperation().register(), g.kickOperation().register(), g.backendsOperation().register(),
+		},
+	}
+	if g.cfg.Redis != nil {
+		options.Prefix = g.cfg.Redis.Prefix
+	}
+	g.fleet = fleet.New(g.redis, options)
+}
+
+// describeLoad returns what the heartbeat of this gateway says.
+func (g *Gateway) describeLoad() fleet.Load {
+	r := g.proxy.Registry()
+	load := fleet.Load{State: g.state(), Sessions: r.Len(), LoginsPerSecond: r.LoginsPerSecond()}
+	if g.admin != nil && g.admin.Addr() != nil {
+		load.API = g.admin.Addr().String()
+	}
+	return load
+}
+
+// applyAddressState makes a backend follow what an operator has decided about an address.
+func (g *Gateway) applyAddressState(fleet.AddressState) {}
+
+// ListGateways returns the fleet.
+func (g *Gateway) ListGateways(ctx context.Context, _ *api.None) (api.GatewayList, error) {
+	all, err := g.fleet.List(ctx)
+	list := api.GatewayList{Gateways: make([]api.Gateway, 0, len(all))}
+	if err != nil {
+		list.Error = "there may be other gateways: " + err.Error()
+	}
+	for _, one := range all {
+		list.Gateways = append(list.Gateways, api.Gateway{
+			ID: one.ID, Name: one.Name, Version: one.Version, State: one.State, API: one.API, Sessions: one.Sessions,
+			LoginsPerSecond: one.LoginsPerSecond, Started: api.Time{Time: one.Started}, Heartbeat: api.Time{Time: one.Heartbeat},
+		})
+	}
+	return list, nil
 }

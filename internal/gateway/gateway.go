@@ -28,6 +28,7 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/descriptors"
 	"imapgate/internal/event"
+	"imapgate/internal/fleet"
 	"imapgate/internal/limit"
 	"imapgate/internal/listen"
 	"imapgate/internal/metrics"
@@ -60,6 +61,7 @@ type Gateway struct {
 	authSources authSources
 	backends    map[string]*upstream.Backend
 	limits      *limit.Limiter
+	fleet       *fleet.Fleet
 	descriptors *descriptors.Counter
 	proxy       *proxy.Server
 	admin       *admin.Server // nil if disabled
@@ -109,6 +111,7 @@ func (g *Gateway) open() error {
 	if err := errors.Join(g.openRoutes(), g.openAuth()); err != nil {
 		return err
 	}
+	g.openFleet()
 	g.openBackends(g.instance)
 	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
 		return err
@@ -159,7 +162,7 @@ func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }
 
 // id returns the id of this process, and name the gateway's name.
 func (g *Gateway) id() string   { return g.instance }
-func (g *Gateway) name() string { return g.hostName }
+func (g *Gateway) name() string { return g.fleet.Name }
 
 // Draining is closed when an operator asks the gateway to drain.
 func (g *Gateway) Draining() <-chan struct{} { return g.drain }
@@ -299,12 +302,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 	watchers.Go(func() error { g.routes.SaveSnapshots(ctx); return nil }) // until the drain; then the next process writes them
 	watch(g.auth.Run)
 	watch(g.limits.Run)
+	watch(g.fleet.Run)
 	watch(g.files.Run)
 	if g.admin != nil {
 		watch(g.admin.Serve)
 	}
 
 	g.isAccepting.Store(true)
+	g.fleet.Announce()
 	g.metrics.CountReload(nil) // the configuration was just loaded
 	g.logLostRecord(event.Started, g.audit.GatewayStarted(g.version))
 	serveErr := g.proxy.Serve(ctx)
@@ -321,6 +326,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) beginDrain(ctx context.Context) {
 	g.isAccepting.Store(false)
 	g.noteDrain()
+	g.fleet.Announce()
 	if g.admin != nil {
 		g.admin.ReleaseAddress(ctx)
 	}

@@ -186,16 +186,3 @@ func (g *Gateway) ShowUser(ctx context.Context, in *api.UserName) (api.User, err
 	}
 	return user, err
 }
-
-// ListGateways returns the fleet.
-func (g *Gateway) ListGateways(context.Context, *api.None) (api.GatewayList, error) {
-	r := g.proxy.Registry()
-	address := ""
-	if g.admin != nil && g.admin.Addr() != nil {
-		address = g.admin.Addr().String()
-	}
-	return api.GatewayList{Gateways: []api.Gateway{{
-		ID: g.id(), Name: g.name(), Version: g.version, State: g.state(), API: address, Sessions: r.Len(),
-		LoginsPerSecond: r.LoginsPerSecond(), Started: api.Time{Time: g.startedAt}, Heartbeat: api.Time{Time: time.Now()},
-	}}}, nil
-}
