@@ -211,12 +211,12 @@ func (c *connection) startRelay(a *login.Attempt, caps imap.Caps) {
 	c.up = nil // the relay's from here on
 	switch up := up.(type) {
 	case *upstream.Conn:
-		backend, fromBackend := up.Detach()
+		backend, fromBackend, hold := up.Detach()
 		clientSide, backendSide := splice.Side{Conn: client, SendFirst: fromBackend}, splice.Side{Conn: backend, SendFirst: fromClient}
 		if quota != nil {
 			clientSide.Throttle, backendSide.Throttle = quota.Read, quota.Written
 		}
-		c.server.spliceSet.Start(c.relayed.live, clientSide, backendSide, c.server.deps.Sockets.RemoveBackend)
+		c.server.spliceSet.Start(c.relayed.live, clientSide, backendSide, hold.Release)
 	case login.Pooled:
 		muxClient := mux.Client{
 			Conn: client, Buffered: fromClient, AuditClient: &c.relayed.client, Caps: caps, LoginFromRoute: a.LoginFromRoute,
@@ -235,9 +235,13 @@ func (c *connection) register(a *login.Attempt) {
 	if c.server.cfg.SessionGrace > 0 && !a.TokenExpiry.IsZero() {
 		expiresAt = a.TokenExpiry.Add(c.server.cfg.SessionGrace)
 	}
+	address := ""
+	if conn, ok := c.up.(*upstream.Conn); ok { // an account of a pool may have no connection yet
+		address = conn.Address()
+	}
 	r := &relayedClient{server: c.server, limits: c.client.Limits, client: c.client.Record, mechanism: a.Login.Mechanism}
 	r.live = c.server.sessions.Add(relay.Info{
-		ID: c.client.Record.Session, User: c.up.User(), Backend: a.Route.Backend, Login: a.Route.Login, Mode: a.Mode,
+		ID: c.client.Record.Session, User: c.up.User(), Backend: a.Route.Backend, Address: address, Login: a.Route.Login, Mode: a.Mode,
 		Client: c.client.Addr(), StartedAt: time.Now(), ExpiresAt: expiresAt,
 	}, r)
 	if !c.server.logins.Blocks.Until(c.up.User()).IsZero() { // since the route was looked up

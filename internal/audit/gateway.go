@@ -45,6 +45,24 @@ func (l *Log) ConfigReloaded(reread string, err error) error {
 	})
 }
 
+// AddressState is a change of the state of a backend's address.
+type AddressState struct {
+	Backend, Address string
+	State, Old       event.AddressState
+	Why              string // "" for an address that is up
+}
+
+// AddressState records that an address is used otherwise than before.
+func (l *Log) AddressState(a *AddressState) error {
+	return l.appendRecord(event.AddressChanged, "", func(b []byte) []byte {
+		b = appendText(b, "backend", a.Backend, maxNameBytes)
+		b = appendText(b, "address", a.Address, maxTextBytes)
+		b = appendText(b, "state", event.OrOther(a.State), maxNameBytes)
+		b = appendText(b, "was", event.OrOther(a.Old), maxNameBytes)
+		return appendText(b, "detail", a.Why, maxTextBytes)
+	})
+}
+
 // OperatorAction records a command of an operator.
 func (l *Log) OperatorAction(a *OperatorAction) error {
 	result, detail := resultOf(a.Err)

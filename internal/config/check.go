@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/internal/sanitize"
 	"imapgate/routing"
 	"imapgate/tlsconf"
 )
@@ -145,15 +146,48 @@ func (c checker) checkBackends() {
 	for name, b := range c.cfg.Backends {
 		key := MemberKey("backends", name)
 		c.checkRules(rule{!isBackendName(name), key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit"})
-		if b.Address == "" {
-			c.add(MemberKey(key, "address"), "is required")
-		} else if i := c.listenerAt(b.Address); i >= 0 {
-			c.add(MemberKey(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
-		}
+		c.checkAddresses(key, b)
+		c.checkRules(rule{sanitize.ASCII(b.Maintenance, maxMaintenance) != b.Maintenance, MemberKey(key, "maintenance"), "must be printable ASCII of at most 200 characters: IMAP sends it in one line"})
+		c.checkRules(rule{b.Health.Check == event.CheckLogin && (b.Health.User == "" || b.Health.PasswordFile == ""), key + ".health", "check: login needs user and password_file"})
 		usesTLS := b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil
 		c.checkRules(rule{b.TLS == event.NoTLS && usesTLS, key, "ca, server_name and client_certificate are used only with TLS"})
 		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
 		c.checkBackendLogin(key, b)
+	}
+}
+
+// maxMaintenance bounds the text of maintenance, in bytes.
+const maxMaintenance = 200
+
+// checkAddresses checks where a backend is.
+func (c checker) checkAddresses(key string, b Backend) {
+	switch {
+	case b.Address == "" && len(b.Addresses) == 0:
+		c.add(MemberKey(key, "address"), "is required, or addresses")
+	case b.Address != "" && len(b.Addresses) > 0:
+		c.add(MemberKey(key, "addresses"), "cannot be given together with address")
+	case b.Address != "":
+		c.checkAddress(MemberKey(key, "address"), b.Address)
+	}
+	seen := make(map[string]bool)
+	for i, a := range b.Addresses {
+		item := ItemKey(MemberKey(key, "addresses"), i)
+		name := cmp.Or(a.Address, a.SRV)
+		switch {
+		case (a.Address == "") == (a.SRV == ""):
+			c.add(item, "needs either address or srv")
+		case seen[name]:
+			c.add(item, "%s is there twice", quote(name))
+		case a.Address != "":
+			c.checkAddress(MemberKey(item, "address"), a.Address)
+		}
+		seen[name] = true
+	}
+}
+
+func (c checker) checkAddress(key, address string) {
+	if i := c.listenerAt(address); i >= 0 {
+		c.add(key, "%s is listeners[%d], this gateway itself", quote(address), i)
 	}
 }
 

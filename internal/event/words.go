@@ -32,6 +32,7 @@ const (
 	RoutingUnavailable      Reason = "routing_unavailable"        // unavailable: Redis is down, and there is no cached route
 	AuthUnavailable         Reason = "auth_unavailable"           // unavailable: the source of passwords is down
 	BackendDown             Reason = "backend_down"               // unavailable: no connection
+	Maintenance             Reason = "maintenance"                // unavailable: the operator has set the backend's maintenance
 	BackendTLS              Reason = "backend_tls"                // unavailable: certificate not verified, or no TLS where it is required
 	BackendTimeout          Reason = "backend_timeout"            // unavailable: no answer in time
 	BackendProtocol         Reason = "backend_protocol"           // unavailable session bye: its answer was invalid IMAP, or not allowed in that state
@@ -135,6 +136,7 @@ const (
 	Stopped           Event = "stopped"            // normal:
 	ConfigReloaded    Event = "config_reloaded"    // normal:
 	ConfigRejected    Event = "config_rejected"    // normal:
+	AddressChanged    Event = "address_state"      // normal: an address of a backend is used otherwise than before
 	OperatorAction    Event = "operator_action"    // normal:
 	LoginAccepted     Event = "login_accepted"     // required:
 	LoginRefused      Event = "login_refused"      // normal:
@@ -201,6 +203,7 @@ const (
 	ActionUnban       Action = "unban"        //
 	ActionLimitsReset Action = "limits_reset" // the failed logins of a user are forgotten
 	ActionKick        Action = "kick"         // sessions are ended
+	ActionAddress     Action = "address"      // an address of a backend is drained, evacuated, disabled or used again
 	ActionRoute       Action = "route"        // a route record is changed
 	ActionRefused     Action = "refused"      // a viewer tried to change something
 )
@@ -399,4 +402,35 @@ const (
 	ObstacleView       Obstacle = "view"       // what the client knows of its mailbox is uncertain
 	ObstacleGateway    Obstacle = "gateway"    // the gateway itself ends
 	ObstacleCapability Obstacle = "capability" // the other backend lacks a capability
+)
+
+// AddressState is whether an address of a backend is used.
+type AddressState string
+
+// States of addresses.
+const (
+	AddressUp         AddressState = "up"         // it is used
+	AddressDown       AddressState = "down"       // its health checks or logins fail
+	AddressDraining   AddressState = "draining"   // no new users; those with sessions there may come back
+	AddressEvacuating AddressState = "evacuating" // no logins, and its sessions move to other addresses
+	AddressDisabled   AddressState = "disabled"   // no logins
+)
+
+// HealthCheck is what a health check of an address does.
+type HealthCheck string
+
+// Health checks.
+const (
+	CheckConnect  HealthCheck = "connect"  // connects, with TLS if the backend has it
+	CheckGreeting HealthCheck = "greeting" // also reads the greeting
+	CheckLogin    HealthCheck = "login"    // also logs in and sends NOOP
+)
+
+// Placement is how the sessions of a user are spread over the addresses of a backend.
+type Placement string
+
+// Placements.
+const (
+	Sticky Placement = "sticky" // all at one address, in the whole fleet
+	Spread Placement = "spread" // each where its login went
 )

@@ -27,6 +27,9 @@ const (
 	maxStateFile = 4 << 20
 )
 
+// ErrNotSaved means that a state holds, but not after a restart.
+var ErrNotSaved = errors.New("the state is not kept for the next start")
+
 // addressKey names an address of a backend.
 type addressKey struct{ backend, address string }
 
@@ -61,7 +64,10 @@ func (f *Fleet) SetAddressState(ctx context.Context, s AddressState) error {
 	}
 	if f.redis == nil {
 		f.ApplyAddressState(s)
-		return f.saveStates()
+		if err := f.saveStates(); err != nil {
+			return fmt.Errorf("%w: %w", ErrNotSaved, err)
+		}
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()

@@ -33,9 +33,22 @@ func (g *Gateway) listOwnBackends(_ context.Context, args backendsArgs, _ string
 			Name: state.Name, Mode: string(state.Mode), Sessions: make(map[string]int), Spliced: state.Spliced, Addresses: []api.Address{},
 			IfLost: newForecast(),
 		}
+		perAddress := make(map[string]int)
 		for _, live := range g.proxy.Registry().Select(relay.Query{Backend: state.Name}) {
-			b.Sessions[string(live.Info().Mode)]++
+			info := live.Info()
+			b.Sessions[string(info.Mode)]++
+			perAddress[info.Address]++
 			addToForecast(&b.IfLost, live.Status())
+		}
+		up := g.backends[state.Name]
+		b.Maintenance = up.Maintenance()
+		for _, a := range up.Addresses() {
+			b.Addresses = append(b.Addresses, api.Address{
+				Address: a.Address, State: string(a.State), Why: a.Why, Since: api.Time{Time: a.Since}, Priority: a.Priority, Weight: a.Weight,
+				Sessions: perAddress[a.Address], Connections: a.Connections, LoginsPerSecond: a.LoginsPerSecond, Logins: a.Logins, Failures: a.Failures,
+				Latency: a.Latency.Seconds(), CheckLatency: a.CheckLatency.Seconds(),
+			})
+			b.LoginsPerSecond += a.LoginsPerSecond
 		}
 		list = append(list, b)
 	}

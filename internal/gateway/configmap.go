@@ -71,7 +71,7 @@ func dialRedis(r *routing.RedisSettings, tlsConfig func() *tls.Config, timeout t
 // upstreamConfig returns the configuration of one backend.
 func (g *Gateway) upstreamConfig(b config.Backend, instance string) upstream.Config {
 	out := upstream.Config{Name: b.Name, Settings: b.Settings, LoginSettings: g.cfg.Limits.LoginSettings,
-		TLSConfig: g.files.clientTLS(backendKey(b.Name)), SessionPrefix: instance, Sockets: g.descriptors}
+		TLSConfig: g.files.clientTLS(backendKey(b.Name)), SessionPrefix: instance, Sockets: g.descriptors, Places: g.fleet}
 	if b.TLS != event.NoTLS {
 		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
 	}

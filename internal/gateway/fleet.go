@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 
+	"go.uber.org/zap"
+
 	"imapgate/internal/admin/api"
+	"imapgate/internal/audit"
+	"imapgate/internal/event"
 	"imapgate/internal/fleet"
 )
 
@@ -62,7 +66,7 @@ func (g *Gateway) openFleet() {
 		ID: g.instance, Name: cmp.Or(g.cfg.Gateway.Name, g.hostName, g.instance), Version: g.version, StateFile: g.cfg.Gateway.StateFile,
 		Describe: g.describeLoad, OnAddressState: g.applyAddressState, Log: g.log,
 		Operations: []fleet.Operation{
-			g.sessionsOperation().register(), g.kickOperation().register(), g.backendsOperation().register(),
+			g.sessionsOperation().register(), g.kickOperation().register(), g.backendsOperation().register(), g.addressOperation().register(),
 		},
 	}
 	if g.cfg.Redis != nil {
@@ -82,7 +86,33 @@ func (g *Gateway) describeLoad() fleet.Load {
 }
 
 // applyAddressState makes a backend follow what an operator has decided about an address.
-func (g *Gateway) applyAddressState(fleet.AddressState) {}
+func (g *Gateway) applyAddressState(s fleet.AddressState) {
+	b := g.backends[s.Backend]
+	if b == nil {
+		return // another gateway has it, or had it
+	}
+	state := cmp.Or(event.AddressState(s.State), event.AddressUp)
+	if !b.SetState(s.Address, state) {
+		g.log.Warn("an operator's order is about an address that the backend does not have", zap.String("backend", s.Backend),
+			zap.String("address", s.Address), zap.String("state", string(state)))
+	}
+	if state == event.AddressEvacuating {
+		g.evacuate(s.Backend, s.Address)
+	}
+}
+
+// recordAddressState returns the hook that records the states of a backend's addresses.
+func (g *Gateway) recordAddressState(backend string) func(address string, old, now event.AddressState, why string) {
+	return func(address string, old, now event.AddressState, why string) {
+		level := zap.InfoLevel
+		if now == event.AddressDown {
+			level = zap.WarnLevel
+		}
+		g.log.Log(level, "backend address is "+string(now), zap.String("backend", backend), zap.String("address", address), zap.String("was", string(old)), zap.String("why", why))
+		record := audit.AddressState{Backend: backend, Address: address, State: now, Old: old, Why: why}
+		g.logLostRecord(event.AddressChanged, g.audit.AddressState(&record))
+	}
+}
 
 // ListGateways returns the fleet.
 func (g *Gateway) ListGateways(ctx context.Context, _ *api.None) (api.GatewayList, error) {

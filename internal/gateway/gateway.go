@@ -66,11 +66,13 @@ type Gateway struct {
 	proxy       *proxy.Server
 	admin       *admin.Server // nil if disabled
 
-	instance  string // random; the id of this process
-	hostName  string
-	startedAt time.Time
-	drain     chan struct{} // closed by BeginDrain
-	drainOnce sync.Once
+	instance    string // random; the id of this process
+	hostName    string
+	startedAt   time.Time
+	drain       chan struct{} // closed by BeginDrain
+	stopping    chan struct{} // closed when Run ends
+	evacuations sync.WaitGroup
+	drainOnce   sync.Once
 
 	configMu sync.Mutex
 	config   configState // Guarded by configMu.
@@ -86,7 +88,7 @@ type Gateway struct {
 func Open(cfg *config.Config, o Options) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, version: o.Version, log: o.Log, metrics: metrics.New(o.Version), descriptors: descriptors.New(descriptors.Limit()),
-		instance: proxy.NewInstance(), startedAt: time.Now(), drain: make(chan struct{}),
+		instance: proxy.NewInstance(), startedAt: time.Now(), drain: make(chan struct{}), stopping: make(chan struct{}),
 		config: configState{hash: hashFile(cfg.File()), loadedAt: time.Now()},
 	}
 	if name, err := os.Hostname(); err == nil {
@@ -238,9 +240,19 @@ func (g *Gateway) lookupPassword(ctx context.Context, u user) (secret, error) {
 func (g *Gateway) openBackends(instance string) {
 	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
 	for name, b := range g.cfg.Backends {
-		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).CountConnect, OnWait: g.recordLoginWait(name)}
+		hooks := upstream.Hooks{
+			OnConnect: g.metrics.Backend(name).CountConnect, OnWait: g.recordLoginWait(name),
+			OnState: g.recordAddressState(name),
+		}
 		g.backends[name] = upstream.New(g.upstreamConfig(b, instance), hooks, g.log)
 	}
+	g.metrics.ObserveAddresses(func(report func(metrics.AddressStatus)) {
+		for name, b := range g.backends {
+			for _, a := range b.Addresses() {
+				report(metrics.AddressStatus{Backend: name, Address: a.Address, State: a.State, Connections: a.Connections, CheckLatency: a.CheckLatency})
+			}
+		}
+	})
 }
 
 // recordLoginWait returns the hook that records a login delayed or refused by a
@@ -303,6 +315,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	watch(g.auth.Run)
 	watch(g.limits.Run)
 	watch(g.fleet.Run)
+	for _, b := range g.backends {
+		watch(b.Run)
+	}
 	watch(g.files.Run)
 	if g.admin != nil {
 		watch(g.admin.Serve)
@@ -315,7 +330,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	serveErr := g.proxy.Serve(ctx)
 	g.logLostRecord(event.Stopped, g.audit.GatewayStopped(event.Shutdown))
 	stop()
+	close(g.stopping)
 	err := errors.Join(serveErr, watchers.Wait())
+	g.evacuations.Wait()
 	if n := g.limits.CountersInUse(); n > 0 {
 		g.log.Error("slots of the limits are still taken after the last session", zap.Int("slots", n))
 	}

@@ -30,7 +30,7 @@ func (g *Gateway) operations() []api.Endpoint {
 		api.Reload.Handle(g.APIReload),
 		api.BeginDrain.Handle(g.BeginDrain),
 		api.ShowDrain.Handle(g.ShowDrain),
-	}, g.limitEndpoints(), g.routeEndpoints())
+	}, g.addressEndpoints(), g.limitEndpoints(), g.routeEndpoints())
 }
 
 // openAdmin creates the server for operators.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/admin/api"
+	"imapgate/internal/event"
 	"imapgate/proxy/relay"
 )
 
@@ -80,9 +81,11 @@ func (g *Gateway) countSessions(sessions []*relay.Session) api.SessionCounts {
 func (g *Gateway) describeBackends() []api.BackendStatus {
 	list := []api.BackendStatus{}
 	for _, name := range slices.Sorted(maps.Keys(g.backends)) {
-		list = append(list, api.BackendStatus{
-			Name: name, Sessions: len(g.proxy.Registry().Select(relay.Query{Backend: name})), Addresses: map[string]int{},
-		})
+		b := api.BackendStatus{Name: name, Sessions: len(g.proxy.Registry().Select(relay.Query{Backend: name})), Addresses: make(map[string]int)}
+		for _, a := range g.backends[name].Addresses() {
+			b.Addresses[string(a.State)]++
+		}
+		list = append(list, b)
 	}
 	return list
 }
@@ -133,12 +136,12 @@ func (g *Gateway) alerts(s *api.Status) []api.Alert {
 	}
 	add(g.audit.Ready() != nil, "audit_blocked", "The audit log cannot be written, so no one can log in: %v.", g.audit.Ready())
 	for _, b := range s.Backends {
-		up, total := b.Addresses["up"], 0
+		up, total := b.Addresses[string(event.AddressUp)], 0
 		for _, n := range b.Addresses {
 			total += n
 		}
 		add(total > 0 && up == 0, "backend_down", "Backend %s has no address that is up.", b.Name)
-		add(up > 0 && b.Addresses["down"] > 0, "address_down", "Backend %s: %d of %d addresses are down.", b.Name, b.Addresses["down"], total)
+		add(up > 0 && b.Addresses[string(event.AddressDown)] > 0, "address_down", "Backend %s: %d of %d addresses are down.", b.Name, b.Addresses[string(event.AddressDown)], total)
 	}
 	add(s.Redis.Configured && !s.Redis.Connected, "redis_down", "Redis does not answer: users without a cached route cannot log in, and limits are those of each gateway alone. %s", s.Redis.Error)
 	for _, sink := range s.Audit {

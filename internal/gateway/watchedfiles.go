@@ -148,7 +148,7 @@ func clientBlocks(cfg *config.Config) (list []clientBlock) {
 	}
 	for name, b := range cfg.Backends {
 		if b.TLS != event.NoTLS {
-			add(backendKey(name), tlsconf.ClientConfig{CA: b.CA, ServerName: cmp.Or(b.ServerName, hostOf(b.Address)),
+			add(backendKey(name), tlsconf.ClientConfig{CA: b.CA, ServerName: cmp.Or(b.ServerName, hostOf(b.Address)), // else the host of the address in use
 				Certificate: b.ClientCertificate.OrNone(), ALPN: tlsconf.IMAP})
 		}
 	}

@@ -54,7 +54,15 @@ type namedBackend struct {
 func newBackendIndex(backends map[string]*upstream.Backend, ttl time.Duration) *backendIndex {
 	x := &backendIndex{byAddr: make(map[netip.AddrPort]string), ttl: ttl, resolve: net.DefaultResolver.LookupNetIP}
 	for _, name := range slices.Sorted(maps.Keys(backends)) {
-		address := backends[name].Address()
+		x.add(name, backends[name])
+	}
+	return x
+}
+
+// add indexes the addresses of a backend.
+func (x *backendIndex) add(name string, backend *upstream.Backend) {
+	for _, status := range backend.Addresses() {
+		address := status.Address
 		if addr, err := netip.ParseAddrPort(address); err == nil {
 			addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 			if _, exists := x.byAddr[addr]; !exists {
@@ -68,7 +76,6 @@ func newBackendIndex(backends map[string]*upstream.Backend, ttl time.Duration) *
 			x.byName = append(x.byName, &namedBackend{backend: name, host: host, port: uint16(port)})
 		}
 	}
-	return x
 }
 
 // find returns the name of the backend with an address. A failed lookup of a name that

@@ -204,12 +204,24 @@ func (c *Connector) maskRoute(a *Attempt, id auth.Identity, err error) error {
 	case errors.Is(err, routing.ErrPaused), errors.Is(err, errUnverified):
 		c.outages.addUser(id.User(), noBackend)
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
+		if text := c.maintenanceFor(id.User()); text != "" {
+			return fmt.Errorf("%w: %w: %w", errMasked, err, &upstream.MaintenanceError{Text: text})
+		}
 		if o, ok := c.maskingOutage(a, id); ok {
 			a.minTime, a.verdict = o.duration, o.verdict
 			return fmt.Errorf("%w: %w", errMasked, err)
 		}
 	}
 	return err
+}
+
+// maintenanceFor returns what an unknown name is told: the text of the backend of its group.
+func (c *Connector) maintenanceFor(user identity.User) string {
+	group, _ := c.outages.groupOf(user)
+	if b := c.deps.Backends[group]; b != nil {
+		return b.Maintenance()
+	}
+	return ""
 }
 
 // maskingOutage returns the outage that this client's credential would meet in the group of

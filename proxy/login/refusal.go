@@ -69,9 +69,11 @@ func refusalOf(err error) Refusal {
 	case errors.Is(err, ErrProofCancelled):
 		return Refusal{Reply: "BAD Cancelled.", result: event.ResultRefused, reason: event.ClientAbortedAfterProof}
 	case errors.Is(err, errMasked) && errors.Is(err, routing.ErrBlocked): // the client cannot distinguish it from an unavailable account
-		return Refusal{Reply: unavailableReply, result: event.ResultRefused, reason: event.UserBlocked}
+		return Refusal{Reply: replyUnavailable(err), result: event.ResultRefused, reason: event.UserBlocked}
 	case errors.Is(err, errMasked):
-		return Refusal{Reply: unavailableReply, result: event.ResultRefused, reason: event.NoRoute}
+		return Refusal{Reply: replyUnavailable(err), result: event.ResultRefused, reason: event.NoRoute}
+	case errors.As(err, new(*upstream.MaintenanceError)):
+		return Refusal{Reply: replyUnavailable(err), result: event.ResultUnavailable, reason: event.Maintenance}
 	case errors.Is(err, errBackendDisagrees), errors.Is(err, errNoVerdict):
 		return unavailableRefusal(event.BackendRefused)
 	case errors.Is(err, auth.ErrTooLong):
@@ -95,6 +97,16 @@ func refusalOf(err error) Refusal {
 		}
 	}
 	return unavailableRefusal(unavailableReason(err))
+}
+
+// replyUnavailable returns the reply to an error that is not the client's fault: the operator's
+// text during maintenance.
+func replyUnavailable(err error) string {
+	var maintenance *upstream.MaintenanceError
+	if errors.As(err, &maintenance) {
+		return "NO [UNAVAILABLE] " + maintenance.Text
+	}
+	return unavailableReply
 }
 
 func denial(reason event.Reason) Refusal {

@@ -15,6 +15,7 @@ import (
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
+	"imapgate/internal/meter"
 )
 
 // Relay carries the bytes or commands of a session.
@@ -112,7 +113,7 @@ type Registry struct {
 	mu       sync.Mutex
 	sessions index               // Guarded by mu.
 	lastSeq  uint64              // Guarded by mu. Session.seq of the latest session.
-	logins   meter               // Guarded by mu.
+	logins   meter.Meter         // Guarded by mu.
 	active   map[Ticker]*Session // Guarded by mu. Tickers with a goroutine, and their sessions.
 	parked   uint64              // Guarded by mu. Connections that have parked for the first time.
 	settled  bool                // Guarded by mu. A check each second has found no activity and no parking.
@@ -154,7 +155,7 @@ func (r *Registry) Add(info Info, owner Owner) *Session {
 	s.place = place{info.Backend, info.Address}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.logins.add(time.Now())
+	r.logins.Add(time.Now())
 	r.lastSeq++
 	s.seq = r.lastSeq
 	r.sessions.add(s)
@@ -358,4 +359,11 @@ func (s *Session) Usage() (u Usage, silence time.Duration) {
 	u = s.usage()
 	s.mu.Unlock()
 	return u, max(Elapsed(s.registry.Clock.Update(), u.LastByte), 0)
+}
+
+// LoginsPerSecond returns how many sessions have begun per second in the last minute.
+func (r *Registry) LoginsPerSecond() float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.logins.PerSecond(time.Now())
 }

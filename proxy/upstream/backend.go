@@ -5,20 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/semaphore"
-	"golang.org/x/time/rate"
 
 	"imapgate/internal/descriptors"
 	"imapgate/internal/event"
 	"imapgate/internal/imap"
-	"imapgate/internal/keepalive"
-	"imapgate/internal/sleep"
 )
 
 const (
@@ -37,119 +33,245 @@ const (
 // Backend connects to one backend and logs users in there. It is safe for concurrent use.
 type Backend struct {
 	// Set once.
-	cfg    Config
-	hooks  Hooks
-	log    *zap.Logger
-	dialer *net.Dialer
+	name    string
+	hooks   Hooks
+	log     *zap.Logger
+	dns     dnsLookups
+	changed chan struct{} // the addresses or the configuration have changed; holds one element
 
-	slots    *semaphore.Weighted // of MaxUpstreamLogins logins in progress
-	connRate *rate.Limiter       // of new connections; nil: unlimited
-	health   health
+	config    atomic.Pointer[Config]
+	addresses atomic.Pointer[[]*address] // in use, in the order of the configuration
+	isWatched atomic.Bool                // Run makes health checks
 	// Which login forms the backend accepted.
 	passwordForms, tokenForms formPreference
 	lastCaps                  atomic.Pointer[imap.Caps] // of the last login; most are equal and share one
+
+	mu sync.Mutex
+	// Guarded by mu.
+	targets map[string][]target           // of SRV records, by their name
+	orders  map[string]event.AddressState // by operators, by address; also of addresses that are not in use
 }
 
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
-	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
-	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
 	b := &Backend{
-		cfg:   cfg,
-		hooks: hooks,
-		log:   log.With(zap.String("backend", cfg.Name)),
-		// It detects a dead peer.
-		dialer: &net.Dialer{KeepAliveConfig: keepalive.Config(), Control: keepalive.Control},
-		slots:  semaphore.NewWeighted(int64(cfg.MaxUpstreamLogins)),
+		name: cfg.Name, hooks: hooks, log: log.With(zap.String("backend", cfg.Name)), dns: systemDNS, changed: make(chan struct{}, 1),
+		targets: make(map[string][]target), orders: make(map[string]event.AddressState),
 	}
-	if n := cfg.MaxUpstreamConnectsPerSecond; n > 0 {
-		b.connRate = rate.NewLimiter(rate.Limit(n), max(1, n/10)) // a burst of a tenth of a second
-	}
+	b.addresses.Store(new([]*address))
+	b.Apply(cfg)
 	return b
 }
 
+// Apply makes a configuration that of all later logins. Addresses that stay keep their health
+// and what the operator has ordered; the connections to others end as their sessions do.
+func (b *Backend) Apply(cfg Config) {
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
+	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
+	cfg.Resolve = cmp.Or(cfg.Resolve, 30*time.Second)
+	cfg.Breaker.Failures, cfg.Breaker.Within, cfg.Breaker.Hold = cmp.Or(cfg.Breaker.Failures, 5), cmp.Or(cfg.Breaker.Within, 10*time.Second), cmp.Or(cfg.Breaker.Hold, 5*time.Second)
+	b.mu.Lock()
+	old := b.config.Swap(&cfg)
+	b.updateAddresses(old)
+	b.mu.Unlock()
+	b.notifyRun()
+}
+
+// notifyRun makes Run look at the addresses again.
+func (b *Backend) notifyRun() {
+	select {
+	case b.changed <- struct{}{}:
+	default: // it will
+	}
+}
+
+// updateAddresses makes the addresses those of the configuration and of DNS. mu is held.
+func (b *Backend) updateAddresses(old *Config) {
+	cfg, known := b.cfg(), *b.addresses.Load()
+	var current []*address
+	for _, t := range configuredTargets(cfg, b.targets) {
+		i := slices.IndexFunc(known, func(a *address) bool { return a.hostPort == t.hostPort && hasSameLimits(cfg, old) })
+		var a *address
+		if i >= 0 {
+			a = known[i]
+		} else {
+			a = newAddress(b, cfg, t.hostPort)
+			a.dial.dns = b.dns
+		}
+		a.mu.Lock()
+		a.priority, a.weight, a.order = t.priority, t.weight, b.orders[t.hostPort]
+		a.leaving.Store(isLeavingOrder(a.order))
+		a.mu.Unlock()
+		current = append(current, a)
+	}
+	for _, a := range known {
+		if !slices.ContainsFunc(current, func(c *address) bool { return c.hostPort == a.hostPort }) {
+			a.leaving.Store(true)
+		}
+	}
+	b.addresses.Store(&current)
+}
+
+// hasSameLimits reports whether addresses made for an old configuration have the limits of a
+// new one.
+func hasSameLimits(cfg, old *Config) bool {
+	return old == nil || cfg.MaxUpstreamLogins == old.MaxUpstreamLogins && cfg.MaxUpstreamConnectsPerSecond == old.MaxUpstreamConnectsPerSecond
+}
+
+func isLeavingOrder(s event.AddressState) bool {
+	return s == event.AddressEvacuating || s == event.AddressDisabled
+}
+
+// refreshAddresses looks up SRV records again.
+func (b *Backend) refreshAddresses(ctx context.Context) error {
+	cfg := b.cfg()
+	var errs []error
+	found := make(map[string][]target)
+	for _, a := range cfg.AllAddresses() {
+		if a.SRV == "" {
+			continue
+		}
+		targets, err := lookUpSRV(ctx, b.dns, a.SRV, cfg.ServerName != "")
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found[a.SRV] = targets
+	}
+	if len(found) > 0 {
+		b.mu.Lock()
+		for name, targets := range found {
+			b.targets[name] = targets
+		}
+		b.updateAddresses(cfg)
+		b.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// awaitAddresses looks up SRV records for the first time, if Run has not.
+func (b *Backend) awaitAddresses(ctx context.Context, deadline time.Time) error {
+	if len(b.list()) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	if err := b.refreshAddresses(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errConnect, err)
+	}
+	return nil
+}
+
+func (b *Backend) cfg() *Config       { return b.config.Load() }
+func (b *Backend) list() []*address   { return *b.addresses.Load() }
+func (b *Backend) hasSeveral() bool   { return len(b.list()) > 1 }
+func addressField(a string) zap.Field { return zap.String("address", a) }
+
 // Name returns the backend's name in routes and logs.
-func (b *Backend) Name() string { return b.cfg.Name }
+func (b *Backend) Name() string { return b.name }
 
 // UsesMasterLogin reports whether the gateway logs in with its own credentials. The backend
 // then trusts the gateway about who the user is.
-func (b *Backend) UsesMasterLogin() bool { return b.cfg.Login == MasterLogin }
+func (b *Backend) UsesMasterLogin() bool { return b.cfg().Login == MasterLogin }
 
-// Address returns the configured address.
-func (b *Backend) Address() string { return b.cfg.Address }
+// Maintenance returns the text with which new logins are refused; "" if they are not.
+func (b *Backend) Maintenance() string { return sanitizeText(b.cfg().Maintenance) }
+
+// Addresses returns what is known about each address in use.
+func (b *Backend) Addresses() []AddressStatus {
+	list := make([]AddressStatus, 0, len(b.list()))
+	for _, a := range b.list() {
+		list = append(list, a.status())
+	}
+	return list
+}
+
+// SetState makes an address draining, evacuating or disabled, by an operator's order. AddressUp
+// revokes the order. It returns false if the address is not in use; the order then holds as
+// soon as it is.
+func (b *Backend) SetState(hostPort string, state event.AddressState) bool {
+	if state == event.AddressUp {
+		state = ""
+	}
+	b.mu.Lock()
+	if state == "" {
+		delete(b.orders, hostPort)
+	} else {
+		b.orders[hostPort] = state
+	}
+	b.updateAddresses(b.cfg())
+	i := slices.IndexFunc(b.list(), func(a *address) bool { return a.hostPort == hostPort })
+	b.mu.Unlock()
+	if i < 0 {
+		return false
+	}
+	b.list()[i].report()
+	return true
+}
 
 // MaxLoginTime returns the longest time that Login can take.
 func (b *Backend) MaxLoginTime() time.Duration {
-	return b.cfg.UpstreamLoginTimeout + b.cfg.AnswerTimeout
+	return b.cfg().UpstreamLoginTimeout + b.cfg().AnswerTimeout
 }
 
 // Sockets returns the counter of connections to the backend; nil without one.
-func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
+func (b *Backend) Sockets() *descriptors.Counter { return b.cfg().Sockets }
+
+// MaintenanceError refuses a login because of maintenance.
+type MaintenanceError struct{ Text string }
+
+func (e *MaintenanceError) Error() string { return "maintenance: " + e.Text }
 
 // Login connects to the backend and logs the user of req in, within UpstreamLoginTimeout and ctx.
 // After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
 // before its answer would be a guess without a verdict.
 //
-// Errors are ErrDenied, *RefusedError, ErrLoop, and ErrUnavailable for all others. Credentials
-// are sent once: Login does not retry errors after that.
+// Errors are ErrDenied, *RefusedError, ErrLoop, and ErrUnavailable for all others; it may wrap a
+// *MaintenanceError. Credentials are sent once: Login does not retry errors after that.
 func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
-	creds, err := b.buildCredentials(req)
+	cfg := b.cfg()
+	creds, err := cfg.buildCredentials(req)
 	if err != nil {
-		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
+		return nil, fmt.Errorf("log in at %s: %w", b.name, err)
 	}
-	conn, err := b.tryLogin(ctx, req, creds)
+	var conn *Conn
+	switch {
+	case cfg.hopsLeft(req.Client) <= 0:
+		err = ErrLoop
+		if b.hooks.OnConnect != nil {
+			b.hooks.OnConnect(event.ConnectLoop)
+		}
+	case cfg.Maintenance != "":
+		err = &MaintenanceError{sanitizeText(cfg.Maintenance)}
+	default:
+		conn, err = b.logInSomewhere(ctx, cfg, req, creds)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, publicError(err))
+		return nil, fmt.Errorf("log in at %s: %w", b.name, publicError(err))
 	}
 	return conn, nil
 }
 
-// tryLogin runs one login if the backend is up and its limits allow it, and records its result.
-func (b *Backend) tryLogin(ctx context.Context, req Request, creds credentials) (conn *Conn, err error) {
-	if b.hopsLeft(req.Client) <= 0 {
-		b.recordResult(ctx, nil, ErrLoop)
-		return nil, ErrLoop
-	}
-	began := time.Now()
-	deadline := began.Add(b.cfg.UpstreamLoginTimeout)
-	t, err := b.health.allow(ctx, deadline)
-	if t != nil {
-		defer b.health.endTrial(t)
-	}
-	if err == nil {
-		err = b.awaitSlot(ctx, deadline)
-	}
-	if wait := time.Since(began); req.WaitTime != nil && wait >= minReportedWait {
-		*req.WaitTime += wait
-	}
-	if err == nil {
-		conn, err = b.loginInSlot(ctx, deadline, req, creds)
-	}
-	b.recordResult(ctx, t, err)
-	return conn, err
-}
-
-// awaitSlot waits for MaxUpstreamConnectsPerSecond and one of the MaxUpstreamLogins slots, so
-// that clients do not overload a backend that has just come back. It waits for the rate first,
-// because that wait must not hold a slot.
-func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
-	waitCtx, cancel := context.WithDeadline(ctx, deadline)
+// queueForSlot is awaitSlot if the login may have to wait.
+func (t attempt) queueForSlot(ctx context.Context) error {
+	a := t.address
+	waitCtx, cancel := context.WithDeadline(ctx, t.deadline)
 	defer cancel()
-	if b.connRate != nil {
+	if a.connRate != nil {
 		began := time.Now()
-		if err := b.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
-			b.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
+		if err := a.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
+			a.backend.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
 			return fmt.Errorf("%w: %w", errBusy, err)
 		}
 		if time.Since(began) >= minReportedWait {
-			b.reportWait(event.LimitUpstreamRate, false)
+			a.backend.reportWait(event.LimitUpstreamRate, false)
 		}
 	}
-	if b.slots.TryAcquire(1) {
+	if a.slots.TryAcquire(1) {
 		return nil
 	}
-	err := b.slots.Acquire(waitCtx, 1)
-	b.reportWait(event.LimitUpstreamLogins, errors.Is(err, context.DeadlineExceeded))
+	err := a.slots.Acquire(waitCtx, 1)
+	a.backend.reportWait(event.LimitUpstreamLogins, errors.Is(err, context.DeadlineExceeded))
 	switch {
 	case err == nil:
 		return nil
@@ -164,63 +286,4 @@ func (b *Backend) reportWait(limit event.Limit, timedOut bool) {
 	if b.hooks.OnWait != nil {
 		b.hooks.OnWait(Wait{limit, timedOut})
 	}
-}
-
-// loginInSlot connects and logs in, and releases the slot at its end or after maxSlotTime.
-func (b *Backend) loginInSlot(ctx context.Context, deadline time.Time, req Request, creds credentials) (conn *Conn, err error) {
-	release := sync.OnceFunc(func() { b.slots.Release(1) })
-	defer release()
-	defer time.AfterFunc(maxSlotTime, release).Stop()
-	b.cfg.Sockets.AddBackend()
-	nc, err := b.connect(ctx, deadline)
-	if err == nil {
-		conn, err = b.loginOn(ctx, deadline, nc, req, creds)
-	}
-	if err != nil {
-		b.cfg.Sockets.RemoveBackend() // it is closed
-	}
-	return conn, err
-}
-
-// connect tries to connect until the deadline, up to maxConnectAttempts times. Retries are
-// safe: nothing has been sent. A backend that is down gets one attempt.
-func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
-	if limit := time.Now().Add(b.cfg.UpstreamConnectTimeout); limit.Before(deadline) {
-		deadline = limit
-	}
-	dialer := *b.dialer
-	dialer.Deadline = deadline
-	for attempt := 1; ; attempt++ {
-		nc, err := dialer.DialContext(ctx, "tcp", b.cfg.Address)
-		if err == nil {
-			return nc, nil
-		}
-		left := time.Until(deadline)
-		if attempt == maxConnectAttempts || left <= connectRetryDelay || b.health.isDown() || sleep.For(ctx, connectRetryDelay) != nil {
-			return nil, fmt.Errorf("%w: %w", errConnect, err)
-		}
-	}
-}
-
-// recordResult reports the result of a login to the metrics and to health; t is its trial, or
-// nil. A BAD and a rejected token have no effect on health: clients can provoke both, and must
-// be able neither to mark a backend down nor to keep it up.
-func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
-	res := ResultOf(ctx, err)
-	if b.hooks.OnConnect != nil {
-		b.hooks.OnConnect(res)
-	}
-	switch res {
-	case event.ConnectOK, event.ConnectDenied, event.ConnectRefused:
-		if b.health.recordSuccess(time.Now()) {
-			b.log.Info("backend is up again")
-		}
-		return
-	case event.ConnectUnreachable, event.ConnectTLS, event.ConnectTimeout, event.ConnectClosed, event.ConnectProtocol:
-		if ctx.Err() == nil { // otherwise the caller's time ran out
-			b.health.recordFailure(time.Now())
-			return
-		}
-	}
-	b.health.recordUnknown(t)
 }

@@ -57,7 +57,7 @@ func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	b = New(testbed.WithDefaults(Config{Settings: Settings{Address: b.cfg.Address, TLS: event.NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Hour}}), Hooks{}, zap.NewNop())
+	b = New(testbed.WithDefaults(Config{Settings: Settings{Address: b.cfg().Address, TLS: event.NoTLS}, LoginSettings: LoginSettings{UpstreamConnectTimeout: time.Hour}}), Hooks{}, zap.NewNop())
 	if _, err := b.Login(ctx, testRequest(t)); err == nil { // not after an hour
 		t.Error("the client's own time does not count")
 	}

@@ -201,9 +201,9 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := event.ConnectResult("")
 			b := New(testbed.WithDefaults(Config{Settings: Settings{Address: (&testkit.Steps{Lines: c.steps}).Start(t), TLS: event.NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { result = r }}, zap.NewNop())
-			b.health.failingSince = since
-			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.health.failingSince.Equal(since) {
-				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)
+			b.list()[0].health.failingSince = since
+			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != event.ConnectNotAccepted || !b.list()[0].health.failingSince.Equal(since) {
+				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.list()[0].health.failingSince, since)
 			}
 		}
 	}
@@ -225,7 +225,7 @@ func TestANameIsEscapedForOAuthBearer(t *testing.T) {
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := tokenRequest(t)
 	req.Login = "joe,a=x=2C"
-	creds, err := b.buildCredentials(req)
+	creds, err := b.cfg().buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func BenchmarkLogin(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		nc, _ := conn.Detach()
+		nc, _, _ := conn.Detach()
 		resetConn(nc)
 	}
 }

@@ -33,11 +33,11 @@ type Client struct {
 // hopsLeft returns how many gateways the login may pass after this one. It is at most 0 in a
 // loop: the login has passed too many gateways, or this one. A session id with SessionPrefix
 // can only come from this gateway.
-func (b *Backend) hopsLeft(c Client) int {
-	if b.cfg.SessionPrefix != "" && strings.HasPrefix(c.PeerSession, b.cfg.SessionPrefix) {
+func (cfg *Config) hopsLeft(c Client) int {
+	if cfg.SessionPrefix != "" && strings.HasPrefix(c.PeerSession, cfg.SessionPrefix) {
 		return 0
 	}
-	return min(cmp.Or(c.TTL, b.cfg.ProxyTTL), b.cfg.ProxyTTL) - 1
+	return min(cmp.Or(c.TTL, cfg.ProxyTTL), cfg.ProxyTTL) - 1
 }
 
 // proxyHeader returns the PROXY v2 header for c. If the addresses are unknown it is LOCAL, for
@@ -57,12 +57,12 @@ func tcpAddr(a netip.AddrPort) *net.TCPAddr {
 
 // appendID appends the ID command tag, with the client and the number of gateways that the
 // login may still pass.
-func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
+func (cfg *Config) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	dst = append(append(dst, tag...), " ID ("...)
 	if id := c.ForwardedID(); id != "" {
 		dst = append(append(dst, id[1:len(id)-1]...), ' ')
 	}
-	if b.cfg.Forward == ForwardID {
+	if cfg.Forward == ForwardID {
 		if c.Addr.IsValid() {
 			dst = appendField(dst, "x-originating-ip", tcpAddr(c.Addr).IP.String())
 			dst = appendField(dst, "x-originating-port", strconv.Itoa(int(c.Addr.Port())))

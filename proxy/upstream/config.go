@@ -41,10 +41,18 @@ const answerTimeout = 20 * time.Second
 
 // Settings are the settings of one backend.
 type Settings struct {
-	Address    string        `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required."`
-	TLS        event.TLSMode `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
-	CA         string        `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
-	ServerName string        `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host in address."`
+	Address     string            `yaml:"address" form:"backend" example:"mail-east.internal:993" reload:"new" doc:"host:port of the server. Required, unless addresses are given."`
+	Addresses   []AddressSettings `yaml:"addresses" doc:"Several addresses, in place of address. All of them must serve the same mailboxes."`
+	Placement   event.Placement   `yaml:"placement" default:"sticky" set:"Placement" reload:"new" doc:"With several addresses. sticky: all sessions of a user are at one address, in the whole fleet. spread: each session is where its login went. In both cases a user's name decides where, so that all gateways choose alike."`
+	Resolve     time.Duration     `yaml:"resolve" default:"30s" min:"1s" max:"24h" reload:"new" doc:"How often host names and SRV records are looked up again. If DNS does not answer, the last answer stays in use."`
+	Health      HealthSettings    `yaml:"health" doc:"Health checks of each address."`
+	Breaker     BreakerSettings   `yaml:"breaker" doc:"When failing logins make an address be passed over."`
+	SlowStart   time.Duration     `yaml:"slow_start" default:"30s" min:"0s" max:"1h" reload:"new" doc:"With several addresses: one that comes back gets its share of the users gradually, over this time."`
+	MaxSessions int               `yaml:"max_sessions" default:"0" min:"0" max:"10000000" reload:"new" doc:"Connections of this gateway to one address. A full address is passed over. 0: no bound."`
+	Maintenance string            `yaml:"maintenance" reload:"live" doc:"A text: new logins are refused with it (NO [UNAVAILABLE]), and live sessions in the modes reuse and resume are shown it once, as an ALERT. Empty: no maintenance."`
+	TLS         event.TLSMode     `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
+	CA          string            `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ServerName  string            `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host of the address in use."`
 
 	ClientCertificate *tlsconf.CertFiles `yaml:"client_certificate" doc:"Presented to a server that requests one (mTLS)."`
 
@@ -67,9 +75,9 @@ type Master struct {
 type LoginSettings struct {
 	UpstreamConnectTimeout       time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" reload:"new" doc:"For a TCP connection to a backend."`
 	UpstreamLoginTimeout         time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" reload:"new" doc:"For the whole login at a backend, including connecting. A backend has at least 20s to answer the password: a client could otherwise try passwords whose failures are not counted."`
-	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" reload:"new" doc:"Concurrent logins at one backend; more of them wait. A login counts for at most one second, so a backend that delays its answer to a wrong password does not delay other logins."`
+	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" reload:"new" doc:"Concurrent logins at one address of a backend; more of them wait. A login counts for at most one second, so a backend that delays its answer to a wrong password does not delay other logins."`
 	ProxyTTL                     int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" reload:"new" doc:"IMAP proxies that a login may pass through, to end loops."`
-	MaxUpstreamConnectsPerSecond int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" reload:"new" doc:"New connections to one backend per second, of all users; more of them wait, within the timeout of their login. 0: no bound."`
+	MaxUpstreamConnectsPerSecond int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" reload:"new" doc:"New connections to one address of a backend per second, of all users; more of them wait, within the timeout of their login. 0: no bound."`
 	// AnswerTimeout is the least time for the answer to the credentials, even beyond
 	// UpstreamLoginTimeout; 0: answerTimeout. Only tests set it.
 	AnswerTimeout time.Duration `yaml:"-"`
@@ -87,6 +95,16 @@ type Config struct {
 	// Sockets counts the connections; nil: without a limit.
 	Sockets       *descriptors.Counter
 	SessionPrefix string // prefix of this gateway's session ids; "": no check
+	// Places keeps a user's sessions together; nil: only the user's name decides.
+	Places Places
+}
+
+// AllAddresses returns the configured addresses.
+func (c *Config) AllAddresses() []AddressSettings {
+	if c.Address != "" {
+		return []AddressSettings{{Address: c.Address, Priority: 1, Weight: 1}}
+	}
+	return c.Addresses
 }
 
 // Request is one login.
@@ -97,6 +115,8 @@ type Request struct {
 	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
 	WaitTime *time.Duration // incremented by the wait for the backend's limits; may be nil
+
+	leave func() // of Places; may be nil
 }
 
 // Wait is a login that was delayed or refused by a limit of its backend.
@@ -111,11 +131,13 @@ type Hooks struct {
 	OnConnect func(event.ConnectResult)
 	// OnWait is called for every login that a limit delayed or refused.
 	OnWait func(Wait)
+	// OnState is called when the state of an address has changed, and why.
+	OnState func(address string, old, now event.AddressState, why string)
 }
 
-// clientTLS returns the TLS configuration for a new connection. It raises the given one to
-// safe minimums.
-func (c Config) clientTLS() *tls.Config {
+// clientTLS returns the TLS configuration for a new connection to a host. It raises the given
+// one to safe minimums.
+func (c *Config) clientTLS(host string) *tls.Config {
 	cfg := &tls.Config{}
 	if c.TLSConfig != nil {
 		cfg = c.TLSConfig().Clone()
@@ -123,7 +145,7 @@ func (c Config) clientTLS() *tls.Config {
 	cfg.MinVersion = max(cfg.MinVersion, tls.VersionTLS12)
 	cfg.InsecureSkipVerify = false
 	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(c.Address)
+		cfg.ServerName = host
 	}
 	return cfg
 }

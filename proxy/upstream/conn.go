@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 
-	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 )
@@ -19,7 +18,7 @@ type Conn struct {
 	ok   OK
 	id   string
 
-	sockets *descriptors.Counter // of Backend.Sockets
+	hold *Hold // its place at the address
 
 	// Owned by the caller of Login.
 	nc       net.Conn // nil once detached or closed
@@ -69,21 +68,24 @@ func (c *Conn) ID() string { return c.id }
 // Detach hands over the connection, without a deadline. buffered is what the backend sent
 // after its OK: untagged responses, the last of which may be incomplete. They belong to this
 // user and go to the client after its own OK, before anything read from nc. Close does nothing
-// after Detach; the caller closes nc and calls RemoveBackend of Backend.Sockets.
-func (c *Conn) Detach() (nc net.Conn, buffered []byte) {
+// after Detach; the caller closes nc and then releases hold.
+func (c *Conn) Detach() (nc net.Conn, buffered []byte, hold *Hold) {
 	nc, buffered = c.nc, c.buffered
 	c.nc, c.buffered = nil, nil
-	return nc, buffered
+	return nc, buffered, c.hold
 }
+
+// Address returns host:port of the address that it is connected to.
+func (c *Conn) Address() string { return c.hold.Address() }
 
 // Close ends the connection, unless it was detached.
 func (c *Conn) Close() error {
 	if c.nc == nil {
 		return nil
 	}
-	nc, _ := c.Detach()
+	nc, _, hold := c.Detach()
 	err := nc.Close()
-	c.sockets.RemoveBackend()
+	hold.Release()
 	return err
 }
 

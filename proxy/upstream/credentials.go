@@ -37,7 +37,7 @@ var (
 // AcceptsCredentials reports whether the backend's login can use what a client has sent.
 // Clients verified by SCRAM or EXTERNAL send neither a password nor a token.
 func (b *Backend) AcceptsCredentials(password, token identity.Secret) bool {
-	return b.UsesMasterLogin() || !token.IsZero() || b.cfg.Login != OAuthLogin && !password.IsZero()
+	return b.UsesMasterLogin() || !token.IsZero() || b.cfg().Login != OAuthLogin && !password.IsZero()
 }
 
 // credentials are what a login sends.
@@ -54,20 +54,20 @@ func (c credentials) hasLongToken() bool { return len(c.token.Reveal()) > LongTo
 // buildCredentials returns the credentials to send. It rejects names and passwords with
 // control characters: they could end a line and inject a command or a log line, on this server
 // or a later one.
-func (b *Backend) buildCredentials(req Request) (credentials, error) {
+func (cfg *Config) buildCredentials(req Request) (credentials, error) {
 	name := cmp.Or(req.Login, req.User.String())
 	if req.User.IsZero() || !isSendable(name, identity.MaxUser) {
 		return credentials{}, errUnsendable
 	}
 	switch {
-	case b.cfg.Login == MasterLogin:
-		return b.masterCredentials(name)
+	case cfg.Login == MasterLogin:
+		return cfg.masterCredentials(name)
 	case !req.Token.IsZero():
 		if t := req.Token.Reveal(); !isSendable(t, identity.MaxToken) || strings.Contains(t, " ") { // a space would end it early
 			return credentials{}, errUnsendable
 		}
 		return credentials{user: name, token: req.Token}, nil
-	case b.cfg.Login == OAuthLogin:
+	case cfg.Login == OAuthLogin:
 		return credentials{}, fmt.Errorf("%w: %w", ErrUnavailable, errNoToken)
 	case !isSendable(req.Password.Reveal(), maxPassword): // sent as the client sent it, in any charset
 		return credentials{}, errUnsendable
@@ -76,8 +76,8 @@ func (b *Backend) buildCredentials(req Request) (credentials, error) {
 }
 
 // masterCredentials returns the gateway's own credentials, on behalf of the user.
-func (b *Backend) masterCredentials(name string) (credentials, error) {
-	m := b.cfg.Master
+func (cfg *Config) masterCredentials(name string) (credentials, error) {
+	m := cfg.Master
 	// The backend splits at the first separator: a name that contains one could choose the
 	// master user.
 	if strings.Contains(name, m.Separator) {

@@ -98,7 +98,7 @@ func checkSession(t *testing.T, conn *Conn, w loginVariant) {
 	if !conn.Caps().Has("IDLE") || !conn.Caps().Has("NAMESPACE") {
 		t.Errorf("%v: capabilities %q are not those after a login", w, conn.Caps())
 	}
-	nc, rest := conn.Detach()
+	nc, rest, _ := conn.Detach()
 	defer func() { _ = nc.Close() }()
 	if _, secure := nc.(*tls.Conn); secure == (w.mode == event.NoTLS) {
 		t.Errorf("%v: a %T", w, nc)
@@ -123,7 +123,9 @@ func TestDovecotRefusalsAreReported(t *testing.T) {
 	}
 	wg.Wait()
 	b := loginVariant{mode: event.ImplicitTLS}.backend(d)
-	b.cfg.TLSConfig = d.CA.ClientTLSFunc("another.test")
+	cfg := *b.cfg()
+	cfg.TLSConfig = d.CA.ClientTLSFunc("another.test")
+	b.Apply(cfg)
 	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errTLS) {
 		t.Errorf("%v", err)
 	}

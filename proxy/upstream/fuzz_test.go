@@ -110,7 +110,7 @@ func FuzzUpstreamLogin(f *testing.F) {
 			}
 		}
 		b := New(testbed.WithDefaults(cfg), Hooks{}, zap.NewNop())
-		creds, err := b.buildCredentials(req)
+		creds, err := b.cfg().buildCredentials(req)
 		if err != nil {
 			return
 		}
@@ -244,12 +244,12 @@ func FuzzBackendLogin(f *testing.F) {
 // checkLogin runs one login at a backend that sends text.
 func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	t.Helper()
-	creds, err := b.buildCredentials(req)
+	creds, err := b.cfg().buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: text}
-	conn, err := b.loginOn(context.Background(), time.Now().Add(time.Minute), r, req, creds)
+	conn, _, err := attempt{b.list()[0], b.cfg(), time.Now().Add(time.Minute), false}.loginOn(context.Background(), r, req, creds)
 	if r.bytesRead > maxTotal+maxLine {
 		t.Fatalf("%d bytes were read", r.bytesRead)
 	}

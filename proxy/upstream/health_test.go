@@ -137,7 +137,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 		_ = c.Send(tag + " OK [CAPABILITY IMAP4rev1] in")
 	})
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: s.Addr(), TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
-	b.health.failingSince = time.Now().Add(-time.Minute)
+	b.list()[0].health.failingSince = time.Now().Add(-time.Minute)
 	var logins sync.WaitGroup
 	login := func() {
 		conn, err := b.Login(t.Context(), testRequest(t))
@@ -149,16 +149,16 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 	}
 	logins.Go(login)
 	<-connected
-	b.health.mu.Lock()
-	b.health.lastTrial = time.Now().Add(time.Hour) // no second trial, even on a slow machine
-	b.health.mu.Unlock()
+	b.list()[0].health.mu.Lock()
+	b.list()[0].health.lastTrial = time.Now().Add(time.Hour) // no second trial, even on a slow machine
+	b.list()[0].health.mu.Unlock()
 	for range 19 {
 		logins.Go(login)
 	}
 	testkit.Eventually(t, "nineteen logins to wait", func() bool {
-		b.health.mu.Lock()
-		defer b.health.mu.Unlock()
-		return b.health.waiting == 19
+		b.list()[0].health.mu.Lock()
+		defer b.list()[0].health.mu.Unlock()
+		return b.list()[0].health.waiting == 19
 	})
 	close(release)
 	logins.Wait()

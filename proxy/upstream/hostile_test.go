@@ -273,12 +273,12 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 // No configuration disables the verification of certificates.
 func TestTLSSettingsAreNeverLowered(t *testing.T) {
 	given := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
-	got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg.clientTLS()
+	got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg().clientTLS("mail.example")
 	if got.InsecureSkipVerify || got.MinVersion != tls.VersionTLS12 || got.ServerName != "mail.example" || given.ServerName != "" {
 		t.Errorf("%+v", got)
 	}
 	given = &tls.Config{ServerName: "x", MinVersion: tls.VersionTLS13}
-	if got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg.clientTLS(); got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
+	if got := New(testbed.WithDefaults(Config{Settings: Settings{Address: "mail.example:993"}, TLSConfig: testbed.StaticTLS(given)}), Hooks{}, zap.NewNop()).cfg().clientTLS("mail.example"); got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -346,7 +346,7 @@ func TestUnsendableCredentialsAreDeniedBeforeConnecting(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	master.cfg.Master.Password = testSecret("p\r\nw")
+	master.cfg().Master.Password = testSecret("p\r\nw")
 	master.hooks.OnConnect = nil
 	if _, err := master.Login(context.Background(), Request{User: user(t, "joe")}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a master password with CRLF: %v", err)

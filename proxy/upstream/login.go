@@ -37,6 +37,8 @@ const (
 type loginConn struct {
 	// Set once.
 	backend   *Backend
+	cfg       *Config
+	host      string // of the address
 	conn      *imap.Conn
 	tagSuffix string // at least 64 random bits, so that no answer can precede its command
 	deadline  time.Time
@@ -49,22 +51,26 @@ type loginConn struct {
 	tlsConfig *tls.Config // of tlsConn
 	caps      imap.Caps   // latest list; unknown again after STARTTLS
 	alerts    []Alert     // since the start of TLS; at most maxAlerts
+	presented bool        // the credentials were sent, perhaps not completely
 }
 
 // loginOn logs in over nc, until ctx ends or the deadline. On success the Conn owns nc;
-// otherwise nc is closed.
-func (b *Backend) loginOn(ctx context.Context, deadline time.Time, nc net.Conn, req Request, creds credentials) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLS != event.NoTLS {
-		nc = b.cfg.WrapConn(tcp)
+// otherwise nc is closed. sent reports whether the credentials may have been sent.
+func (t attempt) loginOn(ctx context.Context, nc net.Conn, req Request, creds credentials) (conn *Conn, sent bool, err error) {
+	if tcp, ok := nc.(*net.TCPConn); ok && t.cfg.WrapConn != nil && t.cfg.TLS != event.NoTLS {
+		nc = t.cfg.WrapConn(tcp)
 	}
 	random := rand.Text() // 26 characters of 5 bits
 	c := &loginConn{
-		backend: b, conn: imap.NewConn(nc, imap.Responses, maxLine), deadline: deadline,
+		backend: t.address.backend, cfg: t.cfg, host: t.address.dial.host, conn: imap.NewConn(nc, imap.Responses, maxLine), deadline: t.deadline,
 		tagSuffix: random[:13], loginTag: tagLogin + random[13:], bytesLeft: maxTotal,
 	}
 	release := c.conn.BindContext(ctx)
-	c.conn.SetDeadline(deadline)
-	conn, err := c.logIn(req, creds)
+	c.conn.SetDeadline(t.deadline)
+	if end := time.Now().Add(failoverAnswer); t.hasOther && end.Before(t.deadline) {
+		c.conn.SetDeadline(end) // until the credentials are sent
+	}
+	conn, err = c.logIn(req, creds)
 	if err != nil && c.tlsConn != nil { // with TLS 1.3, a client certificate is rejected after the handshake
 		err = tlsconf.ExplainWriteError(c.tlsConn, c.tlsConfig, err)
 	}
@@ -73,26 +79,32 @@ func (b *Backend) loginOn(ctx context.Context, deadline time.Time, nc net.Conn, 
 	}
 	if err != nil {
 		_ = c.conn.Close() // a connection with a failed login is not reused
-		return nil, err
+		return nil, c.presented, err
 	}
-	return conn, nil
+	return conn, true, nil
+}
+
+// sendProxyHeader sends the PROXY header, if the backend is to get one.
+func (c *loginConn) sendProxyHeader(client Client) error {
+	if c.cfg.Forward != ForwardProxy {
+		return nil
+	}
+	header, err := proxyHeader(client)
+	if err == nil {
+		_, err = c.conn.Write(header)
+	}
+	return err
 }
 
 // logIn is the whole dialogue: PROXY header, TLS, greeting, STARTTLS, a trustworthy capability
 // list, the login and the capabilities after it.
 func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
-	cfg := &c.backend.cfg
-	if cfg.Forward == ForwardProxy {
-		header, err := proxyHeader(req.Client)
-		if err == nil {
-			_, err = c.conn.Write(header)
-		}
-		if err != nil {
-			return nil, err
-		}
+	cfg := c.cfg
+	if err := c.sendProxyHeader(req.Client); err != nil {
+		return nil, err
 	}
 	if cfg.TLS == event.ImplicitTLS {
-		if err := c.handshakeTLS(cfg.clientTLS()); err != nil {
+		if err := c.handshakeTLS(cfg.clientTLS(c.host)); err != nil {
 			return nil, err
 		}
 	}
@@ -100,7 +112,7 @@ func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
 		return nil, err
 	}
 	if cfg.TLS == event.StartTLS {
-		if err := c.startTLS(cfg.clientTLS()); err != nil {
+		if err := c.startTLS(cfg.clientTLS(c.host)); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +139,7 @@ func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
 		return nil, errAfterLogin
 	}
 	return &Conn{
-		user: req.User, caps: c.caps, ok: ok, id: c.id, sockets: cfg.Sockets, nc: nc, buffered: append(untagged, buffered...),
+		user: req.User, caps: c.caps, ok: ok, id: c.id, nc: nc, buffered: append(untagged, buffered...),
 	}, nil
 }
 
@@ -231,7 +243,7 @@ func (c *loginConn) authenticate(creds credentials, client Client) (answer imap.
 			c.loginTag = string(tagLogin[0]+byte(i)) + rand.Text()[:13]
 		case c.caps.Has("ID"):
 			cmd.idTag, c.id = tagID+c.tagSuffix, client.ForwardedID()
-			cmd.bytes = b.appendID(cmd.bytes, cmd.idTag, client, b.hopsLeft(client))
+			cmd.bytes = c.cfg.appendID(cmd.bytes, cmd.idTag, client, c.cfg.hopsLeft(client))
 		}
 		if err := creds.appendLogin(cmd, f, c); err != nil {
 			return imap.Response{}, err
@@ -283,7 +295,12 @@ func (c *loginConn) sendLogin(cmd *loginCommand) (res imap.Response, sent bool, 
 	from := 0
 	for _, end := range append(cmd.partEnds, len(cmd.bytes)) {
 		sent = end == len(cmd.bytes)
-		if deadline := time.Now().Add(c.backend.cfg.AnswerTimeout); sent && deadline.After(c.deadline) {
+		if sent {
+			c.presented = true
+			deadline := time.Now().Add(c.cfg.AnswerTimeout)
+			if deadline.Before(c.deadline) {
+				deadline = c.deadline
+			}
 			c.conn.SetDeadline(deadline)
 		}
 		if _, err = c.conn.Write(cmd.bytes[from:end]); err != nil {

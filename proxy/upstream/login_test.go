@@ -33,7 +33,7 @@ func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
 	if ok := a.conn.OK(); ok.Code != "" || ok.Text != "in" || len(ok.Alerts) > 0 {
 		t.Errorf("%+v", ok)
 	}
-	nc, rest := a.conn.Detach()
+	nc, rest, _ := a.conn.Detach()
 	if nc == nil || rest != nil {
 		t.Fatalf("%v %q", nc, rest)
 	}
@@ -185,7 +185,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 			t.Errorf("%s: %v", name, a.err)
 			continue
 		}
-		if nc, rest := a.conn.Detach(); string(rest) != tc.rest || a.conn.Close() != nil || nc.Close() != nil {
+		if nc, rest, _ := a.conn.Detach(); string(rest) != tc.rest || a.conn.Close() != nil || nc.Close() != nil {
 			t.Errorf("%s: %q", name, rest)
 		}
 	}
@@ -215,7 +215,7 @@ func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
-	nc, _ := a.conn.Detach()
+	nc, _, _ := a.conn.Detach()
 	if err := a.conn.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
 		Addr: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1"), Local: netip.MustParseAddrPort("[fe80::1%eth0]:2"), Session: "bad\r\nid",
 		ID: [][2]string{{"name", `Mail "x\`}, {"x-originating-ip", "127.0.0.1"}, {"X-Proxy-TTL", "9"}, {"os", "a\r\nb"}, {"", "v"}, {"version", long}, {"os", "late"}},
 	}
-	got := string(b.appendID(nil, "I1", c, 3))
+	got := string(b.cfg().appendID(nil, "I1", c, 3))
 	want := `I1 ID ("name" "Mail \"x\\" "x-originating-ip" "192.0.2.7" "x-originating-port" "1" "x-connected-ip" "fe80::1" "x-connected-port" "2" "x-proxy-ttl" "3")` + "\r\n"
 	if got != want {
 		t.Errorf("%q", got)
@@ -277,7 +277,7 @@ func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
 	for i := range 30 {
 		c.ID = append(c.ID, [2]string{fmt.Sprint("f", i), "v"})
 	}
-	got := string(b.appendID(nil, "I1", c, 3))
+	got := string(b.cfg().appendID(nil, "I1", c, 3))
 	if n := strings.Count(got, `"`) / 4; n > 30 || !strings.Contains(got, `"x-originating-ip" "192.0.2.7"`) || !strings.Contains(got, `"x-proxy-ttl" "3"`) {
 		t.Errorf("%d pairs: %s", n, got)
 	}

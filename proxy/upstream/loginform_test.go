@@ -84,7 +84,9 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
 		p := &testkit.Steps{Lines: steps}
-		b.cfg.Address = p.Start(t)
+		cfg := *b.cfg()
+		cfg.Address = p.Start(t)
+		b.Apply(cfg)
 		req := testRequest(t)
 		req.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), req); err == nil {
@@ -104,7 +106,9 @@ func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
 		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 	} {
 		p := &testkit.Steps{Lines: steps}
-		b.cfg.Address = p.Start(t)
+		cfg := *b.cfg()
+		cfg.Address = p.Start(t)
+		b.Apply(cfg)
 		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
 			_ = conn.Close()
 		}

@@ -3,11 +3,9 @@ package upstream
 import (
 	"net"
 	"testing"
+	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
-
-	"imapgate/internal/testbed"
 )
 
 // The kernel detects a vanished backend by keepalive probes while nothing is sent, and by
@@ -18,7 +16,8 @@ func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // not used
-	nc, err := New(testbed.WithDefaults(Config{}), Hooks{}, zap.NewNop()).dialer.Dial("tcp", l.Addr().String())
+	r := newResolver(l.Addr().String())
+	nc, err := r.connect(t.Context(), time.Now().Add(time.Minute), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

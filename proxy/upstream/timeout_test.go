@@ -33,12 +33,12 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 	}()
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
-	creds, err := b.buildCredentials(req)
+	creds, err := b.cfg().buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	conn, err := b.loginOn(ctx, began.Add(testLimits.UpstreamLoginTimeout), client, req, creds)
+	conn, _, err := attempt{b.list()[0], b.cfg(), began.Add(testLimits.UpstreamLoginTimeout), false}.loginOn(ctx, client, req, creds)
 	took := time.Since(began)
 	if conn != nil {
 		_ = conn.Close()
@@ -101,12 +101,12 @@ func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 	cancel()
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
 	req := testRequest(t)
-	creds, err := b.buildCredentials(req)
+	creds, err := b.cfg().buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: []byte("* OK [CAPABILITY SASL-IR AUTH=PLAIN] hi\r\n{L} OK [CAPABILITY X] in\r\n")}
-	conn, err := b.loginOn(ctx, time.Now().Add(time.Minute), r, req, creds)
+	conn, _, err := attempt{b.list()[0], b.cfg(), time.Now().Add(time.Minute), false}.loginOn(ctx, r, req, creds)
 	if !errors.Is(err, context.Canceled) || conn != nil || !r.loginOK || !r.closed {
 		t.Errorf("%v, closed %v", err, r.closed)
 	}
@@ -150,15 +150,15 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 		error(&RefusedError{Code: "UNAVAILABLE"}): false,
 	} {
 		b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
-		b.recordResult(context.Background(), nil, err)
-		if b.health.failingSince.IsZero() == counts {
+		attempt{address: b.list()[0], cfg: b.cfg()}.recordResult(context.Background(), nil, err)
+		if b.list()[0].health.failingSince.IsZero() == counts {
 			t.Errorf("%v: %v", err, !counts)
 		}
 	}
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
-	if b.recordResult(canceled, nil, io.EOF); !b.health.failingSince.IsZero() {
+	if (attempt{address: b.list()[0], cfg: b.cfg()}).recordResult(canceled, nil, io.EOF); !b.list()[0].health.failingSince.IsZero() {
 		t.Error("a client that disconnected counts against the backend")
 	}
 }
@@ -169,8 +169,8 @@ func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err := b.Login(ctx, testRequest(t))
-	if !errors.Is(err, ErrUnavailable) || ResultOf(t.Context(), err) != event.ConnectTimeout || !b.health.failingSince.IsZero() {
-		t.Errorf("%v; failing since %v", err, b.health.failingSince)
+	if !errors.Is(err, ErrUnavailable) || ResultOf(t.Context(), err) != event.ConnectTimeout || !b.list()[0].health.failingSince.IsZero() {
+		t.Errorf("%v; failing since %v", err, b.list()[0].health.failingSince)
 	}
 }
 
@@ -184,7 +184,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	var results []event.ConnectResult
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}}), Hooks{OnConnect: func(r event.ConnectResult) { results = append(results, r) }}, zap.NewNop())
 	tries := 0
-	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error { tries++; return nil }
+	b.list()[0].dial.control = func(_, _ string, _ syscall.RawConn) error { tries++; return nil }
 	began := time.Now()
 	if _, err := b.Login(context.Background(), testRequest(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errConnect) {
 		t.Errorf("%v", err)
@@ -192,7 +192,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	if took := time.Since(began); took < 2*connectRetryDelay || tries != 3 || len(results) != 1 || results[0] != event.ConnectUnreachable {
 		t.Errorf("%d tries in %v: %v", tries, took, results)
 	}
-	b.health.failingSince, tries = time.Now().Add(-time.Minute), 0
+	b.list()[0].health.failingSince, tries = time.Now().Add(-time.Minute), 0
 	for range 3 {
 		_, err = b.Login(context.Background(), testRequest(t))
 	}
@@ -201,7 +201,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	b.health.failingSince, tries = time.Time{}, 0
+	b.list()[0].health.failingSince, tries = time.Time{}, 0
 	if _, err = b.Login(ctx, testRequest(t)); err == nil || tries > 1 {
 		t.Errorf("the connect outlasted its client: %d tries, %v", tries, err)
 	}
@@ -218,7 +218,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 	var tries atomic.Int32
 	p := &testkit.Steps{Lines: []string{greetingFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}}
 	var backend *testkit.ScriptedIMAP
-	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error {
+	b.list()[0].dial.control = func(_, _ string, _ syscall.RawConn) error {
 		if tries.Add(1) != 2 {
 			return nil
 		}
@@ -236,7 +236,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
-	if err := b.awaitSlot(context.Background(), time.Now()); err != nil {
+	if err := (attempt{b.list()[0], b.cfg(), time.Now(), false}).awaitSlot(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Login(context.Background(), testRequest(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errBusy) {
@@ -244,16 +244,16 @@ func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := b.awaitSlot(ctx, time.Now().Add(time.Hour)); !errors.Is(err, context.Canceled) {
+	if err := (attempt{b.list()[0], b.cfg(), time.Now().Add(time.Hour), false}).awaitSlot(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	expired, cancel := context.WithTimeout(context.Background(), 0)
 	defer cancel()
-	if _, err := b.Login(expired, testRequest(t)); !errors.Is(err, errBusy) || !b.health.failingSince.IsZero() {
+	if _, err := b.Login(expired, testRequest(t)); !errors.Is(err, errBusy) || !b.list()[0].health.failingSince.IsZero() {
 		t.Errorf("a wait for a slot counts against the backend: %v", err)
 	}
-	b.slots.Release(1)
-	if err := b.awaitSlot(ctx, time.Now()); err != nil {
+	b.list()[0].slots.Release(1)
+	if err := (attempt{b.list()[0], b.cfg(), time.Now(), false}).awaitSlot(ctx); err != nil {
 		t.Errorf("a free slot was not acquired: %v", err)
 	}
 }

@@ -193,7 +193,7 @@ func (c *loginConn) loginError(res imap.Response) error {
 		return nil
 	}
 	m, opaque := classifyReply(res), opaqueError{description: DescribeResponse(res)}
-	master := c.backend.cfg.Login == MasterLogin
+	master := c.cfg.Login == MasterLogin
 	switch {
 	case res.Name == "BAD":
 		opaque.class, opaque.verdict = errLoginBad, m.verdict

@@ -35,6 +35,7 @@ type exchange struct {
 func (x *exchange) bindUpstream(conn *lease.Conn) {
 	x.upstream.Conn, x.upstream.since = conn, x.hub.uptime()
 	x.upstream.wire.Store(&conn.Conn)
+	x.live.SetLocation(x.upstream.backend.name, conn.Hold().Address(), x.upstream.account.LoginName())
 	if x.client.aborted.Load() { // the abort happened during the acquire
 		conn.Abort()
 	}

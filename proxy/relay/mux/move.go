@@ -97,6 +97,7 @@ func (x *exchange) completeView() error {
 func (x *exchange) reportLeft() {
 	x.upstream.account.ReleaseLoginConn()
 	x.upstream.mayMove = true
+	x.live.SetLocation(x.upstream.backend.name, "", x.upstream.account.LoginName())
 	x.live.ReportLeft()
 }
 

@@ -65,6 +65,7 @@ func (x *exchange) dropUpstream(lost *lostError) {
 		x.client.idle.onUpstreamLost(x.hub.uptime())
 	}
 	x.upstream.account.Discard(x.unbindUpstream(), event.DiscardClosed)
+	x.live.SetLocation(x.upstream.backend.name, "", x.upstream.account.LoginName())
 }
 
 // resendOutstanding resends all outstanding commands on another connection. It resends

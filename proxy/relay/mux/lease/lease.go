@@ -48,9 +48,10 @@ type Conn struct {
 	// Owned by the session that holds the lease, or by the pool.
 	Enabled      imap.Extensions // extensions enabled by ENABLE or by a command that implies it
 	Selected     bool            // a mailbox is, or may be, selected
-	SentClientID string          // last ID arguments sent to the backend, as upstream.FormatID; "": none
-	Broken       bool            // a command of the gateway was not answered
-	tagPrefix    string          // random prefix of the gateway's tags
+	hold         *upstream.Hold
+	SentClientID string // last ID arguments sent to the backend, as upstream.FormatID; "": none
+	Broken       bool   // a command of the gateway was not answered
+	tagPrefix    string // random prefix of the gateway's tags
 	tagSerial    uint64
 	doneSent     bool   // DONE was sent, and no later command was answered
 	responseBuf  []byte // scratch: a response larger than the Reader's buffer
@@ -60,9 +61,14 @@ type Conn struct {
 // Open initializes c with the connection of a successful login, which it takes over.
 func (c *Conn) Open(up *upstream.Conn, shared *wire.Resources) {
 	c.user, c.caps, c.SentClientID, c.tagPrefix, c.openedAt = up.User(), up.Caps(), up.ID(), newTagPrefix(), time.Now()
-	nc, rest := up.Detach()
+	nc, rest, hold := up.Detach()
+	c.hold = hold
 	c.Conn.Open(nc, rest, imap.Responses, shared)
 }
+
+// Hold returns the connection's place at its address, which its owner releases when it is
+// closed.
+func (c *Conn) Hold() *upstream.Hold { return c.hold }
 
 // User returns the user the connection is logged in as.
 func (c *Conn) User() identity.User { return c.user }

@@ -81,6 +81,8 @@ func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason event.DiscardRea
 		reason = event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
 		reason = event.DiscardAge
+	case pc.Hold().IsLeaving():
+		reason = event.DiscardMoved
 	case !readable && now.Sub(pc.lastAnswer) < p.cfg.KeepAliveInterval:
 		return "", false
 	}

@@ -177,7 +177,7 @@ func (p *Pool) cachedLogin(cred *credential, verification Verification) (imap.Ca
 
 // isUsable reports whether an idle connection has not expired. mu is held.
 func (p *Pool) isUsable(pc *pooledConn, now time.Time) bool {
-	return now.Sub(pc.idleSince) < p.cfg.PoolIdleTimeout && pc.Age() < p.cfg.MaxAge
+	return now.Sub(pc.idleSince) < p.cfg.PoolIdleTimeout && pc.Age() < p.cfg.MaxAge && !pc.Hold().IsLeaving()
 }
 
 func (p *Pool) generation(cred *credential) int {

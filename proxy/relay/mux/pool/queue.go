@@ -231,6 +231,6 @@ func (p *Pool) closeConn(pc *pooledConn, reason event.DiscardReason) {
 		return
 	}
 	_ = pc.Close()
-	p.backend.Sockets().RemoveBackend()
+	pc.Hold().Release()
 	p.hooks.OnDiscard(reason)
 }

@@ -38,6 +38,8 @@ func (p *Pool) reset(pc *pooledConn) (reason event.DiscardReason) {
 		return event.DiscardTTL
 	case pc.Age() >= p.cfg.MaxAge:
 		return event.DiscardAge
+	case pc.Hold().IsLeaving():
+		return event.DiscardMoved
 	case pc.generation != p.generation(pc.cred):
 		return event.DiscardCredentials
 	case !pc.AtBoundary():
