@@ -2,6 +2,7 @@ package tests
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -72,12 +73,12 @@ func startProcessUnder(t testing.TB, wrapper []string, ca *testbed.CA, sections 
 	conf := fmt.Sprintf(`listeners:
   - {name: implicit, address: "127.0.0.1:0", tls: implicit}
   - {name: starttls, address: "127.0.0.1:0", tls: starttls}
-admin: {address: "127.0.0.1:0"}
+admin: {address: "127.0.0.1:0", socket: %q}
 tls:
   certificates:
     - {cert: %s, key: %s}
 %s
-`, cert, key, strings.Join(sections, "\n"))
+`, b.socket(), cert, key, strings.Join(sections, "\n"))
 	if !strings.Contains(conf, "\naudit:") {
 		conf += "audit: {path: " + b.dir + "/audit}\n"
 	}
@@ -103,7 +104,7 @@ tls:
 func (b *gatewayProcess) isListening() bool {
 	for line := range strings.Lines(b.process.Output()) {
 		var entry struct{ Msg, Listener, Address string }
-		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "listening" {
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "listening" && entry.Address != "" {
 			b.addresses[entry.Listener] = entry.Address
 		}
 	}
@@ -115,11 +116,27 @@ func (b *gatewayProcess) isListening() bool {
 func (b *gatewayProcess) writeOperatorConfig(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(b.dir, "operator.yaml")
-	conf := strings.Replace(b.conf, `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", b.addresses["admin"]), 1)
+	conf := strings.Replace(b.conf, `admin: {address: "127.0.0.1:0"`, fmt.Sprintf("admin: {address: %q", b.addresses["admin"]), 1)
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// socket returns the path of the admin socket.
+func (b *gatewayProcess) socket() string { return filepath.Join(b.dir, "admin.sock") }
+
+// operate runs a command of the program at the admin socket, and returns what it prints and its
+// exit status.
+func (b *gatewayProcess) operate(t testing.TB, args ...string) (out string, status int) {
+	t.Helper()
+	cmd := exec.Command(b.path, append(args, "--server", "unix://"+b.socket())...)
+	text, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return string(text), cmd.ProcessState.ExitCode()
 }
 
 // runCommand runs a command of the program against the running gateway and returns its

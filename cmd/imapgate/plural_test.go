@@ -4,17 +4,16 @@ import (
 	"strings"
 	"testing"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/admin/legacy"
-	"imapgate/proxy"
-	"imapgate/proxy/relay/mux"
 )
 
 func TestNumbersHaveSingularAndPlural(t *testing.T) {
 	for got, want := range map[string]string{
 		pluralize(1, "user"): "1 user", pluralize(0, "user"): "0 users", pluralize(2, "user"): "2 users", pluralize(2, "address"): "2 addresses",
 		isOrAre(1): "is", isOrAre(2): "are",
-		formatMultiplexed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1, SplicedUsers: 1}}): "yes, except for 1 user with protocol violations in the last hour",
-		formatMultiplexed(proxy.BackendState{ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}}):                  "yes; 1 user had protocol violations in the last hour",
+		formatMultiplexed(&api.Backend{AffectedUsers: 1, SplicedUsers: 1}): "yes, except for 1 user with protocol violations in the last hour",
+		formatMultiplexed(&api.Backend{AffectedUsers: 1}):                  "yes; 1 user had protocol violations in the last hour",
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)

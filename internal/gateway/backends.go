@@ -30,7 +30,8 @@ func (g *Gateway) listOwnBackends(_ context.Context, args backendsArgs, _ string
 			continue
 		}
 		b := api.Backend{
-			Name: state.Name, Mode: string(state.Mode), Sessions: make(map[string]int), Spliced: state.Spliced, Addresses: []api.Address{},
+			Name: state.Name, Mode: string(state.Mode), Sessions: make(map[string]int), Spliced: state.Spliced, SplicedUntil: api.Time{Time: state.SplicedUntil},
+			SplicedUsers: state.SplicedUsers, AffectedUsers: state.AffectedUsers, Addresses: []api.Address{},
 			IfLost: newForecast(),
 		}
 		perAddress := make(map[string]int)
@@ -113,6 +114,10 @@ func mergeBackends(answers []gatewayAnswer[[]api.Backend]) []api.Backend {
 			}
 			m.LoginsPerSecond += b.LoginsPerSecond
 			m.Spliced = m.Spliced || b.Spliced
+			if b.SplicedUntil.After(m.SplicedUntil.Time) {
+				m.SplicedUntil = b.SplicedUntil
+			}
+			m.SplicedUsers, m.AffectedUsers = max(m.SplicedUsers, b.SplicedUsers), max(m.AffectedUsers, b.AffectedUsers)
 			mergeForecast(&m.IfLost, b.IfLost)
 			m.Addresses = mergeAddresses(m.Addresses, b.Addresses, a.gateway)
 		}

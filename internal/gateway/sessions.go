@@ -340,8 +340,9 @@ func (g *Gateway) kickOwnSessions(_ context.Context, args kickArgs, by string) (
 		if args.ID != "" && live.Info().ID != args.ID {
 			continue
 		}
-		n++
-		live.EndWith(event.Kicked, text)
+		if live.EndWith(event.Kicked, text) {
+			n++
+		}
 		time.AfterFunc(kickGrace, func() { live.Abort(event.Kicked) })
 	}
 	g.recordAction(event.ActionKick, by, cmp.Or(args.User, args.ID), nil)

@@ -241,14 +241,16 @@ func (s *Session) End(reason event.Reason) {
 }
 
 // EndWith is End with a text for the client, where the mode has a way to send it. The text is
-// what follows "* BYE ".
-func (s *Session) EndWith(reason event.Reason, text string) {
+// what follows "* BYE ". It returns false if the session was already asked to end.
+func (s *Session) EndWith(reason event.Reason, text string) bool {
 	s.mu.Lock()
-	if s.endReason == "" {
+	isFirst := s.endReason == ""
+	if isFirst {
 		s.endText = text
 	}
 	s.mu.Unlock()
 	s.End(reason)
+	return isFirst
 }
 
 // EndText returns the text of EndWith; "" for none.

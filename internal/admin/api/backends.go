@@ -48,6 +48,9 @@ type Backend struct {
 	LoginsPerSecond float64        `json:"logins_per_second"`
 	Maintenance     string         `json:"maintenance,omitempty" doc:"What new logins are told."`
 	Spliced         bool           `json:"spliced,omitempty" doc:"Its new sessions are spliced, because it has violated IMAP."`
+	SplicedUntil    Time           `json:"spliced_until"`
+	SplicedUsers    int            `json:"spliced_users,omitempty" doc:"Users whose new sessions are spliced for the same reason."`
+	AffectedUsers   int            `json:"affected_users,omitempty" doc:"Users with violations in the last hour."`
 	Addresses       []Address      `json:"addresses" nullable:"false"`
 	IfLost          Forecast       `json:"if_lost" doc:"What the loss of the backend would mean to its sessions."`
 }
