@@ -37,7 +37,7 @@ docs/moving-users.md describes how to move a user's mail.
 redis-cli works as well; this command also refuses records that gateways would ignore.`,
 	}
 	operatorFlags(cmd)
-	return withSubcommands(cmd, newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteAcceptEmpty())
+	return withSubcommands(cmd, newRouteList(), newRouteGet(), newRouteSet(), newRouteDel(), newRouteExplain(), newRouteImport(), newRouteExport(), newRouteAcceptEmpty())
 }
 
 // requireOne requires one argument, which a phrase such as "user name" describes.

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -11,12 +12,15 @@ import (
 
 	"imapgate/internal/admin/api"
 	"imapgate/internal/event"
+	"imapgate/internal/sanitize"
 	"imapgate/routing"
 )
 
 // routeEndpoints are the operations on route records.
 func (g *Gateway) routeEndpoints() []api.Endpoint {
 	return []api.Endpoint{
+		api.ListRoutes.Handle(g.ListRoutes),
+		api.ImportRoutes.Handle(g.ImportRoutes),
 		api.GetUserRoute.Handle(named(g.userTarget, g.getRoute)),
 		api.GetDomainRoute.Handle(named(g.domainTarget, g.getRoute)),
 		api.GetDefaultRoute.Handle(func(ctx context.Context, _ *api.None) (api.RouteRecord, error) {
@@ -154,4 +158,54 @@ func routeError(err error) error {
 		return fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
 	return err
+}
+
+// ListRoutes returns a page of the route records.
+func (g *Gateway) ListRoutes(ctx context.Context, in *api.RouteFilter) (api.RouteList, error) {
+	cursor, err := base64.RawURLEncoding.DecodeString(in.Cursor)
+	if err != nil {
+		return api.RouteList{}, fmt.Errorf("%w: the cursor is not one of this API", api.ErrBadRequest)
+	}
+	records, next, err := g.routes.List(ctx, routing.ListQuery{Kind: in.Kind, Backend: in.Backend, Name: in.Match}, string(cursor), in.Limit)
+	list := api.RouteList{Routes: make([]api.RouteRecord, 0, len(records))}
+	for _, r := range records {
+		list.Routes = append(list.Routes, newRouteRecord(r.Target, r.Fields))
+	}
+	if next != "" {
+		list.Next = base64.RawURLEncoding.EncodeToString([]byte(next))
+	}
+	return list, routeError(err)
+}
+
+// maxImportErrors bounds the errors in the answer to an import.
+const maxImportErrors = 100
+
+// ImportRoutes writes many route records. Each is written or refused by itself.
+func (g *Gateway) ImportRoutes(ctx context.Context, in *api.RouteImport) (api.RouteImportAnswer, error) {
+	answer := api.RouteImportAnswer{Errors: []string{}}
+	for _, r := range in.Body.Routes {
+		target, err := routing.TargetOf(g.cfg.Auth.NameRules, r.Kind, r.Name)
+		var result routing.ImportResult
+		if err == nil {
+			result, err = g.routes.Import(ctx, target, r.Fields, in.DryRun)
+		}
+		switch {
+		case err != nil && !errors.Is(err, routing.ErrInvalidRecord):
+			return answer, err // Redis: the rest would fail too
+		case err != nil:
+			if answer.Refused++; len(answer.Errors) < maxImportErrors {
+				answer.Errors = append(answer.Errors, sanitize.Line(err.Error(), 500))
+			}
+		case result == routing.ImportCreated:
+			answer.Created++
+		case result == routing.ImportChanged:
+			answer.Changed++
+		default:
+			answer.Unchanged++
+		}
+	}
+	if !in.DryRun {
+		g.recordAction(event.ActionRoute, api.CallerOf(ctx).Name, fmt.Sprintf("import of %d records", len(in.Body.Routes)), nil)
+	}
+	return answer, nil
 }

@@ -99,6 +99,19 @@ type Config struct {
 	Places Places
 }
 
+// AllHosts returns host:port of all configured addresses, without those of SRV records.
+func (s *Settings) AllHosts() (list []string) {
+	if s.Address != "" {
+		return []string{s.Address}
+	}
+	for _, a := range s.Addresses {
+		if a.Address != "" {
+			list = append(list, a.Address)
+		}
+	}
+	return list
+}
+
 // AllAddresses returns the configured addresses.
 func (c *Config) AllAddresses() []AddressSettings {
 	if c.Address != "" {

@@ -62,7 +62,7 @@ type RouteRecord struct {
 	Kind   string            `json:"kind" enum:"user,domain,default"`
 	Name   string            `json:"name,omitempty"`
 	Fields map[string]string `json:"fields" nullable:"true"`
-	ETag   string            `json:"etag"`
+	ETag   string            `json:"etag,omitempty"`
 }
 
 // Version returns the ETag.
