@@ -43,6 +43,7 @@ func sentences() []struct{ event, members, want string } {
 		{"ban_removed", `"subject":"192.0.2.7/32","reason":"operator","until":"2026-05-01T12:10:00.000Z","by":"carol","detail":"cleared"`,
 			"by carol, before its end at @, note: cleared"},
 		{"spray_suspected", `"subject":"198.51.100.0/24","users":120,"addresses":80,"window_ms":3600000`, "120 users tried from 80 addresses, within 1h"},
+		{"address_state", `"backend":"east","address":"mail-e1:993","state":"down","was":"up","detail":"health check: refused"`, "mail-e1:993 of east is down, was up, health check: refused"},
 		{"routes_emptied", `"present":0,"missing":64`, "0 records present, 64 records missing"},
 		{"routes_restored", `"present":64,"missing":1,"by":"carol"`, "by carol, 64 records present, 1 record missing"},
 		{"command", `"user":"a","backend":"east","command":"UID MOVE","mailbox":"INBOX","to":"Sent","messages":2,"result":"ok","code":"COPYUID","duration_ms":21`,

@@ -45,6 +45,9 @@ type auditRecord struct {
 	Mode          string    `json:"mode"`
 	UpstreamUser  string    `json:"upstream_user"`
 	Previous      string    `json:"previous"`
+	Address       string    `json:"address"`
+	State         string    `json:"state"`
+	Was           string    `json:"was"`
 	Until         time.Time `json:"until"`
 
 	Mechanism    string  `json:"mechanism"`
@@ -138,7 +141,7 @@ func padColumn(text string, width int) string {
 // operator's attention.
 func (a *auditRecord) eventColour() string {
 	switch a.Event {
-	case "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":
+	case "address_state", "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":
 		return yellow
 	case "started", "stopped", "operator_action", "ban_removed", "routes_restored", "log_opened":
 		return cyan
@@ -202,6 +205,10 @@ func (a *auditRecord) description() string {
 		a.addEnd(&p)
 	case "limit_hit", "ban_added", "ban_removed", "spray_suspected":
 		a.addLimit(&p)
+	case "address_state":
+		p.add(formatText("%s", a.Address), formatText(" of %s", a.Backend), formatText(" is %s", a.State))
+		p.add(formatText("was %s", a.Was))
+		p.add(formatText("%s", a.Detail))
 	case "command":
 		p.add(formatText("%s", a.Command), formatText(" in %s", a.Mailbox), formatText(" to %s", a.Destination), formatText(": %s", a.Result), formatText(" [%s]", a.Code))
 		p.add(formatText("at %s", a.Backend))

@@ -189,6 +189,19 @@ func schema(t *testing.T) []eventDoc {
 				_ = l.SpraySuspected(&Spray{Users: 120, Addresses: 80, Subject: "198.51.100.0/24", Window: time.Hour})
 			},
 			func(l *Log) { _ = l.SpraySuspected(&Spray{Users: 120}) }},
+		{"address_state", "An address of a backend is used otherwise than before: its health has changed, or an operator has ordered it.",
+			[][]fieldDoc{{
+				{"backend", "text", always, "the backend"},
+				{"address", "text", always, "host:port"},
+				{"state", "word", always, "AddressState: what it is now"},
+				{"was", "word", always, "AddressState: what it was"},
+				{"detail", "text", "unless it is up", "why"}}},
+			func(l *Log) {
+				_ = l.AddressState(&AddressState{Backend: "east", Address: "mail-e1.internal:993", State: event.AddressDown, Old: event.AddressUp, Why: "health check: connect: connection refused"})
+			},
+			func(l *Log) {
+				_ = l.AddressState(&AddressState{Backend: "east", Address: "mail-e1.internal:993", State: event.AddressUp, Old: event.AddressDown})
+			}},
 		{"routes_emptied", "Most of the known route records are missing from Redis: from now on no user is treated as unknown.",
 			[][]fieldDoc{routeStoreFields},
 			func(l *Log) { _ = l.RoutesEmptied(&RouteStore{Node: "192.0.2.9:6379", Missing: 64}) },

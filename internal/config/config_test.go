@@ -222,7 +222,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"default_domain: a":                 "1:1: default_domain: unknown key; it belongs in auth",
 		"- a":                               "1:1: expected a mapping, got a list",
 		"just text":                         "1:1: expected a mapping, got a string",
-		"nonsense: 1":                       "1:1: nonsense: unknown key; the keys here are listeners, tls,",
+		"nonsense: 1":                       "1:1: nonsense: unknown key; the keys here are gateway, listeners, tls,",
 		"listener: []":                      "1:1: listener: unknown key; did you mean listeners?",
 		"tls: &a {}":                        "tls: expected a mapping, got an anchor",
 		"log: {<<: {}}":                     "a key must be a plain word",

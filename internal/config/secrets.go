@@ -36,8 +36,11 @@ func (s secrets) readAll(c *Config) {
 	for name, b := range c.Backends {
 		if b.Login == "master" {
 			s.readMaster(c, &b)
-			c.Backends[name] = b
 		}
+		if b.Health.PasswordFile != "" {
+			b.Health.Password = s.readSecret(MemberKey("backends", name)+".health.password_file", b.Health.PasswordFile, "")
+		}
+		c.Backends[name] = b
 	}
 	c.Admin.Token = s.readSecret(adminTokenKey, c.Admin.TokenFile, "IMAPGATE_ADMIN_TOKEN")
 	if n := len(c.Admin.Token.Reveal()); n > 0 && n < minTokenLength {

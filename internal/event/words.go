@@ -393,15 +393,14 @@ type Obstacle string
 
 // Obstacles.
 const (
-	ObstacleSpliced    Obstacle = "spliced"    // its commands are not seen
-	ObstaclePinned     Obstacle = "pinned"     // the connection has state that no other can be given
-	ObstacleReuse      Obstacle = "reuse"      // mode reuse does not reattach
-	ObstacleAppend     Obstacle = "append"     // an upload is in progress
-	ObstacleWrite      Obstacle = "write"      // a command is in progress that must not be repeated
-	ObstacleResponse   Obstacle = "response"   // the client has received a part of a response
-	ObstacleView       Obstacle = "view"       // what the client knows of its mailbox is uncertain
-	ObstacleGateway    Obstacle = "gateway"    // the gateway itself ends
-	ObstacleCapability Obstacle = "capability" // the other backend lacks a capability
+	ObstacleSpliced  Obstacle = "spliced"  // its commands are not seen
+	ObstaclePinned   Obstacle = "pinned"   // the connection has state that no other can be given
+	ObstacleReuse    Obstacle = "reuse"    // mode reuse does not reattach
+	ObstacleAppend   Obstacle = "append"   // an upload is in progress
+	ObstacleWrite    Obstacle = "write"    // a command is in progress that must not be repeated
+	ObstacleResponse Obstacle = "response" // the client has received a part of a response
+	ObstacleView     Obstacle = "view"     // what the client knows of its mailbox is uncertain
+	ObstacleGateway  Obstacle = "gateway"  // the gateway itself ends
 )
 
 // AddressState is whether an address of a backend is used.

@@ -78,8 +78,9 @@ type Gateway struct {
 	config   configState // Guarded by configMu.
 	draining drainState  // Guarded by configMu.
 
-	hasRun      atomic.Bool // Run was called
-	isAccepting atomic.Bool // true from Run until the drain begins
+	hasRun      atomic.Bool                     // Run was called
+	drainBegins atomic.Pointer[<-chan struct{}] // set by Run: closed when the drain begins
+	isAccepting atomic.Bool                     // true from Run until the drain begins
 }
 
 // Open creates a gateway that listens; Run accepts the clients. The configuration must
@@ -323,6 +324,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 		watch(g.admin.Serve)
 	}
 
+	done := ctx.Done()
+	g.drainBegins.Store(&done)
 	g.isAccepting.Store(true)
 	g.fleet.Announce()
 	g.metrics.CountReload(nil) // the configuration was just loaded
@@ -349,9 +352,18 @@ func (g *Gateway) beginDrain(ctx context.Context) {
 	}
 }
 
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // checkReady returns nil while new clients are accepted.
 func (g *Gateway) checkReady() error {
-	if !g.isAccepting.Load() {
+	if done := g.drainBegins.Load(); !g.isAccepting.Load() || done == nil || isClosed(*done) {
 		return errStarting
 	}
 	return g.audit.Ready()

@@ -43,7 +43,7 @@ auth:
   http: {urls: ["https://127.0.0.1:1/"], ca: %[3]q, cert: %[7]q, key: %[8]q, header_files: {X-Key: %[9]q}}
   oauth: {introspection_url: "https://127.0.0.1:1/", scope: imap, client_id: gate, client_secret_file: %[10]q, ca: %[3]q, client_certificate: %[1]s}
 backends:
-  east: {address: "127.0.0.1:993", ca: %[3]q, client_certificate: %[1]s, login: master, master: {user: m, password_file: %[11]q}}
+  east: {address: "127.0.0.1:993", ca: %[3]q, client_certificate: %[1]s, login: master, master: {user: m, password_file: %[11]q}, health: {check: login, user: m, password_file: %[11]q}}
 audit: {sinks: [{type: syslog, address: "tls://127.0.0.1:1", ca: %[3]q, client_certificate: %[1]s}]}
 admin: {address: "127.0.0.1:0", token_file: %[12]q, tls: %[1]s, tokens_file: %[14]q}
 `, pair, dir, ca.File, secret("redis"), users, secret("scram"), cert, key, secret("header"), secret("oauth"), secret("master"), secret("token"), secret("sentinel"), tokens)), cert

@@ -68,7 +68,7 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 func (b *Backend) Apply(cfg Config) {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
 	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
-	cfg.Resolve = cmp.Or(cfg.Resolve, 30*time.Second)
+	cfg.Resolve, cfg.Placement = cmp.Or(cfg.Resolve, 30*time.Second), cmp.Or(cfg.Placement, event.Sticky)
 	cfg.Breaker.Failures, cfg.Breaker.Within, cfg.Breaker.Hold = cmp.Or(cfg.Breaker.Failures, 5), cmp.Or(cfg.Breaker.Within, 10*time.Second), cmp.Or(cfg.Breaker.Hold, 5*time.Second)
 	b.mu.Lock()
 	old := b.config.Swap(&cfg)

@@ -120,7 +120,7 @@ func hostPorts(addresses []*address) []string {
 
 // place returns the address for a login, and what to call when its connection ends.
 func (b *Backend) place(ctx context.Context, cfg *Config, user identity.User, c choice) (chosen *address, leave func()) {
-	isSticky := cfg.Places != nil && cfg.Placement == event.Sticky && b.hasSeveral()
+	isSticky := cfg.Places != nil && cfg.Placement != event.Spread && b.hasSeveral()
 	if !isSticky {
 		if len(c.candidates) == 0 {
 			return nil, nil
