@@ -308,7 +308,7 @@ const (
 	DiscardAge         DiscardReason = "age"         //
 	DiscardLimit       DiscardReason = "limit"       // another connection needed its slot
 	DiscardCredentials DiscardReason = "credentials" // the login it was opened with is no longer valid
-	DiscardMoved       DiscardReason = "moved"       // the user's backend, or login name there, changed
+	DiscardMoved       DiscardReason = "moved"       // the user's backend, or login name there, changed, or the address is taken out of use
 	DiscardShutdown    DiscardReason = "shutdown"    //
 	DiscardDescriptors DiscardReason = "descriptors" // its descriptor was needed
 )
@@ -360,7 +360,8 @@ const (
 	ConnectTimeout     ConnectResult = "timeout"     //
 	ConnectClosed      ConnectResult = "closed"      // the backend closed the connection
 	ConnectProtocol    ConnectResult = "protocol"    // its answer was invalid IMAP, or not allowed in that state
-	ConnectDown        ConnectResult = "down"        // not tried: the backend was unreachable before
+	ConnectDown        ConnectResult = "down"        // not tried: the backend was unreachable before, or an operator has taken its addresses out of use
+	ConnectMaintenance ConnectResult = "maintenance" // not tried: the operator has set the backend's maintenance
 	ConnectBusy        ConnectResult = "busy"        // a limit of the backend was reached
 	ConnectCanceled    ConnectResult = "canceled"    // the gateway is shutting down
 	ConnectLoop        ConnectResult = "loop"        // the hop limit was reached

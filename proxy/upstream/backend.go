@@ -3,7 +3,6 @@ package upstream
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -17,19 +16,6 @@ import (
 	"imapgate/internal/imap"
 )
 
-const (
-	maxConnectAttempts = 3           // for one login
-	connectRetryDelay  = time.Second // between attempts
-
-	// maxSlotTime is how long a login holds one of the MaxUpstreamLogins slots. A login does its
-	// work in less. A backend that delays the answer to a wrong password takes longer, and a few
-	// such logins must not block all others.
-	maxSlotTime = time.Second
-	// minReportedWait is the shortest wait that is reported; acquiring a free slot takes
-	// microseconds.
-	minReportedWait = time.Millisecond
-)
-
 // Backend connects to one backend and logs users in there. It is safe for concurrent use.
 type Backend struct {
 	// Set once.
@@ -37,7 +23,8 @@ type Backend struct {
 	hooks   Hooks
 	log     *zap.Logger
 	dns     dnsLookups
-	changed chan struct{} // the addresses or the configuration have changed; holds one element
+	changed chan struct{} // wakes Run; holds one element
+	lookup  chan struct{} // holds one element while SRV records are looked up
 
 	config    atomic.Pointer[Config]
 	addresses atomic.Pointer[[]*address] // in use, in the order of the configuration
@@ -48,36 +35,42 @@ type Backend struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	targets map[string][]target           // of SRV records, by their name
+	targets map[string]srvAnswer          // of the configured SRV records, by their name
 	orders  map[string]event.AddressState // by operators, by address; also of addresses that are not in use
 }
 
 // New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
+	return newBackend(cfg, hooks, log, systemDNS)
+}
+
+func newBackend(cfg Config, hooks Hooks, log *zap.Logger, dns dnsLookups) *Backend {
 	b := &Backend{
-		name: cfg.Name, hooks: hooks, log: log.With(zap.String("backend", cfg.Name)), dns: systemDNS, changed: make(chan struct{}, 1),
-		targets: make(map[string][]target), orders: make(map[string]event.AddressState),
+		name: cfg.Name, hooks: hooks, log: log.With(zap.String("backend", cfg.Name)), dns: dns,
+		changed: make(chan struct{}, 1), lookup: make(chan struct{}, 1),
+		targets: make(map[string]srvAnswer), orders: make(map[string]event.AddressState),
 	}
 	b.addresses.Store(new([]*address))
 	b.Apply(cfg)
 	return b
 }
 
-// Apply makes a configuration that of all later logins. Addresses that stay keep their health
-// and what the operator has ordered; the connections to others end as their sessions do.
+// Apply makes a configuration that of all later logins. Addresses that stay keep their health,
+// their counters and what the operator has ordered. The connections to others end as their
+// sessions do.
 func (b *Backend) Apply(cfg Config) {
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, answerTimeout)
 	cfg.Sockets = cmp.Or(cfg.Sockets, descriptors.New(descriptors.Unlimited))
 	cfg.Resolve, cfg.Placement = cmp.Or(cfg.Resolve, 30*time.Second), cmp.Or(cfg.Placement, event.Sticky)
 	cfg.Breaker.Failures, cfg.Breaker.Within, cfg.Breaker.Hold = cmp.Or(cfg.Breaker.Failures, 5), cmp.Or(cfg.Breaker.Within, 10*time.Second), cmp.Or(cfg.Breaker.Hold, 5*time.Second)
 	b.mu.Lock()
-	old := b.config.Swap(&cfg)
-	b.updateAddresses(old)
+	b.config.Store(&cfg)
+	b.updateAddresses()
 	b.mu.Unlock()
 	b.notifyRun()
 }
 
-// notifyRun makes Run look at the addresses again.
+// notifyRun makes Run look at the addresses and at DNS again.
 func (b *Backend) notifyRun() {
 	select {
 	case b.changed <- struct{}{}:
@@ -86,85 +79,30 @@ func (b *Backend) notifyRun() {
 }
 
 // updateAddresses makes the addresses those of the configuration and of DNS. mu is held.
-func (b *Backend) updateAddresses(old *Config) {
-	cfg, known := b.cfg(), *b.addresses.Load()
+func (b *Backend) updateAddresses() {
+	cfg, known := b.cfg(), b.list()
 	var current []*address
 	for _, t := range configuredTargets(cfg, b.targets) {
-		i := slices.IndexFunc(known, func(a *address) bool { return a.hostPort == t.hostPort && hasSameLimits(cfg, old) })
+		i := slices.IndexFunc(known, func(a *address) bool { return a.hostPort == t.hostPort })
 		var a *address
 		if i >= 0 {
 			a = known[i]
 		} else {
-			a = newAddress(b, cfg, t.hostPort)
-			a.dial.dns = b.dns
+			a = newAddress(b, t.hostPort)
 		}
-		a.mu.Lock()
-		a.priority, a.weight, a.order = t.priority, t.weight, b.orders[t.hostPort]
-		a.leaving.Store(isLeavingOrder(a.order))
-		a.mu.Unlock()
+		a.configure(cfg, role{t.priority, t.weight, b.orders[t.hostPort]})
 		current = append(current, a)
 	}
 	for _, a := range known {
-		if !slices.ContainsFunc(current, func(c *address) bool { return c.hostPort == a.hostPort }) {
+		if !slices.Contains(current, a) {
 			a.leaving.Store(true)
 		}
 	}
 	b.addresses.Store(&current)
 }
 
-// hasSameLimits reports whether addresses made for an old configuration have the limits of a
-// new one.
-func hasSameLimits(cfg, old *Config) bool {
-	return old == nil || cfg.MaxUpstreamLogins == old.MaxUpstreamLogins && cfg.MaxUpstreamConnectsPerSecond == old.MaxUpstreamConnectsPerSecond
-}
-
-func isLeavingOrder(s event.AddressState) bool {
-	return s == event.AddressEvacuating || s == event.AddressDisabled
-}
-
-// refreshAddresses looks up SRV records again.
-func (b *Backend) refreshAddresses(ctx context.Context) error {
-	cfg := b.cfg()
-	var errs []error
-	found := make(map[string][]target)
-	for _, a := range cfg.AllAddresses() {
-		if a.SRV == "" {
-			continue
-		}
-		targets, err := lookUpSRV(ctx, b.dns, a.SRV, cfg.ServerName != "")
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		found[a.SRV] = targets
-	}
-	if len(found) > 0 {
-		b.mu.Lock()
-		for name, targets := range found {
-			b.targets[name] = targets
-		}
-		b.updateAddresses(cfg)
-		b.mu.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// awaitAddresses looks up SRV records for the first time, if Run has not.
-func (b *Backend) awaitAddresses(ctx context.Context, deadline time.Time) error {
-	if len(b.list()) > 0 {
-		return nil
-	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	if err := b.refreshAddresses(ctx); err != nil {
-		return fmt.Errorf("%w: %w", errConnect, err)
-	}
-	return nil
-}
-
 func (b *Backend) cfg() *Config       { return b.config.Load() }
 func (b *Backend) list() []*address   { return *b.addresses.Load() }
-func (b *Backend) hasSeveral() bool   { return len(b.list()) > 1 }
 func addressField(a string) zap.Field { return zap.String("address", a) }
 
 // Name returns the backend's name in routes and logs.
@@ -179,48 +117,46 @@ func (b *Backend) Maintenance() string { return sanitizeText(b.cfg().Maintenance
 
 // Addresses returns what is known about each address in use.
 func (b *Backend) Addresses() []AddressStatus {
-	list := make([]AddressStatus, 0, len(b.list()))
-	for _, a := range b.list() {
+	all := b.list()
+	list := make([]AddressStatus, 0, len(all))
+	for _, a := range all {
 		list = append(list, a.status())
 	}
 	return list
 }
 
+// HostPorts returns host:port of each address in use.
+func (b *Backend) HostPorts() []string { return hostPorts(b.list()) }
+
 // SetState makes an address draining, evacuating or disabled, by an operator's order. AddressUp
 // revokes the order. It returns false if the address is not in use; the order then holds as
 // soon as it is.
 func (b *Backend) SetState(hostPort string, state event.AddressState) bool {
-	if state == event.AddressUp {
-		state = ""
-	}
 	b.mu.Lock()
-	if state == "" {
+	if state == event.AddressUp {
 		delete(b.orders, hostPort)
 	} else {
 		b.orders[hostPort] = state
 	}
-	b.updateAddresses(b.cfg())
-	i := slices.IndexFunc(b.list(), func(a *address) bool { return a.hostPort == hostPort })
+	b.updateAddresses()
+	all := b.list()
 	b.mu.Unlock()
+	i := slices.IndexFunc(all, func(a *address) bool { return a.hostPort == hostPort })
 	if i < 0 {
 		return false
 	}
-	b.list()[i].report()
+	all[i].report()
 	return true
 }
 
 // MaxLoginTime returns the longest time that Login can take.
 func (b *Backend) MaxLoginTime() time.Duration {
-	return b.cfg().UpstreamLoginTimeout + b.cfg().AnswerTimeout
+	cfg := b.cfg()
+	return cfg.UpstreamLoginTimeout + cfg.AnswerTimeout
 }
 
 // Sockets returns the counter of connections to the backend; nil without one.
 func (b *Backend) Sockets() *descriptors.Counter { return b.cfg().Sockets }
-
-// MaintenanceError refuses a login because of maintenance.
-type MaintenanceError struct{ Text string }
-
-func (e *MaintenanceError) Error() string { return "maintenance: " + e.Text }
 
 // Login connects to the backend and logs the user of req in, within UpstreamLoginTimeout and ctx.
 // After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
@@ -237,12 +173,9 @@ func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
 	var conn *Conn
 	switch {
 	case cfg.hopsLeft(req.Client) <= 0:
-		err = ErrLoop
-		if b.hooks.OnConnect != nil {
-			b.hooks.OnConnect(event.ConnectLoop)
-		}
-	case cfg.Maintenance != "":
-		err = &MaintenanceError{sanitizeText(cfg.Maintenance)}
+		err = b.refuse(ctx, ErrLoop)
+	case cfg.Maintenance != "" && !req.HasSession:
+		err = b.refuse(ctx, &MaintenanceError{sanitizeText(cfg.Maintenance)})
 	default:
 		conn, err = b.logInSomewhere(ctx, cfg, req, creds)
 	}
@@ -250,40 +183,4 @@ func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
 		return nil, fmt.Errorf("log in at %s: %w", b.name, publicError(err))
 	}
 	return conn, nil
-}
-
-// queueForSlot is awaitSlot if the login may have to wait.
-func (t attempt) queueForSlot(ctx context.Context) error {
-	a := t.address
-	waitCtx, cancel := context.WithDeadline(ctx, t.deadline)
-	defer cancel()
-	if a.connRate != nil {
-		began := time.Now()
-		if err := a.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
-			a.backend.reportWait(event.LimitUpstreamRate, ctx.Err() == nil)
-			return fmt.Errorf("%w: %w", errBusy, err)
-		}
-		if time.Since(began) >= minReportedWait {
-			a.backend.reportWait(event.LimitUpstreamRate, false)
-		}
-	}
-	if a.slots.TryAcquire(1) {
-		return nil
-	}
-	err := a.slots.Acquire(waitCtx, 1)
-	a.backend.reportWait(event.LimitUpstreamLogins, errors.Is(err, context.DeadlineExceeded))
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
-	}
-	return errBusy
-}
-
-// reportWait reports that a limit delayed a login, or refused it.
-func (b *Backend) reportWait(limit event.Limit, timedOut bool) {
-	if b.hooks.OnWait != nil {
-		b.hooks.OnWait(Wait{limit, timedOut})
-	}
 }

@@ -1,17 +1,22 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	goimap "github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
-	"go.uber.org/zap"
 
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
@@ -25,7 +30,7 @@ type HealthSettings struct {
 	Timeout      time.Duration     `yaml:"timeout" default:"2s" min:"10ms" max:"1m" reload:"new" doc:"For one check."`
 	Rise         int               `yaml:"rise" default:"2" min:"1" max:"100" reload:"new" doc:"Successful checks in a row after which an address is up."`
 	Fall         int               `yaml:"fall" default:"3" min:"1" max:"100" reload:"new" doc:"Failed checks in a row after which an address is down: it is used only if no other is up."`
-	Check        event.HealthCheck `yaml:"check" default:"greeting" set:"HealthCheck" reload:"new" doc:"What a check does. connect: a connection, with TLS if the backend has it. greeting: also the greeting. login: also LOGIN as user, and NOOP."`
+	Check        event.HealthCheck `yaml:"check" default:"greeting" set:"HealthCheck" reload:"new" doc:"What a check does. connect: a connection, with TLS if tls is implicit. greeting: also the greeting, and STARTTLS if tls is starttls. login: also LOGIN as user, and NOOP."`
 	User         string            `yaml:"user" form:"label" reload:"new" doc:"For check: login, the user name."`
 	PasswordFile string            `yaml:"password_file" file:"secret" reload:"new" doc:"For check: login, file with the password."`
 
@@ -58,40 +63,18 @@ func (r *checkResult) record(err error, s *HealthSettings) bool {
 
 // Run checks the addresses and follows DNS until ctx is done. It returns nil.
 func (b *Backend) Run(ctx context.Context) error {
-	b.isWatched.Store(b.cfg().Health.Interval > 0)
-	defer b.isWatched.Store(false)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	watched := make(map[*address]context.CancelFunc)
-	defer func() {
-		for _, stop := range watched {
-			stop()
-		}
-	}()
+	w := watchers{ctx: ctx, running: make(map[*address]*watcher), failing: make(map[string]bool)}
+	defer w.stopAll()
 	for {
-		if err := b.refreshAddresses(ctx); err != nil && ctx.Err() == nil {
-			b.log.Warn("the addresses of the backend cannot be looked up; the known ones stay in use", zap.Error(err))
-		}
-		b.isWatched.Store(b.cfg().Health.Interval > 0)
-		current := make(map[*address]bool)
-		for _, a := range b.list() {
-			current[a] = true
-			if watched[a] == nil {
-				watchCtx, stop := context.WithCancel(ctx)
-				watched[a] = stop
-				wg.Go(func() { a.watch(watchCtx) })
-			}
-		}
-		for a, stop := range watched {
-			if !current[a] {
-				stop()
-				delete(watched, a)
-			}
-		}
-		timer := time.NewTimer(b.cfg().Resolve)
+		w.refreshDNS(b)
+		cfg := b.cfg()
+		b.isWatched.Store(cfg.Health.Interval > 0)
+		w.update(b.list(), cfg.Health)
+		timer := time.NewTimer(cfg.Resolve)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
+			b.isWatched.Store(false)
 			return nil
 		case <-b.changed:
 			timer.Stop()
@@ -100,46 +83,97 @@ func (b *Backend) Run(ctx context.Context) error {
 	}
 }
 
-// watch checks an address until ctx is done.
-func (a *address) watch(ctx context.Context) {
-	for {
-		cfg := a.backend.cfg()
-		wait := cfg.Health.Interval
-		if wait == 0 {
-			wait = cfg.Resolve // to notice that checks are wanted
-		} else {
-			wait = wait*9/10 + rand.N(wait/5+1)
-			if probe, ok := a.circuit.untilProbe(time.Now()); ok {
-				wait = min(wait, probe)
-			}
+// watchers are the goroutines that check addresses, and what Run remembers of DNS.
+type watchers struct {
+	ctx     context.Context // of Run
+	group   sync.WaitGroup
+	running map[*address]*watcher
+	failing map[string]bool // lookups whose failure is logged; at most one for each address
+}
+
+// watcher is one of them.
+type watcher struct {
+	settings HealthSettings
+	stop     context.CancelFunc
+}
+
+// update makes all of the addresses be checked, and no others.
+func (w *watchers) update(addresses []*address, s HealthSettings) {
+	maps.DeleteFunc(w.failing, func(what string, _ bool) bool { return what != "SRV" && !slices.Contains(hostPorts(addresses), what) })
+	for a, old := range w.running {
+		if old.settings != s || !slices.Contains(addresses, a) {
+			old.stop()
+			delete(w.running, a)
 		}
-		if sleep.For(ctx, max(wait, minCheckInterval)) != nil {
-			return
-		}
-		if cfg := a.backend.cfg(); cfg.Health.Interval > 0 {
-			a.check(ctx, cfg)
+	}
+	for _, a := range addresses {
+		switch {
+		case s.Interval == 0:
+			a.forgetChecks()
+		case w.running[a] == nil:
+			ctx, stop := context.WithCancel(w.ctx)
+			w.running[a] = &watcher{s, stop}
+			w.group.Go(func() { a.watch(ctx) })
 		}
 	}
 }
 
-// minCheckInterval bounds the checks of an address.
-const minCheckInterval = 10 * time.Millisecond
+// stopAll ends the goroutines.
+func (w *watchers) stopAll() {
+	for _, one := range w.running {
+		one.stop()
+	}
+	w.group.Wait()
+}
 
-// check makes one health check. If the circuit is open it is also the probe.
+// watch checks an address until ctx is done.
+func (a *address) watch(ctx context.Context) {
+	for wait := rand.N(min(a.backend.cfg().Health.Interval, maxFirstWait) + 1); sleep.For(ctx, wait) == nil; wait = a.untilCheck() {
+		a.check(ctx, a.backend.cfg())
+	}
+}
+
+const (
+	// minCheckInterval bounds the checks of an address.
+	minCheckInterval = 10 * time.Millisecond
+	// maxFirstWait bounds the time to the first check, which is random so that not all begin at
+	// once.
+	maxFirstWait = time.Second
+)
+
+// untilCheck returns how long it is until the next check. It is earlier if a login waits for it
+// to be the probe of the circuit.
+func (a *address) untilCheck() time.Duration {
+	wait := a.backend.cfg().Health.Interval
+	wait = wait*9/10 + rand.N(wait/5+1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if untilProbe, ok := a.circuit.untilCheck(time.Now()); ok {
+		wait = min(wait, untilProbe+minCheckInterval)
+	}
+	return max(wait, minCheckInterval)
+}
+
+// check makes one health check.
 func (a *address) check(ctx context.Context, cfg *Config) {
-	isProbe := a.circuit.takeProbe(time.Now(), cfg.Breaker.Hold)
 	began := time.Now()
 	err := a.runCheck(ctx, cfg)
 	if ctx.Err() != nil {
 		return
 	}
-	took := time.Since(began)
-	if err == nil && isProbe {
-		a.circuit.recordSuccess()
-	}
+	now := time.Now()
 	a.mu.Lock()
 	a.checked.record(err, &cfg.Health)
-	a.checkLatency = took.Seconds()
+	a.circuit.recordCheck(now, &cfg.Breaker, err == nil, cfg.Health.Check == event.CheckLogin)
+	a.checkLatency = now.Sub(began).Seconds()
+	a.mu.Unlock()
+	a.report()
+}
+
+// forgetChecks makes the earlier checks of an address count for nothing: there are none any more.
+func (a *address) forgetChecks() {
+	a.mu.Lock()
+	a.checked, a.checkLatency = checkResult{isUp: true}, 0
 	a.mu.Unlock()
 	a.report()
 }
@@ -149,11 +183,14 @@ func (a *address) runCheck(ctx context.Context, cfg *Config) error {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Health.Timeout)
 	defer cancel()
 	deadline := time.Now().Add(cfg.Health.Timeout)
-	nc, err := a.dial.connect(ctx, deadline, cfg.Resolve)
+	nc, err := a.connect(ctx, deadline)
 	if err != nil {
 		return publicError(fmt.Errorf("%w: %w", errConnect, err))
 	}
-	c := &loginConn{backend: a.backend, cfg: cfg, host: a.dial.host, conn: imap.NewConn(nc, imap.Responses, maxLine), deadline: deadline, bytesLeft: maxTotal, tagSuffix: "check"}
+	c := &loginConn{
+		backend: a.backend, cfg: cfg, host: a.dial.host, conn: imap.NewConn(nc, imap.Responses, maxLine), deadline: deadline,
+		bytesLeft: maxTotal, tagSuffix: cryptorand.Text()[:13],
+	}
 	release := c.conn.BindContext(ctx)
 	c.conn.SetDeadline(deadline)
 	err = c.check()
@@ -175,39 +212,53 @@ func (c *loginConn) check() error {
 			return err
 		}
 	}
-	switch c.cfg.Health.Check {
-	case event.CheckConnect:
+	if c.cfg.Health.Check == event.CheckConnect {
 		return nil
-	case event.CheckGreeting:
-		return c.readGreeting()
+	}
+	if err := c.readGreeting(); err != nil {
+		return err
+	}
+	if c.cfg.TLS == event.StartTLS {
+		if err := c.startTLS(c.cfg.clientTLS(c.host)); err != nil {
+			return err
+		}
+	}
+	if c.cfg.Health.Check == event.CheckGreeting {
+		return nil
 	}
 	return c.checkLogin()
 }
 
 var errCheckLogin = errors.New("the login of the health check failed")
 
-// checkLogin logs in as the user of the health check, and sends NOOP.
+// checkLogin logs in as the user of the health check, and sends NOOP. The greeting has been read
+// and is made up for the client, which waits for one.
 func (c *loginConn) checkLogin() error {
-	conn := limitedConn{c.conn.NetConn(), io.LimitReader(c.conn.NetConn(), maxTotal)}
-	var client *imapclient.Client
-	if c.cfg.TLS == event.StartTLS {
-		var err error
-		if client, err = imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: c.cfg.clientTLS(c.host)}); err != nil {
-			return fmt.Errorf("%w: %w", errCheckLogin, err)
-		}
-	} else {
-		client = imapclient.New(conn, nil)
-	}
+	received := io.MultiReader(strings.NewReader("* OK ready\r\n"), bytes.NewReader(c.conn.TakeBuffered()), io.LimitReader(c.conn.NetConn(), maxTotal))
+	client := imapclient.New(limitedConn{c.conn.NetConn(), received}, nil)
 	defer client.Close()
 	h := &c.cfg.Health
 	if err := client.Login(h.User, h.Password.Current().Reveal()).Wait(); err != nil {
-		return fmt.Errorf("%w: %w", errCheckLogin, err)
+		return explainCheckError(err)
 	}
 	if err := client.Noop().Wait(); err != nil {
-		return fmt.Errorf("%w: %w", errCheckLogin, err)
+		return explainCheckError(err)
 	}
 	_ = client.Logout().Wait() // the check has succeeded
 	return nil
+}
+
+// explainCheckError returns an error with nothing of the backend's text but what may be logged.
+func explainCheckError(err error) error {
+	var answer *goimap.Error
+	if errors.As(err, &answer) {
+		res := imap.Response{Name: string(answer.Type), Code: string(answer.Code), Text: answer.Text, IsStatus: true}
+		return fmt.Errorf("%w: %s", errCheckLogin, DescribeResponse(res))
+	}
+	if isTimeout(err) || isClosed(err) {
+		return fmt.Errorf("%w: %w", errCheckLogin, err)
+	}
+	return fmt.Errorf("%w: %w", errCheckLogin, errProtocol)
 }
 
 // limitedConn is a connection of which only so much is read.

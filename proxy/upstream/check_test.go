@@ -103,27 +103,3 @@ func TestChecksReportEachChangeOnce(t *testing.T) {
 		}
 	}
 }
-
-// A health check is the probe of an open breaker, so that no login has to be.
-func TestAHealthCheckIsTheProbe(t *testing.T) {
-	t.Parallel()
-	s := testkit.StartIMAP(t, serveLogins)
-	other := testkit.StartIMAP(t, serveLogins)
-	b := newSeveral(t, func(c *Config) {
-		c.Health.Interval, c.Health.Timeout, c.Breaker.Hold = time.Hour, time.Second, 50*time.Millisecond
-	}, s.Addr(), other.Addr())
-	b.isWatched.Store(true)
-	first := b.list()[0]
-	now := time.Now()
-	for range b.cfg().Breaker.Failures {
-		first.circuit.recordFailure(now, &b.cfg().Breaker, "a test")
-	}
-	<-time.After(60 * time.Millisecond) // a probe is due
-	if at, err := logInAt(t, b, "joe"); err != nil || at != other.Addr() {
-		t.Errorf("a login is the probe: at %q, %v", at, err)
-	}
-	first.check(t.Context(), b.cfg())
-	if at, err := logInAt(t, b, "joe"); err != nil || at != s.Addr() {
-		t.Errorf("after the probe: at %q, %v", at, err)
-	}
-}

@@ -3,8 +3,6 @@ package upstream
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -23,18 +21,17 @@ type Places interface {
 	Claim(ctx context.Context, backend string, user identity.User, candidates, keep []string) (address string, release func())
 }
 
-// errNoAddress means that no address takes the user.
-var errNoAddress = errors.New("no address takes new logins")
-
 // choice is the addresses that a login may go to.
 type choice struct {
 	candidates []*address // best first
+	probes     []*address // of candidates: those that are down, and due for a probe
 	keep       []*address // draining: only for users who have sessions there
+	someFull   bool       // an address was passed over because it is full
 }
 
-// choose returns the addresses for a user, without those that were tried. Every gateway that
+// choose returns the addresses for a login, without those that were tried. Every gateway that
 // sees the same addresses chooses alike.
-func (b *Backend) choose(cfg *Config, user identity.User, tried []*address) (c choice) {
+func (b *Backend) choose(cfg *Config, req *Request, tried []*address) (c choice) {
 	now := time.Now()
 	all := b.list()
 	if len(all) == 1 && len(tried) == 0 { // no choice, so no need to work it out
@@ -44,26 +41,28 @@ func (b *Backend) choose(cfg *Config, user identity.User, tried []*address) (c c
 	}
 	var usable, down []*address
 	for _, a := range all {
-		state, _ := a.state(now)
+		state, mayProbe := a.state(now)
 		switch {
-		case slices.Contains(tried, a):
+		case slices.Contains(tried, a), state == event.AddressEvacuating, state == event.AddressDisabled:
+		case a.isFull(cfg):
+			c.someFull = true
 		case state == event.AddressDraining:
 			c.keep = append(c.keep, a)
-		case a.isFull(cfg):
 		case state == event.AddressUp:
 			usable = append(usable, a)
-		case state == event.AddressDown:
-			if !b.isWatched.Load() && a.circuit.takeProbe(now, cfg.Breaker.Hold) {
-				usable = append(usable, a)
-			} else {
-				down = append(down, a)
-			}
+		case mayProbe:
+			usable, c.probes = append(usable, a), append(c.probes, a)
+		default:
+			down = append(down, a)
 		}
 	}
 	if len(usable) == 0 { // one that may be down is better than none
 		usable = down
 	}
-	c.candidates = rank(usable, user, cfg.SlowStart, now)
+	if len(usable) == 0 && req.HasSession { // whose place may be unknown
+		usable = c.keep
+	}
+	c.candidates = rank(usable, req.User, cfg.SlowStart, now)
 	return c
 }
 
@@ -81,7 +80,7 @@ func rank(addresses []*address, user identity.User, slowStart time.Duration, now
 	}
 	list := make([]ranked, 0, len(addresses))
 	for _, a := range addresses {
-		list = append(list, ranked{a, a.priorityNow(), score(user.String(), a.hostPort) * a.effectiveWeight(slowStart, now)})
+		list = append(list, ranked{a, a.role.Load().priority, score(user.String(), a.hostPort) * a.effectiveWeight(slowStart, now)})
 	}
 	slices.SortFunc(list, func(a, b ranked) int {
 		return cmp.Or(cmp.Compare(a.priority, b.priority), cmp.Compare(b.score, a.score), cmp.Compare(a.hostPort, b.hostPort))
@@ -104,12 +103,6 @@ func score(user, hostPort string) float64 {
 	return -1 / math.Log(u)
 }
 
-func (a *address) priorityNow() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.priority
-}
-
 func hostPorts(addresses []*address) []string {
 	names := make([]string, len(addresses))
 	for i, a := range addresses {
@@ -118,22 +111,25 @@ func hostPorts(addresses []*address) []string {
 	return names
 }
 
-// place returns the address for a login, and what to call when its connection ends.
+// place returns the address for a login, and what to call when its connection ends; nil if there
+// is none.
 func (b *Backend) place(ctx context.Context, cfg *Config, user identity.User, c choice) (chosen *address, leave func()) {
-	isSticky := cfg.Places != nil && cfg.Placement != event.Spread && b.hasSeveral()
-	if !isSticky {
-		if len(c.candidates) == 0 {
-			return nil, nil
-		}
+	isSticky := cfg.Places != nil && cfg.Placement != event.Spread && len(b.list()) > 1
+	switch {
+	case len(c.candidates) == 0 && (!isSticky || len(c.keep) == 0):
+		return nil, nil
+	case !isSticky:
 		return c.candidates[0], nil
 	}
 	name, leave := cfg.Places.Claim(ctx, b.name, user, hostPorts(c.candidates), hostPorts(c.keep))
-	for _, a := range append(slices.Clone(c.candidates), c.keep...) {
-		if a.hostPort == name {
-			return a, leave
+	for _, list := range [][]*address{c.candidates, c.keep} {
+		if i := slices.IndexFunc(list, func(a *address) bool { return a.hostPort == name }); i >= 0 {
+			return list[i], leave
 		}
 	}
-	leave()
+	if leave != nil {
+		leave()
+	}
 	return nil, nil
 }
 
@@ -142,27 +138,51 @@ func (b *Backend) place(ctx context.Context, cfg *Config, user identity.User, c 
 func (b *Backend) logInSomewhere(ctx context.Context, cfg *Config, req Request, creds credentials) (*Conn, error) {
 	deadline := time.Now().Add(cfg.UpstreamLoginTimeout)
 	if err := b.awaitAddresses(ctx, deadline); err != nil {
-		return nil, err
+		return nil, b.refuse(ctx, err)
 	}
 	var tried []*address
-	var failure error
+	var failure error // at the last address that was tried
 	for {
-		c := b.choose(cfg, req.User, tried)
+		c := b.choose(cfg, &req, tried)
 		a, leave := b.place(ctx, cfg, req.User, c)
-		if a == nil {
-			return nil, cmp.Or(failure, fmt.Errorf("%w: %w", ErrUnavailable, errNoAddress))
+		switch {
+		case a == nil && failure != nil:
+			return nil, failure
+		case a == nil && c.someFull:
+			return nil, b.refuse(ctx, errFull)
+		case a == nil:
+			return nil, b.refuse(ctx, errNoAddress)
 		}
-		req.leave = leave
-		conn, canRetry, err := attempt{a, cfg, deadline, len(c.candidates) > 1}.run(ctx, req, creds)
-		if err == nil {
+		t := attempt{address: a, cfg: cfg, deadline: deadline, leave: leave, others: len(c.candidates)}
+		if slices.Contains(c.candidates, a) {
+			t.others--
+		}
+		isOurs := true
+		if slices.Contains(c.probes, a) {
+			t.isProbe, isOurs = a.beginProbe(time.Now())
+		}
+		var conn *Conn
+		canRetry := true
+		if isOurs {
+			conn, canRetry, failure = t.run(ctx, req, creds)
+			tried = append(tried, a)
+		} // otherwise another login is the probe, and the next choice passes the address over
+		if conn != nil {
 			return conn, nil
 		}
 		if leave != nil {
-			leave() // again, if the connection was opened: it is idempotent
+			leave()
 		}
-		if failure = err; !canRetry || !time.Now().Before(deadline) {
-			return nil, err
+		if !canRetry || !time.Now().Before(deadline) {
+			return nil, cmp.Or(failure, errNoAddress)
 		}
-		tried = append(tried, a)
 	}
+}
+
+// refuse counts a login that is tried nowhere, and returns err.
+func (b *Backend) refuse(ctx context.Context, err error) error {
+	if b.hooks.OnConnect != nil {
+		b.hooks.OnConnect(ResultOf(ctx, err))
+	}
+	return err
 }

@@ -6,8 +6,10 @@
 // tagged OK of the login count against a budget. Clients receive only sanitised text of them.
 // Data from before STARTTLS is discarded. After a protocol violation no credentials are sent.
 //
-// All sessions share a Backend. A login runs in the caller's goroutine; the package starts
-// none.
+// All sessions share a Backend. It has addresses (address.go) with a circuit breaker each
+// (circuit.go), health checks (check.go) and DNS (resolve.go). A login chooses among them
+// (choose.go) and is an attempt at one after the other (attempt.go), each with the dialogue of
+// login.go. It runs in the caller's goroutine. Run has one more goroutine for each address.
 package upstream
 
 import (
@@ -48,7 +50,7 @@ type Settings struct {
 	Health      HealthSettings    `yaml:"health" doc:"Health checks of each address."`
 	Breaker     BreakerSettings   `yaml:"breaker" doc:"When failing logins make an address be passed over."`
 	SlowStart   time.Duration     `yaml:"slow_start" default:"30s" min:"0s" max:"1h" reload:"new" doc:"With several addresses: one that comes back gets its share of the users gradually, over this time."`
-	MaxSessions int               `yaml:"max_sessions" default:"0" min:"0" max:"10000000" reload:"new" doc:"Connections of this gateway to one address. A full address is passed over. 0: no bound."`
+	MaxSessions int               `yaml:"max_sessions" default:"0" min:"0" max:"10000000" reload:"new" doc:"Connections of this gateway to one address, idle ones of the modes reuse and resume included. A full address is passed over. 0: no bound."`
 	Maintenance string            `yaml:"maintenance" reload:"live" doc:"A text: new logins are refused with it (NO [UNAVAILABLE]), and live sessions in the modes reuse and resume are shown it once, as an ALERT. Empty: no maintenance."`
 	TLS         event.TLSMode     `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
 	CA          string            `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
@@ -128,8 +130,9 @@ type Request struct {
 	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
 	WaitTime *time.Duration // incremented by the wait for the backend's limits; may be nil
-
-	leave func() // of Places; may be nil
+	// HasSession means that the connection is for a session that exists. Neither maintenance nor
+	// a drain prevents it.
+	HasSession bool
 }
 
 // Wait is a login that was delayed or refused by a limit of its backend.

@@ -29,6 +29,11 @@ var (
 	ErrLoop = errors.New("login loop")
 )
 
+// MaintenanceError refuses a login because of Settings.Maintenance. It is an ErrUnavailable.
+type MaintenanceError struct{ Text string }
+
+func (e *MaintenanceError) Error() string { return "maintenance: " + e.Text }
+
 // errUnsendable means that the credentials were sent to no backend.
 var errUnsendable = fmt.Errorf("%w: the user name or credential cannot be sent", ErrDenied)
 
@@ -62,7 +67,9 @@ var (
 	errMasterDenied      = errors.New("backend denied the master login")
 	errOpaqueCode        = errors.New("backend refused the login with an answer that is not forwarded")
 	errDown              = errors.New("backend is marked down")
+	errNoAddress         = errors.New("no address of the backend takes new logins")
 	errBusy              = errors.New("too many concurrent logins")
+	errFull              = errors.New("every address of the backend has max_sessions connections")
 	errConnect           = errors.New("connect")
 )
 
@@ -108,11 +115,13 @@ func ResultOf(ctx context.Context, err error) event.ConnectResult {
 		return event.ConnectNotAccepted
 	case errors.Is(err, ErrLoop):
 		return event.ConnectLoop
-	case errors.Is(err, errDown):
+	case errors.As(err, new(*MaintenanceError)):
+		return event.ConnectMaintenance
+	case errors.Is(err, errDown), errors.Is(err, errNoAddress):
 		return event.ConnectDown
 	case ctx.Err() != nil && context.Cause(ctx) != context.DeadlineExceeded:
 		return event.ConnectCanceled
-	case errors.Is(err, errBusy):
+	case errors.Is(err, errBusy), errors.Is(err, errFull):
 		return event.ConnectBusy
 	case isTimeout(err):
 		return event.ConnectTimeout

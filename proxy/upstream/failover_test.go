@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -269,7 +267,7 @@ func TestAFullAddressIsPassedOver(t *testing.T) {
 func rankAll(b *Backend, t testing.TB, n int) []string {
 	first := make([]string, n)
 	for i := range first {
-		c := b.choose(b.cfg(), user(t, fmt.Sprint("user", i)), nil)
+		c := b.choose(b.cfg(), &Request{User: user(t, fmt.Sprint("user", i))}, nil)
 		if len(c.candidates) > 0 {
 			first[i] = c.candidates[0].hostPort
 		}
@@ -338,88 +336,6 @@ func TestAnAddressThatComesBackGetsItsUsersGradually(t *testing.T) {
 		if got := share(); math.Abs(got-want) > 0.03 {
 			t.Errorf("%d minutes after it has come back: %.3f, want %.3f", minutes, got, want)
 		}
-	}
-}
-
-// fakeDNS answers questions as a test says.
-type fakeDNS struct {
-	mu  sync.Mutex
-	ips map[string][]netip.Addr
-	srv map[string][]*net.SRV
-}
-
-func (f *fakeDNS) lookups() dnsLookups {
-	return dnsLookups{
-		ips: func(_ context.Context, _, host string) ([]netip.Addr, error) {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if f.ips[host] == nil {
-				return nil, &net.DNSError{Err: "no such host", Name: host}
-			}
-			return slices.Clone(f.ips[host]), nil
-		},
-		srv: func(_ context.Context, _, _, name string) (string, []*net.SRV, error) {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if f.srv[name] == nil {
-				return "", nil, &net.DNSError{Err: "no such host", Name: name}
-			}
-			return name, f.srv[name], nil
-		},
-	}
-}
-
-func (f *fakeDNS) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
-
-func TestTheAddressesFollowDNS(t *testing.T) {
-	t.Parallel()
-	first, second := testkit.StartIMAP(t, serveLogins), testkit.StartIMAP(t, serveLogins)
-	port := func(s *testkit.ScriptedIMAP) uint16 { return netip.MustParseAddrPort(s.Addr()).Port() }
-	dns := &fakeDNS{ips: map[string][]netip.Addr{}, srv: map[string][]*net.SRV{}}
-	const name = "_imap._tcp.east.test"
-	b := newSeveral(t, func(c *Config) {
-		c.Addresses, c.Resolve = []AddressSettings{{SRV: name, Priority: 1, Weight: 1}}, 10*time.Millisecond
-	})
-	b.dns = dns.lookups()
-	if _, err := logInAt(t, b, "joe"); err == nil {
-		t.Error("a login without an address")
-	}
-	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
-	dns.set(func() {
-		dns.ips["m1.east.test"] = loopback
-		dns.srv[name] = []*net.SRV{{Target: "m1.east.test.", Port: port(first), Priority: 10, Weight: 0}, {Target: "evil.test.", Port: port(second)}}
-	})
-	m1 := fmt.Sprint("m1.east.test:", port(first))
-	if at, err := logInAt(t, b, "joe"); err != nil || at != m1 || len(b.Addresses()) != 1 {
-		t.Errorf("at %q, %v: %+v", at, err, b.Addresses())
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = b.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
-	dns.set(func() {
-		dns.ips["m2.east.test"] = []netip.Addr{netip.MustParseAddr("192.0.2.1"), loopback[0]} // the first does not answer
-		dns.srv[name] = []*net.SRV{{Target: "m2.east.test.", Port: port(second), Priority: 5, Weight: 3}, dns.srv[name][0]}
-	})
-	m2 := fmt.Sprint("m2.east.test:", port(second))
-	testkit.Eventually(t, "the new target is used", func() bool {
-		at, err := logInAt(t, b, "joe")
-		return err == nil && at == m2
-	})
-	if s := b.Addresses()[0]; s.Priority != 6 || s.Weight != 3 {
-		t.Errorf("%+v", s)
-	}
-	dns.set(func() { clear(dns.srv); clear(dns.ips) }) // DNS is down
-	for range 5 {
-		if at, err := logInAt(t, b, "joe"); err != nil || at != m2 {
-			t.Errorf("without DNS: at %q, %v", at, err)
-		}
-		<-time.After(20 * time.Millisecond) // longer than Resolve
 	}
 }
 

@@ -249,7 +249,7 @@ func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: text}
-	conn, _, err := attempt{b.list()[0], b.cfg(), time.Now().Add(time.Minute), false}.loginOn(context.Background(), r, req, creds)
+	conn, _, err := attempt{address: b.list()[0], cfg: b.cfg(), deadline: time.Now().Add(time.Minute)}.loginOn(context.Background(), r, req, creds)
 	if r.bytesRead > maxTotal+maxLine {
 		t.Fatalf("%d bytes were read", r.bytesRead)
 	}

@@ -66,10 +66,7 @@ func (t attempt) loginOn(ctx context.Context, nc net.Conn, req Request, creds cr
 		tagSuffix: random[:13], loginTag: tagLogin + random[13:], bytesLeft: maxTotal,
 	}
 	release := c.conn.BindContext(ctx)
-	c.conn.SetDeadline(t.deadline)
-	if end := time.Now().Add(failoverAnswer); t.hasOther && end.Before(t.deadline) {
-		c.conn.SetDeadline(end) // until the credentials are sent
-	}
+	c.conn.SetDeadline(t.bound(failoverAnswer)) // until the credentials are sent
 	conn, err = c.logIn(req, creds)
 	if err != nil && c.tlsConn != nil { // with TLS 1.3, a client certificate is rejected after the handshake
 		err = tlsconf.ExplainWriteError(c.tlsConn, c.tlsConfig, err)

@@ -59,7 +59,7 @@ func TestASlowLoginReleasesItsSlot(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if !b.list()[0].slots.TryAcquire(int64(b.cfg().MaxUpstreamLogins)) {
+	if !b.list()[0].limits.Load().slots.TryAcquire(int64(b.cfg().MaxUpstreamLogins)) {
 		t.Error("not all slots were released")
 	}
 }
@@ -152,7 +152,7 @@ func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 	var wait Wait
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: address, TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamConnectsPerSecond: 1, UpstreamLoginTimeout: 500 * time.Millisecond}}),
 		Hooks{OnConnect: func(result event.ConnectResult) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
-	if !b.list()[0].connRate.Allow() {
+	if !b.list()[0].limits.Load().connRate.Allow() {
 		t.Fatal("nothing is allowed")
 	}
 	_, err := b.Login(context.Background(), testRequest(t))

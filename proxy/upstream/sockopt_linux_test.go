@@ -16,8 +16,8 @@ func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // not used
-	r := newResolver(l.Addr().String())
-	nc, err := r.connect(t.Context(), time.Now().Add(time.Minute), time.Minute)
+	r := newResolver(l.Addr().String(), systemDNS)
+	nc, err := r.connect(t.Context(), time.Now().Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 		t.Fatal(err)
 	}
 	began := time.Now()
-	conn, _, err := attempt{b.list()[0], b.cfg(), began.Add(testLimits.UpstreamLoginTimeout), false}.loginOn(ctx, client, req, creds)
+	conn, _, err := attempt{address: b.list()[0], cfg: b.cfg(), deadline: began.Add(testLimits.UpstreamLoginTimeout)}.loginOn(ctx, client, req, creds)
 	took := time.Since(began)
 	if conn != nil {
 		_ = conn.Close()
@@ -106,7 +106,7 @@ func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &scriptedConn{text: []byte("* OK [CAPABILITY SASL-IR AUTH=PLAIN] hi\r\n{L} OK [CAPABILITY X] in\r\n")}
-	conn, _, err := attempt{b.list()[0], b.cfg(), time.Now().Add(time.Minute), false}.loginOn(ctx, r, req, creds)
+	conn, _, err := attempt{address: b.list()[0], cfg: b.cfg(), deadline: time.Now().Add(time.Minute)}.loginOn(ctx, r, req, creds)
 	if !errors.Is(err, context.Canceled) || conn != nil || !r.loginOK || !r.closed {
 		t.Errorf("%v, closed %v", err, r.closed)
 	}
@@ -150,7 +150,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 		error(&RefusedError{Code: "UNAVAILABLE"}): false,
 	} {
 		b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
-		attempt{address: b.list()[0], cfg: b.cfg()}.recordResult(context.Background(), nil, err)
+		attempt{address: b.list()[0], cfg: b.cfg()}.recordResult(context.Background(), nil, loginFailure{at: time.Now()}, err, 0)
 		if b.list()[0].health.failingSince.IsZero() == counts {
 			t.Errorf("%v: %v", err, !counts)
 		}
@@ -158,7 +158,7 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}}), Hooks{}, zap.NewNop())
-	if (attempt{address: b.list()[0], cfg: b.cfg()}).recordResult(canceled, nil, io.EOF); !b.list()[0].health.failingSince.IsZero() {
+	if (attempt{address: b.list()[0], cfg: b.cfg()}).recordResult(canceled, nil, loginFailure{at: time.Now()}, io.EOF, 0); !b.list()[0].health.failingSince.IsZero() {
 		t.Error("a client that disconnected counts against the backend")
 	}
 }
@@ -236,7 +236,7 @@ func TestConnectSucceedsOnTheSecondAttempt(t *testing.T) {
 
 func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	b := New(testbed.WithDefaults(Config{Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}, LoginSettings: LoginSettings{MaxUpstreamLogins: 1, UpstreamLoginTimeout: 50 * time.Millisecond}}), Hooks{}, zap.NewNop())
-	if err := (attempt{b.list()[0], b.cfg(), time.Now(), false}).awaitSlot(context.Background()); err != nil {
+	if _, err := (attempt{address: b.list()[0], cfg: b.cfg(), deadline: time.Now()}).awaitSlot(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Login(context.Background(), testRequest(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errBusy) {
@@ -244,7 +244,7 @@ func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := (attempt{b.list()[0], b.cfg(), time.Now().Add(time.Hour), false}).awaitSlot(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := (attempt{address: b.list()[0], cfg: b.cfg(), deadline: time.Now().Add(time.Hour)}).awaitSlot(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	expired, cancel := context.WithTimeout(context.Background(), 0)
@@ -252,8 +252,8 @@ func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	if _, err := b.Login(expired, testRequest(t)); !errors.Is(err, errBusy) || !b.list()[0].health.failingSince.IsZero() {
 		t.Errorf("a wait for a slot counts against the backend: %v", err)
 	}
-	b.list()[0].slots.Release(1)
-	if err := (attempt{b.list()[0], b.cfg(), time.Now(), false}).awaitSlot(ctx); err != nil {
+	b.list()[0].limits.Load().slots.Release(1)
+	if _, err := (attempt{address: b.list()[0], cfg: b.cfg(), deadline: time.Now()}).awaitSlot(ctx); err != nil {
 		t.Errorf("a free slot was not acquired: %v", err)
 	}
 }
