@@ -44,14 +44,14 @@ type Conn struct {
 	user     identity.User
 	caps     imap.Caps
 	openedAt time.Time
+	hold     *upstream.Hold // its place at the address
 
 	// Owned by the session that holds the lease, or by the pool.
 	Enabled      imap.Extensions // extensions enabled by ENABLE or by a command that implies it
 	Selected     bool            // a mailbox is, or may be, selected
-	hold         *upstream.Hold
-	SentClientID string // last ID arguments sent to the backend, as upstream.FormatID; "": none
-	Broken       bool   // a command of the gateway was not answered
-	tagPrefix    string // random prefix of the gateway's tags
+	SentClientID string          // last ID arguments sent to the backend, as upstream.FormatID; "": none
+	Broken       bool            // a command of the gateway was not answered
+	tagPrefix    string          // random prefix of the gateway's tags
 	tagSerial    uint64
 	doneSent     bool   // DONE was sent, and no later command was answered
 	responseBuf  []byte // scratch: a response larger than the Reader's buffer

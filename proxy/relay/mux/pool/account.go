@@ -55,6 +55,13 @@ func (a *Account) loginRequest() upstream.Request {
 	return req
 }
 
+// sessionRequest returns the login with which connections are opened once the session exists.
+func (a *Account) sessionRequest() upstream.Request {
+	req := a.loginRequest()
+	req.HasSession = true
+	return req
+}
+
 // SetTokenEnd sets the expiry of the login's token. After it no connections are opened with
 // the token; existing ones stay open.
 func (a *Account) SetTokenEnd(end time.Time) { a.tokenEnd = end }
@@ -90,7 +97,7 @@ func (a *Account) acquireConn(ctx context.Context, set imap.Extensions) (*pooled
 	pc := a.useLoginConn(ctx, set)
 	if pc == nil {
 		var err error
-		if pc, err = p.acquire(ctx, leaseRequest{a.cred, clientUse, set, a.loginEnd(p)}, a.loginRequest()); err != nil {
+		if pc, err = p.acquire(ctx, leaseRequest{a.cred, clientUse, set, a.loginEnd(p)}, a.sessionRequest()); err != nil {
 			return nil, err
 		}
 	}
@@ -155,7 +162,7 @@ func (a *Account) acquireAuxConn(ctx context.Context) (*lease.Conn, error) {
 	if !ok {
 		return nil, ErrBusy
 	}
-	pc, err := p.connect(ctx, lr, g, a.loginRequest())
+	pc, err := p.connect(ctx, lr, g, a.sessionRequest())
 	if err == nil {
 		err = a.sendClientID(ctx, pc)
 	}
@@ -267,6 +274,8 @@ func (a *Account) releaseUnused(pc *pooledConn) {
 	case p.cfg.PoolIdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // no later login could use it
 	case pc.Age() >= p.cfg.MaxAge:
 		reason = event.DiscardAge
+	case pc.Hold().IsLeaving():
+		reason = event.DiscardMoved
 	default:
 		reason = p.validate(context.Background(), pc)
 	}
