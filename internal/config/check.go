@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/event"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/sanitize"
+	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
 )
@@ -148,7 +150,7 @@ func (c checker) checkBackends() {
 		c.checkRules(rule{!isBackendName(name), key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit"})
 		c.checkAddresses(key, b)
 		c.checkRules(rule{sanitize.ASCII(b.Maintenance, maxMaintenance) != b.Maintenance, MemberKey(key, "maintenance"), "must be printable ASCII of at most 200 characters: IMAP sends it in one line"})
-		c.checkRules(rule{b.Health.Check == event.CheckLogin && (b.Health.User == "" || b.Health.PasswordFile == ""), key + ".health", "check: login needs user and password_file"})
+		c.checkHealth(MemberKey(key, "health"), b.Health)
 		usesTLS := b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil
 		c.checkRules(rule{b.TLS == event.NoTLS && usesTLS, key, "ca, server_name and client_certificate are used only with TLS"})
 		c.checkKeyPair(MemberKey(key, "client_certificate"), b.ClientCertificate)
@@ -156,23 +158,31 @@ func (c checker) checkBackends() {
 	}
 }
 
-// maxMaintenance bounds the text of maintenance, in bytes.
-const maxMaintenance = 200
+const (
+	maxMaintenance    = 200                    // bytes of the text of maintenance
+	maxAddresses      = 64                     // of one backend
+	minHealthInterval = 100 * time.Millisecond // between two checks of an address
+)
 
 // checkAddresses checks where a backend is.
 func (c checker) checkAddresses(key string, b Backend) {
+	list := MemberKey(key, "addresses")
 	switch {
-	case b.Address == "" && len(b.Addresses) == 0:
+	case b.Address == "" && b.Addresses == nil:
 		c.add(MemberKey(key, "address"), "is required, or addresses")
-	case b.Address != "" && len(b.Addresses) > 0:
-		c.add(MemberKey(key, "addresses"), "cannot be given together with address")
+	case b.Address != "" && b.Addresses != nil:
+		c.add(list, "cannot be given together with address")
 	case b.Address != "":
 		c.checkAddress(MemberKey(key, "address"), b.Address)
 	}
+	c.checkRules(
+		rule{b.Addresses != nil && len(b.Addresses) == 0, list, "is empty: at least one is needed"},
+		rule{len(b.Addresses) > maxAddresses, list, "has more than 64 entries"},
+	)
 	seen := make(map[string]bool)
 	for i, a := range b.Addresses {
-		item := ItemKey(MemberKey(key, "addresses"), i)
-		name := cmp.Or(a.Address, a.SRV)
+		item := ItemKey(list, i)
+		name := strings.ToLower(cmp.Or(a.Address, a.SRV))
 		switch {
 		case (a.Address == "") == (a.SRV == ""):
 			c.add(item, "needs either address or srv")
@@ -180,9 +190,23 @@ func (c checker) checkAddresses(key string, b Backend) {
 			c.add(item, "%s is there twice", quote(name))
 		case a.Address != "":
 			c.checkAddress(MemberKey(item, "address"), a.Address)
+		case a.Priority != 1 || a.Weight != 1:
+			c.add(item, "priority and weight are for address: those of an srv entry come from DNS")
 		}
 		seen[name] = true
 	}
+}
+
+// checkHealth checks that health checks have what they need, and nothing that they ignore.
+func (c checker) checkHealth(key string, h upstream.HealthSettings) {
+	isLogin := h.Check == event.CheckLogin
+	c.checkRules(
+		rule{h.Interval > 0 && h.Interval < minHealthInterval, MemberKey(key, "interval"), "is less than 100ms; 0s turns the checks off"},
+		rule{isLogin && h.User == "", MemberKey(key, "user"), "is required with check: login"},
+		rule{isLogin && h.PasswordFile == "", MemberKey(key, "password_file"), "is required with check: login"},
+		rule{!isLogin && h.User != "", MemberKey(key, "user"), "is used only with check: login"},
+		rule{!isLogin && h.PasswordFile != "", MemberKey(key, "password_file"), "is used only with check: login"},
+	)
 }
 
 func (c checker) checkAddress(key, address string) {

@@ -36,6 +36,8 @@ func checkFormat(form, s string) string {
 		return checkRedisAddress(s)
 	case "label":
 		return checkLabel(s)
+	case "srv":
+		return checkSRV(s)
 	case "domain":
 		if _, err := (identity.Names{}).CanonicalizeDomain(s); s != "" && err != nil {
 			return quote(s) + " is not a domain such as example.org"
@@ -101,6 +103,17 @@ func checkRedisAddress(s string) string {
 func checkLabel(s string) string {
 	if len(s) > 253 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
 		return quote(s) + " has characters other than visible ASCII, or is too long"
+	}
+	return ""
+}
+
+// checkSRV checks the name of SRV records (RFC 2782).
+func checkSRV(s string) string {
+	const want = " is not the name of SRV records such as _imaps._tcp.example.org"
+	service, rest, _ := strings.Cut(s, ".")
+	proto, domain, _ := strings.Cut(rest, ".")
+	if len(service) < 2 || service[0] != '_' || proto != "_tcp" || domain == "" || checkAddress(s+":1", "", 1) != "" {
+		return quote(s) + want
 	}
 	return ""
 }

@@ -21,7 +21,7 @@ const (
 // AddressSettings name an address of a backend, or the DNS records that do.
 type AddressSettings struct {
 	Address  string `yaml:"address" form:"backend" example:"mail-e1.internal:993" reload:"new" doc:"host:port. A host name is looked up again as resolve says."`
-	SRV      string `yaml:"srv" form:"label" example:"_imaps._tcp.east.internal" reload:"new" doc:"Name of SRV records, in place of an address: their targets are the addresses, with the priorities and weights of DNS. A target must be in the domain of the name, unless server_name is set, because its certificate is verified for its own name."`
+	SRV      string `yaml:"srv" form:"srv" example:"_imaps._tcp.east.internal" reload:"new" doc:"Name of SRV records, in place of an address: their targets are the addresses, with the priorities and weights of DNS. A target must be in the domain of the name, unless server_name is set, because its certificate is verified for its own name."`
 	Priority int    `yaml:"priority" default:"1" min:"1" max:"1000" reload:"new" doc:"An address is used while none with a lower number can be."`
 	Weight   int    `yaml:"weight" default:"1" min:"1" max:"1000" reload:"new" doc:"Its share of the users, compared with those of the same priority."`
 }
