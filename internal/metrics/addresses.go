@@ -35,7 +35,9 @@ func (m *Metrics) ObserveAddresses(reportAll func(report func(AddressStatus))) {
 				gauge(state, oneIf(s == string(a.State)), a.Backend, a.Address, s)
 			}
 			gauge(connections, float64(a.Connections), a.Backend, a.Address)
-			gauge(check, a.CheckLatency.Seconds(), a.Backend, a.Address)
+			if a.CheckLatency > 0 {
+				gauge(check, a.CheckLatency.Seconds(), a.Backend, a.Address)
+			}
 		})
 		for backend, up := range isUp {
 			gauge(backendUp, oneIf(up), backend)
