@@ -2,8 +2,10 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +44,12 @@ func TestHealthChecksOfARealServer(t *testing.T) {
 		if err := check(server.address, server.mode, event.CheckLogin, "wrong"); !errors.Is(err, errCheckLogin) {
 			t.Errorf("%s, a wrong password: %v", server.mode, err)
 		}
+	}
+	proxied := testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: d.Proxied, TLS: event.NoTLS, Forward: ForwardProxy}})
+	proxied.Health.Check, proxied.Health.User, proxied.Health.Password, proxied.Health.Timeout = event.CheckLogin, "alice", identity.NewSecret("pw"), timeout
+	b := New(proxied, Hooks{}, zap.NewNop())
+	if err := b.list()[0].runCheck(t.Context(), b.cfg()); err != nil {
+		t.Errorf("behind a PROXY header: %v", err)
 	}
 	timeout = 200 * time.Millisecond
 	if err := check(d.TLS, event.NoTLS, event.CheckGreeting, ""); err == nil {
@@ -100,6 +108,64 @@ func TestChecksReportEachChangeOnce(t *testing.T) {
 	for i, change := range changes {
 		if want := []string{"up down true", "down up false"}[i%2]; change != want {
 			t.Errorf("change %d: %s", i, change)
+		}
+	}
+}
+
+// A check reads within bounds, and its error has nothing of the backend's text: the backend may
+// repeat the password in it.
+func TestBadAnswersFailACheck(t *testing.T) {
+	t.Parallel()
+	server, pool := certificate(t, nil)
+	unknown, _ := certificate(t, nil)
+	const ready = "> * OK [CAPABILITY IMAP4rev1] ready"
+	for name, c := range map[string]struct {
+		kind  event.HealthCheck
+		mode  event.TLSMode
+		tls   *tls.Config
+		steps []string
+		want  string // part of the error
+	}{
+		"closed":                {event.CheckGreeting, event.NoTLS, nil, []string{"fin"}, "EOF"},
+		"BYE":                   {event.CheckGreeting, event.NoTLS, nil, []string{"> * BYE " + canary}, "backend sent BYE: BYE"},
+		"PREAUTH":               {event.CheckGreeting, event.NoTLS, nil, []string{"> * PREAUTH " + canary}, "PREAUTH"},
+		"not IMAP":              {event.CheckGreeting, event.NoTLS, nil, []string{"> SSH-2.0-" + canary}, "broke the protocol"},
+		"an endless line":       {event.CheckGreeting, event.NoTLS, nil, []string{">> * OK " + strings.Repeat("x", maxLine)}, "too much data"},
+		"unknown authority":     {event.CheckConnect, event.ImplicitTLS, unknown, []string{"tls"}, "not issued by a trusted authority"},
+		"STARTTLS refused":      {event.CheckGreeting, event.StartTLS, server, []string{greetingStartTLS, "< STARTTLS", "> {S} NO " + canary}, "refused STARTTLS"},
+		"another authority":     {event.CheckGreeting, event.StartTLS, unknown, []string{greetingStartTLS, "< STARTTLS", "> {S} OK", "tls"}, "not issued by a trusted authority"},
+		"login refused":         {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", "> T1 NO [AUTHENTICATIONFAILED] " + canary}, "NO [AUTHENTICATIONFAILED]"},
+		"login with BAD":        {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", "> T1 BAD [" + canary + "] " + canary}, "BAD [unknown code]"},
+		"closed at the login":   {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", "fin"}, "EOF"},
+		"BYE at the login":      {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", "> * BYE " + canary, "fin"}, ""},
+		"nonsense at the login": {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", "> ~~ " + canary}, "broke the protocol"},
+		"endless at the login":  {event.CheckLogin, event.NoTLS, nil, []string{ready, "< LOGIN", ">> * OK " + strings.Repeat("x", 2*maxTotal)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &testkit.Steps{Lines: c.steps, TLS: c.tls}
+			cfg := testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: p.Start(t), TLS: c.mode}, TLSConfig: testbed.StaticTLS(&tls.Config{RootCAs: pool})})
+			cfg.Health.Check, cfg.Health.User, cfg.Health.Password, cfg.Health.Timeout = c.kind, "probe", identity.NewSecret(canary), testbed.Timeout
+			b := New(cfg, Hooks{}, zap.NewNop())
+			err := b.list()[0].runCheck(t.Context(), b.cfg())
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), canary) {
+				t.Errorf("%v", err)
+			}
+			p.Wait()
+		})
+	}
+}
+
+// A silent address fails its checks after the time of one.
+func TestASilentAddressFailsItsChecks(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartIMAP(t, sendSlowly)
+	for _, kind := range []event.HealthCheck{event.CheckGreeting, event.CheckLogin} {
+		cfg := testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: s.Addr(), TLS: event.NoTLS}})
+		cfg.Health.Check, cfg.Health.Timeout = kind, 200*time.Millisecond
+		b := New(cfg, Hooks{}, zap.NewNop())
+		if err := b.list()[0].runCheck(t.Context(), b.cfg()); !isTimeout(err) {
+			t.Errorf("%s: %v", kind, err)
 		}
 	}
 }
