@@ -3,6 +3,7 @@ package login
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -116,4 +117,32 @@ func TestResolverOutageMakesRoutesUnavailable(t *testing.T) {
 			t.Errorf("a cancelled client affects another: %q, %v", got, err)
 		}
 	})
+}
+
+// A backend is found by any of its addresses, also by those of a later configuration.
+func TestBackendsAreFoundByAllTheirAddresses(t *testing.T) {
+	z := &testResolver{names: map[string][]netip.Addr{"m2.internal": {netip.MustParseAddr("192.0.2.2")}, "m3.internal": {netip.MustParseAddr("192.0.2.3")}}}
+	cfg := testbed.WithDefaults(upstream.Config{Name: "east", Settings: upstream.Settings{TLS: event.NoTLS, Addresses: []upstream.AddressSettings{{Address: "192.0.2.1:143"}, {Address: "m2.internal:143"}}}})
+	east := upstream.New(cfg, upstream.Hooks{}, zap.NewNop())
+	x := newBackendIndex(map[string]*upstream.Backend{"east": east}, time.Minute)
+	x.resolve = z.resolve
+	check := func(what string, want map[string]string) {
+		t.Helper()
+		for text, backend := range want {
+			if got, err := x.find(t.Context(), netip.MustParseAddrPort(text)); got != backend || (err == nil) != (backend != "") {
+				t.Errorf("%s, %s: %q, %v", what, text, got, err)
+			}
+		}
+	}
+	check("at first", map[string]string{"192.0.2.1:143": "east", "192.0.2.2:143": "east", "192.0.2.3:143": "", "192.0.2.2:993": ""})
+	cfg.Addresses = []upstream.AddressSettings{{Address: "m3.internal:143"}}
+	east.Apply(cfg)
+	check("with another configuration", map[string]string{"192.0.2.1:143": "", "192.0.2.2:143": "", "192.0.2.3:143": "east"})
+	for i := range maxNames + 10 {
+		x.named(fmt.Sprint("m", i, ".internal:1"))
+	}
+	if len(x.names) > maxNames {
+		t.Errorf("%d names are remembered", len(x.names))
+	}
+	check("after many names", map[string]string{"192.0.2.3:143": "east"})
 }
