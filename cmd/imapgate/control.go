@@ -20,7 +20,8 @@ func newReload() *cobra.Command {
 		Use: "reload", Short: "Read the configuration and its files again", Args: cobra.NoArgs,
 		Long: `Make the gateway read its configuration, certificates and secrets again. The whole file is
 checked first: a bad file changes nothing, and the problems are printed as imapgate check
-does. Live sessions keep what they have; new ones get the new settings.`,
+does. Certificates and secrets apply to new connections. A changed configuration is named, and
+needs a restart.`,
 		Example: "  imapgate reload\n  imapgate reload --dry-run",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			answer, err := askGateway(cmd, api.Reload, &in)
