@@ -10,8 +10,8 @@ import (
 )
 
 // maxClientSessions bounds the resumption cache of one Client. crypto/tls keeps one session per
-// server name.
-const maxClientSessions = 8
+// server name, and a backend may have 64 addresses.
+const maxClientSessions = 64
 
 // ClientConfig configures which servers are trusted, and the client certificate.
 type ClientConfig struct {

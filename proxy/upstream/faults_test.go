@@ -201,6 +201,9 @@ func TestMaxSessionsIsExact(t *testing.T) {
 		})
 	}
 	logins.Wait()
+	if n, err := b.list()[0].loginWhenFull(t, b); n != 5 || !errors.Is(err, errFull) {
+		t.Errorf("a login that was chosen before the address was full: %v, %d connections", err, n)
+	}
 	if counts[first.Addr()] != 5 || counts[second.Addr()] > 5 || counts[first.Addr()]+counts[second.Addr()]+counts["busy"] != 30 {
 		t.Errorf("%v", counts)
 	}
@@ -211,6 +214,18 @@ func TestMaxSessionsIsExact(t *testing.T) {
 	}
 }
 
+// loginWhenFull tries a login at a full address, as one does that was chosen shortly before. It
+// returns the connections afterwards.
+func (a *address) loginWhenFull(t *testing.T, b *Backend) (int64, error) {
+	t.Helper()
+	creds := testkit.Must(b.cfg().buildCredentials(testRequest(t)))(t)
+	_, canRetry, err := attempt{address: a, cfg: b.cfg(), deadline: time.Now().Add(testbed.Timeout), others: 1}.run(t.Context(), testRequest(t), creds)
+	if !canRetry {
+		t.Error("the login does not go on to another address")
+	}
+	return a.connections.Load(), err
+}
+
 // A new configuration that has other limits keeps what is known about an address. One without
 // health checks forgets what they found.
 func TestANewConfigurationChangesLimitsAndChecks(t *testing.T) {
@@ -218,6 +233,7 @@ func TestANewConfigurationChangesLimitsAndChecks(t *testing.T) {
 	s := testkit.StartIMAP(t, serveLogins)
 	b := newSeveral(t, func(c *Config) { c.Health.Interval, c.Health.Timeout = time.Hour, time.Second }, s.Addr())
 	runBackend(t, b)
+	testkit.Eventually(t, "the first check", func() bool { return b.Addresses()[0].CheckLatency > 0 }) // the next is in an hour
 	conn := testkit.Must(b.Login(t.Context(), testRequest(t)))(t)
 	a := b.list()[0]
 	a.mu.Lock()
@@ -238,31 +254,33 @@ func TestANewConfigurationChangesLimitsAndChecks(t *testing.T) {
 	testkit.Eventually(t, "checks that are on again", func() bool { return b.Addresses()[0].State == event.AddressDown })
 }
 
-// States change in their order, whoever finds them.
+// A change that is found while another one is being reported is reported after it.
 func TestChangesOfStateAreReportedInTheirOrder(t *testing.T) {
 	t.Parallel()
-	var last event.AddressState = event.AddressUp
 	var mu sync.Mutex
+	var changes []string
+	begun, release := make(chan struct{}), make(chan struct{})
+	block := sync.OnceFunc(func() {
+		close(begun)
+		<-release
+	})
 	cfg := testbed.WithDefaults(Config{Name: "east", Settings: Settings{Address: "127.0.0.1:1", TLS: event.NoTLS}})
 	b := New(cfg, Hooks{OnState: func(_ string, old, now event.AddressState, _ string) {
+		if now == event.AddressDraining {
+			block()
+		}
 		mu.Lock()
 		defer mu.Unlock()
-		if old != last || now == old {
-			t.Errorf("from %s to %s, after %s", old, now, last)
-		}
-		last = now
+		changes = append(changes, string(old)+" "+string(now))
 	}}, zap.NewNop())
-	var orders sync.WaitGroup
-	for _, state := range []event.AddressState{event.AddressUp, event.AddressDraining, event.AddressDisabled, event.AddressEvacuating} {
-		orders.Go(func() {
-			for range 200 {
-				b.SetState("127.0.0.1:1", state)
-			}
-		})
-	}
-	orders.Wait()
-	if s := b.Addresses()[0].State; s != last {
-		t.Errorf("%s, and %s was reported", s, last)
+	var first sync.WaitGroup
+	first.Go(func() { b.SetState("127.0.0.1:1", event.AddressDraining) })
+	<-begun
+	b.SetState("127.0.0.1:1", event.AddressDisabled) // does not wait for the first
+	close(release)
+	first.Wait()
+	if got := strings.Join(changes, ", "); got != "up draining, draining disabled" {
+		t.Error(got)
 	}
 }
 
