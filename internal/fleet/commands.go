@@ -3,40 +3,32 @@ package fleet
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"imapgate/internal/sanitize"
-	"imapgate/internal/sleep"
 )
 
-// Bounds of commands and answers.
+// Bounds of commands.
 const (
-	// AnswerTimeout is how long Ask waits for the other gateways.
+	// AnswerTimeout is how long Ask waits for the other gateways, by default. A command that a
+	// gateway reads later is not carried out.
 	AnswerTimeout = 2 * time.Second
 
-	maxStream    = 10_000           // commands kept in the stream, about
-	answersTTL   = 60 * time.Second // how long answers are kept
-	maxArgs      = 64 << 10         // bytes
-	maxAnswer    = 4 << 20          // bytes
-	maxAnswered  = 10_000           // ids of commands that are remembered
-	maxRunning   = 8                // operations that run at a time
-	maxBatch     = 100              // commands read at a time
-	blockTime    = time.Second      // that a read waits for commands, and the end of a gateway for it
-	minPoll      = 3 * time.Millisecond
-	maxPoll      = 50 * time.Millisecond
-	maxRetryWait = 5 * time.Second // between attempts to read commands
+	maxStream        = 10_000      // commands kept in the stream, about
+	maxArgs          = 64 << 10    // bytes
+	maxRunning       = 8           // operations that run at a time for other gateways
+	operationTimeout = time.Minute // of the context of an operation
 )
 
 // Codes of answers that carry no result.
@@ -49,8 +41,8 @@ const (
 // Operation is a command that gateways carry out.
 type Operation struct {
 	Name string
-	// Run carries it out for an operator named by. args is as sent. Its error is shown to the
-	// operator.
+	// Run carries it out for an operator named by. args is JSON, as sent. Its error is shown to
+	// the operator.
 	Run func(ctx context.Context, args json.RawMessage, by string) (answer any, err error)
 }
 
@@ -80,196 +72,24 @@ type command struct {
 	Op       string
 	Args     json.RawMessage
 	By       string
-	From     string    // the gateway that was asked, which has carried it out itself
-	Deadline time.Time // on Redis' clock
+	Deadline time.Time // on the clock of Redis; zero if the command is still to be sent
 }
 
-// Answer is what one gateway has answered.
-type Answer struct {
-	ID      string          `json:"id"` // of the gateway
-	Name    string          `json:"name"`
-	Version string          `json:"version"`
-	Result  json.RawMessage `json:"result,omitempty"`
-	Code    string          `json:"code,omitempty"` // "" with a result
-	Error   string          `json:"error,omitempty"`
-}
-
-// Reply is what the fleet has answered.
-type Reply struct {
-	Asked   int
-	Answers []Answer // this gateway's first
-	Missing []string // names of the gateways that have not answered in time
-	// Err is why other gateways could not be asked; it wraps ErrRedis.
-	Err error
-}
-
-// Refused returns the gateways that have answered without a result, each with the reason.
-func (r *Reply) Refused() (list []string) {
-	for _, a := range r.Answers {
-		switch a.Code {
-		case "":
-		case codeUnknown:
-			list = append(list, fmt.Sprintf("gateway %s, version %s, does not understand this command", a.Name, a.Version))
-		default:
-			list = append(list, fmt.Sprintf("gateway %s: %s", a.Name, a.Error))
-		}
-	}
-	if r.Err != nil {
-		list = append(list, fmt.Sprintf("other gateways could not be asked: %v", r.Err))
-	}
-	return list
-}
-
-// Ask makes all gateways of the fleet carry out an operation, and waits for their answers for
-// AnswerTimeout. This gateway carries it out itself, also while Redis is down.
-func (f *Fleet) Ask(ctx context.Context, op string, args any, by string) (Reply, error) {
+// newCommand returns a command of this gateway.
+func newCommand(op string, args any, by string) (command, error) {
 	text, err := json.Marshal(args)
-	if err != nil {
-		return Reply{}, err
-	}
-	others, err := f.List(ctx)
-	others = others[1:]
-	c := command{ID: newID(), Op: op, Args: text, By: by, From: f.ID, Deadline: f.redisNow().Add(AnswerTimeout)}
-	if err == nil && len(others) > 0 {
-		err = f.send(ctx, c)
-	}
-	own := f.execute(ctx, c)
-	reply := Reply{Asked: 1, Answers: []Answer{own}, Err: err}
-	if err != nil {
-		return reply, nil
-	}
-	reply.Asked += len(others)
-	f.awaitAnswers(ctx, c.ID, others, &reply)
-	return reply, nil
-}
-
-// AskSelf makes only this gateway carry out an operation.
-func (f *Fleet) AskSelf(ctx context.Context, op string, args any, by string) (Reply, error) {
-	text, err := json.Marshal(args)
-	if err != nil {
-		return Reply{}, err
-	}
-	own := f.execute(ctx, command{ID: newID(), Op: op, Args: text, By: by, From: f.ID})
-	return Reply{Asked: 1, Answers: []Answer{own}}, nil
-}
-
-func (f *Fleet) commandsKey() string         { return f.Prefix + "commands" }
-func (f *Fleet) answersKey(id string) string { return f.Prefix + "answers:" + id }
-
-// send adds a command to the stream.
-func (f *Fleet) send(ctx context.Context, c command) error {
-	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
-	defer cancel()
-	err := f.redis.XAdd(ctx, &redis.XAddArgs{
-		Stream: f.commandsKey(), MaxLen: maxStream, Approx: true,
-		Values: []any{"id", c.ID, "op", c.Op, "args", string(c.Args), "by", c.By, "from", c.From, "deadline", c.Deadline.UnixMilli()},
-	}).Err()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRedis, err)
-	}
-	return nil
-}
-
-// awaitAnswers adds the answers of other gateways to reply, and the names of those that do not
-// answer in time.
-func (f *Fleet) awaitAnswers(ctx context.Context, id string, others []Gateway, reply *Reply) {
-	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
-	defer cancel()
-	waiting := make(map[string]string, len(others))
-	for _, g := range others {
-		waiting[g.ID] = g.Name
-	}
-	read := int64(0)
-	for poll := minPoll; len(waiting) > 0; poll = min(2*poll, maxPoll) {
-		if sleep.For(ctx, poll) != nil {
-			break
-		}
-		texts, err := f.redis.LRange(ctx, f.answersKey(id), read, -1).Result()
-		if err != nil {
-			continue // until the time is over
-		}
-		read += int64(len(texts))
-		for _, text := range texts {
-			a, ok := parseAnswer(text)
-			if _, isAsked := waiting[a.ID]; ok && isAsked {
-				delete(waiting, a.ID)
-				reply.Answers = append(reply.Answers, a)
-			}
-		}
-	}
-	for _, name := range waiting {
-		reply.Missing = append(reply.Missing, name)
-	}
-	slices.Sort(reply.Missing)
-}
-
-// parseAnswer reads an answer, which may be anything.
-func parseAnswer(text string) (a Answer, ok bool) {
-	if len(text) > maxAnswer+maxArgs || json.Unmarshal([]byte(text), &a) != nil {
-		return a, false
-	}
-	a.Name, a.Version, a.Error = sanitize.Line(a.Name, maxText), sanitize.Line(a.Version, maxText), sanitize.Line(a.Error, maxArgs)
-	return a, true
-}
-
-// readCommands carries out the commands of the stream until ctx is done.
-func (f *Fleet) readCommands(ctx context.Context) {
-	position, wait := "", minPoll
-	for ctx.Err() == nil {
-		var err error
-		if position == "" {
-			position, err = f.lastCommand(ctx)
-		}
-		if err == nil {
-			position, err = f.readNext(ctx, position)
-		}
-		if err == nil {
-			wait = minPoll
-			continue
-		}
-		wait = min(2*wait, maxRetryWait)
-		_ = sleep.For(ctx, wait+rand.N(wait)) // ends with ctx
-	}
-}
-
-// lastCommand returns the position of the latest command: those before the start are not for
-// this gateway.
-func (f *Fleet) lastCommand(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
-	defer cancel()
-	last, err := f.redis.XRevRangeN(ctx, f.commandsKey(), "+", "-", 1).Result()
-	switch {
-	case err != nil:
-		return "", err
-	case len(last) == 0:
-		return "0", nil
-	}
-	return last[0].ID, nil
-}
-
-// readNext waits for commands after position, and starts them. It returns the position of the
-// last one.
-func (f *Fleet) readNext(ctx context.Context, position string) (string, error) {
-	waitCtx, cancel := context.WithTimeout(ctx, blockTime+redisTimeout)
-	defer cancel()
-	streams, err := f.redis.XRead(waitCtx, &redis.XReadArgs{Streams: []string{f.commandsKey(), position}, Count: maxBatch, Block: blockTime}).Result()
-	if errors.Is(err, redis.Nil) {
-		return position, nil
+	if err == nil && len(text) > maxArgs {
+		err = fmt.Errorf("the arguments have more than %d bytes", maxArgs)
 	}
 	if err != nil {
-		return position, err
+		return command{}, fmt.Errorf("command %s: %w", op, err)
 	}
-	for _, stream := range streams {
-		for _, entry := range stream.Messages {
-			f.start(ctx, parseCommand(entry.Values))
-			position = entry.ID
-		}
-	}
-	return position, nil
+	return command{ID: rand.Text(), Op: op, Args: text, By: sanitize.Line(by, maxText)}, nil
 }
 
-// parseCommand reads an entry of the stream, which may be anything.
-func parseCommand(fields map[string]any) (c command) {
+// parseCommand reads an entry of the stream, which may be anything. It returns false for one
+// that cannot be answered.
+func parseCommand(fields map[string]any) (c command, ok bool) {
 	text := func(name string, most int) string {
 		s, _ := fields[name].(string)
 		if len(s) > most {
@@ -278,57 +98,115 @@ func parseCommand(fields map[string]any) (c command) {
 		return s
 	}
 	deadline, _ := strconv.ParseInt(text("deadline", 20), 10, 64) // 0, long ago, if it is none
-	return command{
+	c = command{
 		ID: text("id", maxText), Op: text("op", maxText), Args: json.RawMessage(text("args", maxArgs)),
-		By: sanitize.Line(text("by", maxText), maxText), From: text("from", maxText), Deadline: time.UnixMilli(deadline),
+		By: sanitize.Line(text("by", maxText), maxText), Deadline: time.UnixMilli(min(max(0, deadline), maxTime)),
 	}
+	return c, isCommandID(c.ID)
 }
 
-// start carries out a command of another gateway in the background, once.
-func (f *Fleet) start(ctx context.Context, c command) {
-	if c.ID == "" || strings.ContainsAny(c.ID, "{}\r\n ") || c.From == f.ID {
-		return
+// isCommandID reports whether id can be part of a key: it has letters, digits and "-" only.
+func isCommandID(id string) bool {
+	return id != "" && !strings.ContainsFunc(id, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	})
+}
+
+func (f *Fleet) commandsKey() string { return f.Prefix + "commands" }
+
+// Ask makes all gateways of the fleet carry out an operation, and waits for their answers for
+// AnswerTimeout. This gateway carries it out itself, also while Redis is down.
+func (f *Fleet) Ask(ctx context.Context, op string, args any, by string) (Reply, error) {
+	c, err := newCommand(op, args, by)
+	if err != nil {
+		return Reply{}, err
 	}
-	f.mu.Lock()
-	isNew := f.seen.add(c.ID)
-	f.mu.Unlock()
-	if !isNew {
-		return
+	all, err := f.List(ctx)
+	others := all[1:]
+	reply := Reply{Asked: len(all)}
+	if err != nil {
+		reply.Err = fmt.Errorf("other gateways could not be asked: %w", err)
+	}
+	f.seen.add(c.ID) // the reader of the stream must not carry it out too
+	isSent := false
+	if len(others) > 0 {
+		if err := f.send(ctx, c); err != nil {
+			reply.Err = fmt.Errorf("other gateways may not have received the command: %w", err)
+		} else {
+			isSent = true
+		}
+	}
+	waitCtx, cancel := context.WithTimeout(ctx, f.AnswerTimeout)
+	defer cancel()
+	reply.Answers = []Answer{f.execute(ctx, c)}
+	if isSent {
+		f.awaitAnswers(waitCtx, c.ID, others, &reply)
+	} else {
+		reply.addMissing(others)
+	}
+	return reply, nil
+}
+
+// AskSelf makes only this gateway carry out an operation.
+func (f *Fleet) AskSelf(ctx context.Context, op string, args any, by string) (Reply, error) {
+	c, err := newCommand(op, args, by)
+	if err != nil {
+		return Reply{}, err
+	}
+	return Reply{Asked: 1, Answers: []Answer{f.execute(ctx, c)}}, nil
+}
+
+// send adds a command to the stream. If it fails, the command may have been added.
+func (f *Fleet) send(ctx context.Context, c command) error {
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	err := sendScript.Run(ctx, f.redis, []string{f.commandsKey()}, f.AnswerTimeout.Milliseconds(), maxStream,
+		c.ID, c.Op, string(c.Args), c.By).Err()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRedis, err)
+	}
+	return nil
+}
+
+// start carries out a command of another gateway in the background, once. The command must not
+// begin later than expires.
+func (f *Fleet) start(ctx context.Context, c command, expires time.Time) {
+	text, isNew := f.seen.add(c.ID)
+	if !isNew && text == nil {
+		return // in progress
 	}
 	select {
 	case f.running <- struct{}{}:
 	case <-ctx.Done():
 		return
 	}
-	f.wg.Go(func() { f.answer(ctx, c) })
+	f.wg.Go(func() {
+		defer func() { <-f.running }()
+		if isNew {
+			text = f.answer(ctx, c, expires)
+		}
+		f.sendAnswer(ctx, c.ID, text)
+	})
 }
 
-// answer carries out a command and writes the answer.
-func (f *Fleet) answer(ctx context.Context, c command) {
-	defer func() { <-f.running }()
+// answer carries out a command and returns the answer as text.
+func (f *Fleet) answer(ctx context.Context, c command, expires time.Time) []byte {
 	var a Answer
-	if f.redisNow().After(c.Deadline) {
+	if time.Now().After(expires) {
 		a = f.newAnswer(codeExpired, "the command came too late")
 	} else {
 		a = f.execute(ctx, c)
 	}
 	text, err := json.Marshal(a)
 	if err != nil || len(text) > maxAnswer {
-		a = f.newAnswer(codeFailed, "the answer is too large")
-		text, _ = json.Marshal(a)
+		text, _ = json.Marshal(f.newAnswer(codeFailed, "the answer is too large")) // strings only
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), redisTimeout)
-	defer cancel()
-	pipe := f.redis.Pipeline()
-	pipe.RPush(ctx, f.answersKey(c.ID), text)
-	pipe.PExpire(ctx, f.answersKey(c.ID), answersTTL)
-	if _, err := pipe.Exec(ctx); err != nil {
-		f.Log.Warn("the answer to a command was lost", zap.String("op", sanitize.Line(c.Op, maxText)), zap.Error(err))
-	}
+	f.seen.keep(c.ID, text)
+	return text
 }
 
 func (f *Fleet) newAnswer(code, text string) Answer {
-	return Answer{ID: f.ID, Name: f.Name, Version: f.Version, Code: code, Error: text}
+	return Answer{ID: f.ID, Name: f.Name, Version: f.Version, Code: code, Error: sanitize.Line(text, maxError)}
 }
 
 // execute carries out a command and returns the answer.
@@ -340,9 +218,11 @@ func (f *Fleet) execute(ctx context.Context, c command) (a Answer) {
 		}
 	}()
 	i := slices.IndexFunc(f.Operations, func(o Operation) bool { return o.Name == c.Op })
-	if i < 0 {
+	if i < 0 || !json.Valid(c.Args) {
 		return f.newAnswer(codeUnknown, errNotUnderstood.Error())
 	}
+	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
 	result, err := f.Operations[i].Run(ctx, c.Args, c.By)
 	if err == nil {
 		a = f.newAnswer("", "")
@@ -355,25 +235,4 @@ func (f *Fleet) execute(ctx context.Context, c command) (a Answer) {
 		return f.newAnswer(codeFailed, err.Error())
 	}
 	return a
-}
-
-// answered remembers the latest commands, so that each is carried out once.
-type answered struct {
-	ids  map[string]bool
-	ring []string // the ids, as old as they are
-	next int
-}
-
-// add remembers an id, and reports whether it is new.
-func (a *answered) add(id string) bool {
-	if a.ids == nil {
-		a.ids, a.ring = make(map[string]bool), make([]string, maxAnswered)
-	}
-	if a.ids[id] {
-		return false
-	}
-	delete(a.ids, a.ring[a.next])
-	a.ids[id], a.ring[a.next] = true, id
-	a.next = (a.next + 1) % maxAnswered
-	return true
 }

@@ -4,7 +4,6 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,22 +14,33 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
+	"imapgate/internal/faultproxy"
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testkit"
 )
 
-// dial returns a client with short timeouts, as a gateway's.
-func dial(t testing.TB, addresses ...string) redis.UniversalClient {
-	t.Helper()
-	c := redis.NewUniversalClient(&redis.UniversalOptions{
+// redisOptions returns the options of a client with short timeouts, as a gateway's.
+func redisOptions(addresses ...string) *redis.UniversalOptions {
+	return &redis.UniversalOptions{
 		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second, ReadTimeout: claimTimeout, WriteTimeout: claimTimeout,
-		ContextTimeoutEnabled: true, MaxRetries: -1,
-	})
+		PoolTimeout: claimTimeout, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
+	}
+}
+
+func dialWith(t testing.TB, o *redis.UniversalOptions) redis.UniversalClient {
+	t.Helper()
+	c := redis.NewUniversalClient(o)
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+func dial(t testing.TB, addresses ...string) redis.UniversalClient {
+	t.Helper()
+	return dialWith(t, redisOptions(addresses...))
 }
 
 // greeting is the argument of the operation greet, which counts its calls.
@@ -43,30 +53,30 @@ type member struct {
 	*Fleet
 	calls  atomic.Int64
 	states chan AddressState
+	stop   func() // ends Run, and waits for it
 }
 
-// join starts a gateway that runs until the test ends.
+// join starts a gateway that runs until the test ends, and waits until the others see it.
 func join(t testing.TB, name string, client redis.UniversalClient) *member {
 	t.Helper()
 	m := newMember(t, name, client)
+	m.run(t)
+	testkit.Eventually(t, name+" is announced", func() bool { return client.HGet(t.Context(), m.gatewayKey(m.ID), "name").Val() == name })
+	return m
+}
+
+func (m *member) run(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = m.Run(ctx) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
-	if client != nil {
-		testkit.Eventually(t, name+" is in the list", func() bool {
-			all, err := m.List(ctx)
-			n, _ := client.Exists(ctx, m.gatewayKey(m.ID)).Result()
-			return err == nil && len(all) > 0 && n == 1
-		})
-	}
-	return m
+	m.stop = func() { cancel(); wg.Wait() }
+	t.Cleanup(m.stop)
 }
 
 func newMember(t testing.TB, name string, client redis.UniversalClient) *member {
 	m := &member{states: make(chan AddressState, 100)}
 	m.Fleet = New(client, Options{
-		Prefix: "imapgate:", ID: newID()[:8], Name: name, Version: "1", Log: zaptest.NewLogger(t),
+		Prefix: "imapgate:", ID: strings.ToLower(name) + "-id", Name: name, Version: "1", Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)),
 		Describe:       func() Load { return Load{State: "serving", Sessions: 3} },
 		OnAddressState: func(s AddressState) { m.states <- s },
 		Operations: []Operation{
@@ -78,11 +88,29 @@ func newMember(t testing.TB, name string, client redis.UniversalClient) *member 
 				return name + " greets " + g.Name + " for " + by, nil
 			}),
 			Operate("panic", func(context.Context, struct{}, string) (int, error) { panic("in a test") }),
+			Operate("large", func(context.Context, struct{}, string) (string, error) { return strings.Repeat("x", maxAnswer), nil }),
+			Operate("garble", m.garble),
 		},
 	})
 	return m
 }
 
+// garble answers the latest command with anything, before the answer proper.
+func (m *member) garble(ctx context.Context, _ struct{}, _ string) (string, error) {
+	last, err := m.redis.XRevRangeN(ctx, m.commandsKey(), "+", "-", 1).Result()
+	if err != nil || len(last) != 1 {
+		return "", fmt.Errorf("%v, %w", last, err)
+	}
+	id, _ := last[0].Values["id"].(string)
+	for _, text := range []string{"", "{", "null", "[]", `{"id":7}`, `{"id":"other","result":1}`, `{"id":"` + m.ID + `"}`, strings.Repeat("x", maxArgs)} {
+		for range 5 {
+			err = errors.Join(err, m.redis.RPush(ctx, m.answersKey(id), text).Err())
+		}
+	}
+	return "done", err
+}
+
+// results returns what the gateways have answered, sorted.
 func (r Reply) results() (list []string) {
 	for _, a := range r.Answers {
 		list = append(list, string(a.Result)+a.Code)
@@ -91,99 +119,141 @@ func (r Reply) results() (list []string) {
 	return list
 }
 
-func TestACommandIsCarriedOutByAllAndMissingOnesAreNamed(t *testing.T) {
+// ask is Ask in the name of alice. Its reply must have these results, and these gateways missing.
+func (m *member) ask(t testing.TB, op string, args any, results []string, missing ...string) Reply {
+	t.Helper()
+	reply := testkit.Must(m.Ask(t.Context(), op, args, "alice"))(t)
+	if got := reply.results(); !slices.Equal(got, results) || !slices.Equal(reply.Missing, missing) || reply.Asked != len(results)+len(missing) {
+		t.Errorf("%s: %d were asked, the results are %.200q, missing are %q (%v); want %q and %q", op, reply.Asked, got, reply.Missing, reply.Err, results, missing)
+	}
+	return reply
+}
+
+func (m *member) expectCalls(t testing.TB, want int64) {
+	t.Helper()
+	if got := m.calls.Swap(0); got != want {
+		t.Errorf("%s has carried out %d commands, want %d", m.Name, got, want)
+	}
+}
+
+// answersTo returns the answers that are in Redis.
+func (m *member) answersTo(t testing.TB, id string) []string {
+	t.Helper()
+	return m.redis.LRange(t.Context(), m.answersKey(id), 0, -1).Val()
+}
+
+// write writes a command to the stream, as any gateway may.
+func (m *member) write(t testing.TB, id, op, args string, valid time.Duration) {
+	t.Helper()
+	testkit.NoError(t, sendScript.Run(t.Context(), m.redis, []string{m.commandsKey()}, valid.Milliseconds(), maxStream, id, op, args, "alice").Err())
+}
+
+// awaitAll waits until the gateway has carried out all commands that were written before.
+func (m *member) awaitAll(t testing.TB) {
+	t.Helper()
+	id := newTestID()
+	m.write(t, id, "unknown", "{}", time.Minute)
+	testkit.Eventually(t, "the last command is answered", func() bool { return len(m.answersTo(t, id)) > 0 })
+	testkit.Eventually(t, "no operation runs", func() bool { return len(m.running) == 0 })
+}
+
+var stall = faultproxy.Rules{Faults: []faultproxy.Fault{{Action: faultproxy.Stall}}}
+
+func freeze(p *faultproxy.Proxy, rules faultproxy.Rules) {
+	p.SetRules(faultproxy.ToTarget, rules)
+	p.SetRules(faultproxy.ToClient, rules)
+}
+
+const (
+	greetingA = `"gw-a greets bob for alice"`
+	greetingB = `"gw-b greets bob for alice"`
+	greetingC = `"gw-c greets bob for alice"`
+)
+
+func TestACommandIsCarriedOutByAllAndAFrozenGatewayIsNamed(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedis(t)
+	line := faultproxy.Start(t, r.Address)
+	a, b, c := join(t, "gw-a", dial(t, r.Address)), join(t, "gw-b", dial(t, r.Address)), join(t, "gw-c", dial(t, line.Address()))
+	for range 20 {
+		start := time.Now()
+		reply := a.ask(t, "greet", greeting{"bob"}, []string{greetingA, greetingB, greetingC})
+		t.Logf("all three have answered after %v", time.Since(start))
+		if reply.Answers[0].Name != "gw-a" || reply.Err != nil || reply.Refused() != nil {
+			t.Errorf("%+v", reply)
+		}
+	}
+	a.awaitAll(t) // it has read its own commands too
+	for _, m := range []*member{a, b, c} {
+		m.expectCalls(t, 20)
+	}
+
+	freeze(line, stall)
+	start := time.Now()
+	b.ask(t, "greet", greeting{"bob"}, []string{greetingA, greetingB}, "gw-c")
+	if took := time.Since(start); took < AnswerTimeout {
+		t.Errorf("gw-c is missing after %v", took)
+	}
+	freeze(line, faultproxy.Rules{})
+	line.ResetConns()
+	id := testkit.Must(a.redis.XRevRangeN(t.Context(), a.commandsKey(), "+", "-", 1).Result())(t)[0].Values["id"].(string)
+	testkit.Eventually(t, "gw-c has read the command", func() bool { return strings.Contains(fmt.Sprint(a.answersTo(t, id)), codeExpired) })
+	c.expectCalls(t, 0) // it was missing, so it must not do late what was reported as not done
+	testkit.Eventually(t, "gw-c answers again", func() bool {
+		reply := testkit.Must(b.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
+		return len(reply.Answers) == 3
+	})
+
+	// One that has no heartbeat is not asked.
+	b.stop()
+	c.stop()
+	a.ask(t, "greet", greeting{"bob"}, []string{greetingA})
+	if n := a.redis.Exists(t.Context(), b.gatewayKey(b.ID), c.gatewayKey(c.ID)).Val(); n != 0 {
+		t.Errorf("%d gateways have not signed off", n)
+	}
+}
+
+func TestWhatAGatewayDoesNotUnderstandIsAnsweredAndNotDone(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedis(t)
 	a, b := join(t, "gw-a", dial(t, r.Address)), join(t, "gw-b", dial(t, r.Address))
-	reply := testkit.Must(a.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
-	if want := []string{`"gw-a greets bob for alice"`, `"gw-b greets bob for alice"`}; !slices.Equal(reply.results(), want) || reply.Asked != 2 || len(reply.Missing) != 0 {
-		t.Errorf("%+v", reply)
-	}
-	// A gateway that is frozen has a heartbeat and does not answer.
-	frozen := newMember(t, "gw-c", dial(t, r.Address))
-	testkit.NoError(t, frozen.heartbeat(t.Context()))
-	start := time.Now()
-	reply = testkit.Must(b.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
-	if reply.Asked != 3 || len(reply.Answers) != 2 || !slices.Equal(reply.Missing, []string{"gw-c"}) || time.Since(start) < AnswerTimeout {
-		t.Errorf("%+v after %v", reply, time.Since(start))
-	}
-	frozen.signOff(t.Context())
-	if all, err := a.List(t.Context()); len(all) != 2 || err != nil || all[0].Name != "gw-a" || all[1].Sessions != 3 {
-		t.Errorf("%+v, %v", all, err)
-	}
-	for op, want := range map[string]string{"panic": codeFailed, "newer": codeUnknown} {
-		reply = testkit.Must(a.Ask(t.Context(), op, struct{}{}, "alice"))(t)
-		if !slices.Equal(reply.results(), []string{want, want}) || len(reply.Refused()) != 2 {
-			t.Errorf("%s: %+v", op, reply)
-		}
-	}
 	type newer struct {
 		Name string `json:"name"`
 		Only string `json:"only_this_one"`
 	}
-	if reply = testkit.Must(a.Ask(t.Context(), "greet", newer{"bob", "x"}, "alice"))(t); !slices.Equal(reply.results(), []string{codeUnknown, codeUnknown}) {
-		t.Errorf("an argument that restricts the command is ignored: %+v", reply)
+	for op, args := range map[string]any{"newer": struct{}{}, "greet": newer{"bob", "x"}} {
+		reply := a.ask(t, op, args, []string{codeUnknown, codeUnknown})
+		if want := []string{"gateway gw-a, version 1, does not understand this command", "gateway gw-b, version 1, does not understand this command"}; !slices.Equal(reply.Refused(), want) {
+			t.Errorf("%q", reply.Refused())
+		}
+	}
+	a.expectCalls(t, 0)
+	b.expectCalls(t, 0)
+	a.ask(t, "panic", struct{}{}, []string{codeFailed, codeFailed})
+	a.ask(t, "greet", greeting{}, []string{codeFailed, codeFailed})
+	a.ask(t, "garble", struct{}{}, []string{`"done"`, `"done"`})
+	if reply := testkit.Must(a.Ask(t.Context(), "large", struct{}{}, "alice"))(t); len(reply.Answers) != 2 || reply.Answers[1].Error != "the answer is too large" {
+		t.Errorf("%.300q", reply.Refused())
+	}
+	if _, err := a.Ask(t.Context(), "greet", greeting{strings.Repeat("x", maxArgs)}, "alice"); err == nil {
+		t.Error("arguments of any size are sent")
 	}
 }
 
-func TestACommandIsCarriedOutOnceAndInTime(t *testing.T) {
+func TestAnythingMayBeInTheListOfGateways(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedis(t)
-	client := dial(t, r.Address)
-	m := join(t, "gw-a", client)
-	testkit.Eventually(t, "the reader has started", func() bool { // it answers what comes after its start
-		id := newID()
-		testkit.NoError(t, m.send(t.Context(), command{ID: id, Op: "greet", Args: json.RawMessage(`{"name":"x"}`), Deadline: time.Now().Add(time.Minute)}))
-		return client.LLen(t.Context(), m.answersKey(id)).Val() == 1
-	})
-	before := m.calls.Load()
-	send := func(c command) []string {
-		t.Helper()
-		testkit.NoError(t, m.send(t.Context(), c))
-		testkit.NoError(t, m.send(t.Context(), c))
-		last := command{ID: newID(), Op: "greet", Args: json.RawMessage(`{"name":"last"}`), Deadline: time.Now().Add(time.Minute)}
-		testkit.NoError(t, m.send(t.Context(), last))
-		testkit.Eventually(t, "the last command is answered", func() bool { return client.LLen(t.Context(), m.answersKey(last.ID)).Val() == 1 })
-		testkit.Eventually(t, "the command is answered", func() bool { return client.LLen(t.Context(), m.answersKey(c.ID)).Val() >= 1 })
-		return client.LRange(t.Context(), m.answersKey(c.ID), 0, -1).Val()
+	a, b := join(t, "gw-a", dial(t, r.Address)), join(t, "gw-b", dial(t, r.Address))
+	r.CLI("SET", "imapgate:gateway:text", "x")
+	r.CLI("HSET", "imapgate:gateway:odd", "name", "gw\x1b[2J"+strings.Repeat("n", 1000), "state", "flying", "sessions", "-7", "logins_per_second", "NaN", "started", "9223372036854775807")
+	r.CLI("ZADD", "imapgate:gateways", "9999999999999", "text", "9999999999999", "odd", "9999999999999", strings.Repeat("i", 1000), "9999999999999", "gone")
+	all := testkit.Must(a.List(t.Context()))(t)
+	if len(all) != 3 || all[0].Name != "gw-a" || all[2].Name != b.Name || all[2].Sessions != 3 {
+		t.Fatalf("%+v", all)
 	}
-	if answers := send(command{ID: newID(), Op: "greet", Args: json.RawMessage(`{"name":"bob"}`), Deadline: time.Now().Add(time.Minute)}); len(answers) != 1 || m.calls.Load() != before+2 {
-		t.Errorf("sent twice: %q, %d calls", answers, m.calls.Load()-before)
-	}
-	before = m.calls.Load()
-	if answers := send(command{ID: newID(), Op: "greet", Args: json.RawMessage(`{"name":"bob"}`), Deadline: time.Now().Add(-time.Second)}); len(answers) != 1 || !strings.Contains(answers[0], codeExpired) || m.calls.Load() != before+1 {
-		t.Errorf("expired: %q, %d calls", answers, m.calls.Load()-before)
-	}
-	// Anything may be in the stream.
-	before = m.calls.Load()
-	for _, values := range [][]any{{"x", "y"}, {"id", "{a}", "op", "greet", "args", `{"name":"x"}`, "deadline", "9999999999999"}, {"id", strings.Repeat("i", 300), "op", "greet"}, {"id", "", "deadline", "soon"}} {
-		testkit.NoError(t, client.XAdd(t.Context(), &redis.XAddArgs{Stream: m.commandsKey(), Values: values}).Err())
-	}
-	if answers := send(command{ID: newID(), Op: "greet", Args: json.RawMessage(`{"name":`), Deadline: time.Now().Add(time.Minute)}); len(answers) != 1 || !strings.Contains(answers[0], codeUnknown) || m.calls.Load() != before+1 {
-		t.Errorf("malformed: %q, %d calls", answers, m.calls.Load()-before)
-	}
-}
-
-// A gateway whose connection breaks carries out what was ordered meanwhile.
-func TestABrokenConnectionLosesNoCommand(t *testing.T) {
-	t.Parallel()
-	r := testbed.StartRedis(t)
-	client := dial(t, r.Address)
-	m := join(t, "gw-a", client)
-	send := func() string {
-		id := newID()
-		testkit.NoError(t, m.send(t.Context(), command{ID: id, Op: "greet", Args: json.RawMessage(`{"name":"x"}`), Deadline: time.Now().Add(time.Minute)}))
-		return id
-	}
-	testkit.Eventually(t, "the reader has started", func() bool { return client.LLen(t.Context(), m.answersKey(send())).Val() == 1 })
-	for range 20 {
-		r.CLI("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-		var id string
-		testkit.Eventually(t, "a command is sent", func() bool {
-			id = newID()
-			return m.send(t.Context(), command{ID: id, Op: "greet", Args: json.RawMessage(`{"name":"x"}`), Deadline: time.Now().Add(time.Minute)}) == nil
-		})
-		testkit.Eventually(t, "it is answered", func() bool { return client.LLen(t.Context(), m.answersKey(id)).Val() == 1 })
+	odd := all[1]
+	if _, err := odd.Started.MarshalJSON(); err != nil || odd.State != "starting" || odd.Sessions != 0 || odd.LoginsPerSecond != 0 || len(odd.Name) > maxText || strings.Contains(odd.Name, "\x1b") {
+		t.Errorf("%+v, %v", odd, err)
 	}
 }
 
@@ -191,117 +261,38 @@ func TestWhileRedisIsDownOnlyThisGatewayIsAsked(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedis(t)
 	m := join(t, "gw-a", dial(t, r.Address))
+	expectAlone := func() {
+		t.Helper()
+		reply := m.ask(t, "greet", greeting{"bob"}, []string{greetingA})
+		if !errors.Is(reply.Err, ErrRedis) || len(reply.Refused()) != 1 || !strings.Contains(reply.Refused()[0], "other gateways could not be asked") {
+			t.Errorf("%+v", reply)
+		}
+		if err := m.SetAddressState(t.Context(), AddressState{Backend: "east", Address: "a:1", State: "disabled"}); !errors.Is(err, ErrRedis) || len(m.AddressStates()) != 0 {
+			t.Errorf("%v", err)
+		}
+	}
+	r.Freeze()
+	expectAlone()
+	r.Thaw()
 	r.Kill()
-	reply := testkit.Must(m.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
-	if len(reply.Answers) != 1 || !errors.Is(reply.Err, ErrRedis) || len(reply.Refused()) != 1 {
-		t.Errorf("%+v", reply)
-	}
-	if err := m.SetAddressState(t.Context(), AddressState{Backend: "east", Address: "a:1", State: "disabled"}); !errors.Is(err, ErrRedis) || len(m.AddressStates()) != 0 {
-		t.Errorf("%v", err)
-	}
-}
-
-func user(t testing.TB, name string) identity.User {
-	t.Helper()
-	return testkit.Must(identity.Canonicalize(name, "example.org"))(t)
-}
-
-func TestUsersStayAtTheirPlaceThroughFailures(t *testing.T) {
-	t.Parallel()
-	r := testbed.StartRedis(t)
-	a, b := join(t, "gw-a", dial(t, r.Address)), join(t, "gw-b", dial(t, r.Address))
-	both, bob := []string{"e1", "e2"}, user(t, "bob")
-	claim := func(m *member, candidates, keep []string) (string, func()) {
-		t.Helper()
-		return m.Claim(t.Context(), "east", bob, candidates, keep)
-	}
-	expect := func(what, got, want string) {
-		t.Helper()
-		if got != want {
-			t.Errorf("%s: at %q, want %q", what, got, want)
-		}
-	}
-	first, release := claim(a, both, nil)
-	expect("the first login", first, "e1")
-	at, releaseB := claim(b, []string{"e2", "e1"}, nil)
-	expect("another gateway with another preference", at, "e1")
-	releaseB()
-	at, releaseB = claim(b, []string{"e2"}, nil)
-	expect("e1 has failed", at, "e2")
-	at, releaseA := claim(a, both, nil)
-	expect("e1 has returned", at, "e2")
-	releaseA()
-	at, releaseA = claim(a, []string{"e1"}, []string{"e2"})
-	expect("e2 is drained, and bob has sessions there", at, "e2")
-	releaseA()
-	at, releaseA = a.Claim(t.Context(), "east", user(t, "carol"), []string{"e1"}, []string{"e2"})
-	expect("carol has none", at, "e1")
-	releaseA()
-	at, releaseA = a.Claim(t.Context(), "east", user(t, "dave"), nil, []string{"e2"})
-	expect("no address takes new users", at, "")
-	releaseA()
-
-	r.Kill() // both have connections of bob at e2
-	at, releaseA = claim(a, both, nil)
-	expect("Redis is down, and this gateway knows bob", at, "e2")
-	at, releaseDown := claim(b, both, nil)
-	expect("Redis is down, and this gateway knows bob", at, "e2")
+	expectAlone()
+	m.expectCalls(t, 2)
 	r.RestartEmpty()
-	testkit.Eventually(t, "bob's place is in Redis again", func() bool {
-		_ = a.renewPlaces(t.Context())
-		return r.CLI("GET", "imapgate:place:east:bob@example.org") == "e2"
+	testkit.Eventually(t, "the fleet is there again", func() bool {
+		all, err := m.List(t.Context())
+		n, _ := m.redis.Exists(t.Context(), m.gatewayKey(m.ID)).Result()
+		return len(all) == 1 && err == nil && n == 1
 	})
-	c := join(t, "gw-c", dial(t, r.Address))
-	at, releaseC := claim(c, both, nil)
-	expect("a gateway that has just started", at, "e2")
-	for _, release := range []func(){release, releaseA, releaseB, releaseC, releaseDown} {
-		release()
-		release() // again
-	}
-	if keys, _ := a.places.used(); len(keys) != 0 {
-		t.Errorf("places are left: %v", keys)
-	}
-}
-
-func TestStatesOfAddressesReachAllGatewaysAndLast(t *testing.T) {
-	t.Parallel()
-	r := testbed.StartRedis(t)
-	a, b := join(t, "gw-a", dial(t, r.Address)), join(t, "gw-b", dial(t, r.Address))
-	want := AddressState{Backend: "east", Address: "127.0.0.1:993", State: "draining", By: "alice"}
-	testkit.NoError(t, a.SetAddressState(t.Context(), want))
-	testkit.NoError(t, b.loadStates(t.Context()))
-	for _, m := range []*member{a, b, join(t, "gw-c", dial(t, r.Address))} {
-		if got := <-m.states; got.key() != want.key() || got.State != "draining" || got.By != "alice" {
-			t.Errorf("%+v", got)
-		}
-	}
-	r.CLI("HSET", "imapgate:address_states", "west a:1", "sleepy", "nonsense", "{", "west b:1", "disabled")
-	testkit.NoError(t, b.loadStates(t.Context()))
-	if got := <-b.states; got.Address != "b:1" || got.State != "disabled" {
-		t.Errorf("%+v", got)
-	}
-	testkit.NoError(t, a.SetAddressState(t.Context(), AddressState{Backend: "east", Address: "127.0.0.1:993"}))
-	testkit.NoError(t, b.loadStates(t.Context()))
-	if got := <-b.states; got.State != "" || got.key() != want.key() {
-		t.Errorf("%+v", got)
-	}
-	if err := a.SetAddressState(t.Context(), AddressState{Backend: "east", Address: "x:1", State: "sleepy"}); err == nil {
-		t.Error("an unknown state is accepted")
-	}
 }
 
 func TestAFleetWorksInARedisCluster(t *testing.T) {
 	t.Parallel()
 	r := testbed.StartRedisCluster(t)
-	var addresses []string
-	for _, node := range r.Nodes {
-		addresses = append(addresses, node.Address)
+	a, b := join(t, "gw-a", dial(t, r.Addresses...)), join(t, "gw-b", dial(t, r.Addresses...))
+	if all := testkit.Must(a.List(t.Context()))(t); len(all) != 2 {
+		t.Errorf("%+v", all)
 	}
-	a, b := join(t, "gw-a", dial(t, addresses...)), join(t, "gw-b", dial(t, addresses...))
-	reply := testkit.Must(a.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
-	if len(reply.Answers) != 2 || reply.Err != nil {
-		t.Errorf("%+v", reply)
-	}
+	a.ask(t, "greet", greeting{"bob"}, []string{greetingA, greetingB})
 	for i := range 20 {
 		u := user(t, fmt.Sprint("user", i))
 		at, release := a.Claim(t.Context(), "east", u, []string{"e1", "e2"}, nil)
@@ -313,4 +304,48 @@ func TestAFleetWorksInARedisCluster(t *testing.T) {
 		defer releaseB()
 	}
 	testkit.NoError(t, a.renewPlaces(t.Context()))
+	testkit.NoError(t, a.SetAddressState(t.Context(), AddressState{Backend: "east", Address: "e1", State: "disabled"}))
+	testkit.NoError(t, b.loadStates(t.Context()))
+	if got := <-b.states; got.State != "disabled" {
+		t.Errorf("%+v", got)
+	}
+	r.Failover()
+	testkit.Eventually(t, "both answer after a failover", func() bool {
+		reply := testkit.Must(b.Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
+		return len(reply.Answers) == 2
+	})
+}
+
+func TestAFleetFollowsAFailoverOfSentinel(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedisSentinel(t)
+	var members []*member
+	for _, name := range []string{"gw-a", "gw-b"} {
+		o := redisOptions(r.Addresses...)
+		o.MasterName = testbed.SentinelName
+		members = append(members, join(t, name, dialWith(t, o)))
+	}
+	members[0].ask(t, "greet", greeting{"bob"}, []string{greetingA, greetingB})
+	r.Failover()
+	r.AwaitDemotion()
+	testkit.Eventually(t, "both answer after a failover", func() bool {
+		reply := testkit.Must(members[0].Ask(t.Context(), "greet", greeting{"bob"}, "alice"))(t)
+		return len(reply.Answers) == 2
+	})
+}
+
+func user(t testing.TB, name string) identity.User {
+	t.Helper()
+	return testkit.Must(identity.Canonicalize(name, "example.org"))(t)
+}
+
+// BenchmarkAsk measures a command to a fleet of three.
+func BenchmarkAsk(b *testing.B) {
+	r := testbed.StartRedis(b)
+	first := join(b, "gw-a", dial(b, r.Address))
+	join(b, "gw-b", dial(b, r.Address))
+	join(b, "gw-c", dial(b, r.Address))
+	for b.Loop() {
+		first.ask(b, "greet", greeting{"bob"}, []string{greetingA, greetingB, greetingC})
+	}
 }

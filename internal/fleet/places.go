@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	_ "embed"
 	"slices"
 	"sync"
 	"time"
@@ -20,19 +19,7 @@ const (
 	claimTimeout = 250 * time.Millisecond
 	// maxEmptyPlaces bounds the places without a connection that are remembered here.
 	maxEmptyPlaces = 100_000
-	renewBatch     = 500
-)
-
-//go:embed scripts/claim.lua
-var claimText string
-
-//go:embed scripts/renew.lua
-var renewText string
-
-// The scripts. Constant.
-var (
-	claimScript = redis.NewScript(claimText)
-	renewScript = redis.NewScript(renewText)
+	placesBatch    = 500
 )
 
 // placeKey names the place of a user at a backend.
@@ -68,32 +55,37 @@ func (f *Fleet) placeKey(k placeKey) string {
 // has ended. While Redis is down, only the connections of this gateway count.
 func (f *Fleet) Claim(ctx context.Context, backend string, user identity.User, candidates, keep []string) (address string, release func()) {
 	key := placeKey{backend, user}
-	address, ok := f.claimInRedis(ctx, key, candidates, keep)
-	if !ok {
-		address = f.places.claim(key, candidates, keep)
+	usable := slices.Concat(candidates, keep)
+	address, isKnown := f.claimInRedis(ctx, key, len(candidates), usable)
+	if !isKnown {
+		address = f.places.enter(key, usable[:len(candidates)], usable)
+	} else if address != "" {
+		f.places.enterAt(key, address)
 	}
 	if address == "" {
 		return "", func() {}
 	}
-	f.places.enter(key, address)
 	return address, sync.OnceFunc(func() { f.places.leave(key) })
 }
 
-// claimInRedis is Claim for the whole fleet; ok is false if Redis was not asked or did not
-// answer.
-func (f *Fleet) claimInRedis(ctx context.Context, key placeKey, candidates, keep []string) (address string, ok bool) {
-	if f.redis == nil || !f.places.mayAsk() {
+// claimInRedis is Claim for the whole fleet, with the candidates first in usable; ok is false if
+// Redis was not asked, or did not answer with one of them.
+func (f *Fleet) claimInRedis(ctx context.Context, key placeKey, candidates int, usable []string) (address string, ok bool) {
+	if f.redis == nil || len(usable) == 0 || !f.places.mayAsk() {
 		return "", false
 	}
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	// A client that leaves must not look like a Redis that does not answer.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
-	args := []any{placeTTL.Milliseconds(), len(candidates)}
-	for _, c := range append(slices.Clone(candidates), keep...) {
-		args = append(args, c)
+	args := []any{placeTTL.Milliseconds(), f.places.find(key), candidates}
+	for _, a := range usable {
+		args = append(args, a)
 	}
 	address, err := claimScript.Run(ctx, f.redis, []string{f.placeKey(key)}, args...).Text()
-	f.places.record(err)
-	if err != nil || address != "" && !slices.Contains(candidates, address) && !slices.Contains(keep, address) {
+	if f.places.record(err) {
+		f.Announce() // writes the places that Redis does not know
+	}
+	if err != nil || address != "" && !slices.Contains(usable, address) {
 		return "", false
 	}
 	return address, true
@@ -105,35 +97,60 @@ func (p *places) mayAsk() bool {
 	return p.breaker.Allow(time.Now())
 }
 
-func (p *places) record(err error) {
+// record records whether Redis has answered, and reports whether it does so again.
+func (p *places) record(err error) (isBack bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
 		p.breaker.RecordFailure(time.Now())
-		return
+		return false
 	}
+	isBack = p.breaker.IsOpen()
 	p.breaker.RecordSuccess()
+	return isBack
 }
 
-// claim returns the address for a user as far as this gateway knows.
-func (p *places) claim(key placeKey, candidates, keep []string) string {
+// find returns the address of a user as far as this gateway knows, or "".
+func (p *places) find(key placeKey) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.findLocked(key)
+}
+
+// findLocked is find; mu is held.
+func (p *places) findLocked(key placeKey) string {
 	known := p.byUser[key]
-	isFresh := known != nil && (known.connections > 0 || time.Since(known.emptySince) < placeTTL)
-	switch {
-	case isFresh && (slices.Contains(candidates, known.address) || slices.Contains(keep, known.address)):
-		return known.address
-	case len(candidates) == 0:
+	if known == nil || known.connections == 0 && time.Since(known.emptySince) >= placeTTL {
 		return ""
 	}
-	return candidates[0]
+	return known.address
 }
 
-// enter counts a connection of a user at an address.
-func (p *places) enter(key placeKey, address string) {
+// enter counts a connection of a user where this gateway knows the user to be, if that is one of
+// usable, else at the first of candidates. It returns the address, or "" if there is none.
+func (p *places) enter(key placeKey, candidates, usable []string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	address := p.findLocked(key)
+	if address == "" || !slices.Contains(usable, address) {
+		if len(candidates) == 0 {
+			return ""
+		}
+		address = candidates[0]
+	}
+	p.enterLocked(key, address)
+	return address
+}
+
+// enterAt counts a connection of a user at an address.
+func (p *places) enterAt(key placeKey, address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.enterLocked(key, address)
+}
+
+// enterLocked is enterAt; mu is held.
+func (p *places) enterLocked(key placeKey, address string) {
 	known := p.byUser[key]
 	if known == nil {
 		known = &place{}
@@ -189,7 +206,7 @@ func (p *places) used() (keys []placeKey, addresses []string) {
 func (f *Fleet) renewPlaces(ctx context.Context) error {
 	keys, addresses := f.places.used()
 	for len(keys) > 0 {
-		n := min(len(keys), renewBatch)
+		n := min(len(keys), placesBatch)
 		if err := f.renewBatch(ctx, keys[:n], addresses[:n]); err != nil {
 			return err
 		}
@@ -198,13 +215,35 @@ func (f *Fleet) renewPlaces(ctx context.Context) error {
 	return nil
 }
 
+// renewBatch renews some places. Where another gateway has written another address, this one
+// takes it over: it is where the fleet sends the user's next session.
 func (f *Fleet) renewBatch(ctx context.Context, keys []placeKey, addresses []string) error {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	pipe := f.redis.Pipeline()
+	replies := make([]*redis.Cmd, len(keys))
 	for i, key := range keys {
-		renewScript.Eval(ctx, pipe, []string{f.placeKey(key)}, addresses[i], placeTTL.Milliseconds())
+		replies[i] = renewScript.Eval(ctx, pipe, []string{f.placeKey(key)}, addresses[i], placeTTL.Milliseconds())
 	}
 	_, err := pipe.Exec(ctx)
+	for i, reply := range replies {
+		address, replyErr := reply.Text()
+		if replyErr != nil {
+			continue
+		}
+		err = nil // a key that anything else was written to does not concern the others
+		if address != addresses[i] && len(address) <= maxText {
+			f.places.replace(keys[i], addresses[i], address)
+		}
+	}
 	return err
+}
+
+// replace changes the address of a user that is still the old one.
+func (p *places) replace(key placeKey, old, address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known := p.byUser[key]; known != nil && known.address == old {
+		known.address = address
+	}
 }

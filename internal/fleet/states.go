@@ -6,25 +6,25 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"imapgate/internal/plainfile"
 	"imapgate/internal/sanitize"
 )
 
 const (
 	// maxStates bounds the addresses whose states are kept.
 	maxStates = 10_000
-	// maxStateFile bounds the file of states, in bytes.
-	maxStateFile = 4 << 20
+	// maxRereads bounds how often the states are read because one has changed meanwhile.
+	maxRereads = 3
+	// maxStateText bounds a state in Redis, in bytes.
+	maxStateText = 4 << 10
+	// stateUp is what Redis has for an address that was resumed. It stays there: were it
+	// removed, a gateway that does not know yet would take that for a loss.
+	stateUp = "up"
 )
 
 // ErrNotSaved means that a state holds, but not after a restart.
@@ -45,10 +45,41 @@ type AddressState struct {
 
 func (s AddressState) key() addressKey { return addressKey{s.Backend, s.Address} }
 
+// field returns the name of the state in Redis.
+func (s AddressState) field() string { return s.Backend + " " + s.Address }
+
+// text returns the state as it is in Redis.
+func (s AddressState) text() string {
+	s.State = cmp.Or(s.State, stateUp)
+	text, _ := json.Marshal(s) // strings and a time
+	return string(text)
+}
+
+// check returns why a state cannot be kept, or nil.
+func (s AddressState) check() error {
+	isName := func(name string) bool {
+		return name != "" && len(name) <= maxText && sanitize.Line(name, maxText) == name
+	}
+	switch {
+	case !slices.Contains(validStates, s.State):
+		return fmt.Errorf("%s is not a state of an address", sanitize.Quote(s.State))
+	case !isName(s.Backend) || strings.Contains(s.Backend, " "):
+		return fmt.Errorf("%s is not a name of a backend", sanitize.Quote(s.Backend))
+	case !isName(s.Address):
+		return fmt.Errorf("%s is not an address of a backend", sanitize.Quote(s.Address))
+	}
+	return nil
+}
+
 // states are the addresses that an operator has taken out of use.
 type states struct {
+	// order keeps changes, and the calls that report them, in one order. It is locked before
+	// mu.
+	order sync.Mutex
+
 	mu        sync.Mutex
 	byAddress map[addressKey]AddressState // Guarded by mu. At most maxStates.
+	changes   int                         // Guarded by mu. How often byAddress has changed.
 }
 
 // validStates are the values of AddressState.State. Constant.
@@ -57,48 +88,69 @@ var validStates = []string{"", "draining", "evacuating", "disabled"}
 func (f *Fleet) statesKey() string { return f.Prefix + "address_states" }
 
 // SetAddressState records the state of an address, so that it outlasts this process. All
-// gateways learn it with their next heartbeat. The caller tells them at once.
+// gateways learn it with their next heartbeat. The caller tells them at once. While Redis is
+// down nothing changes, and the error is ErrRedis. ErrNotSaved means that the state holds until
+// this process ends.
 func (f *Fleet) SetAddressState(ctx context.Context, s AddressState) error {
-	if !slices.Contains(validStates, s.State) || strings.Contains(s.Backend, " ") {
-		return fmt.Errorf("%s is not a state of an address", sanitize.Quote(s.State))
+	s.By = sanitize.Line(s.By, maxText)
+	if err := s.check(); err != nil {
+		return err
+	}
+	if !f.states.hasRoom(s) {
+		return fmt.Errorf("there are states of %d addresses already", maxStates)
 	}
 	if f.redis == nil {
-		f.ApplyAddressState(s)
-		if err := f.saveStates(); err != nil {
-			return fmt.Errorf("%w: %w", ErrNotSaved, err)
-		}
-		return nil
+		return f.changeFile(s)
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
-	field := s.Backend + " " + s.Address
-	var err error
-	if s.State == "" {
-		err = f.redis.HDel(ctx, f.statesKey(), field).Err()
-	} else {
-		text, _ := json.Marshal(s) // strings and a time
-		err = f.redis.HSet(ctx, f.statesKey(), field, text).Err()
-	}
-	if err != nil {
+	if err := f.redis.HSet(ctx, f.statesKey(), s.field(), s.text()).Err(); err != nil {
 		return fmt.Errorf("%w, and the state must be the same for all gateways: %w", ErrRedis, err)
 	}
 	f.ApplyAddressState(s)
 	return nil
 }
 
-// ApplyAddressState takes over a state that was recorded, here or by another gateway.
+// ApplyAddressState takes over a state that was recorded, here or by another gateway. One that
+// is no state, as another version may send, changes nothing.
 func (f *Fleet) ApplyAddressState(s AddressState) {
-	f.states.mu.Lock()
-	old := f.states.byAddress[s.key()]
-	if s.State == "" {
-		delete(f.states.byAddress, s.key())
-	} else if len(f.states.byAddress) < maxStates || old.State != "" {
-		f.states.byAddress[s.key()] = s
+	f.states.order.Lock()
+	f.change(s)
+	f.states.order.Unlock()
+	if f.redis != nil {
+		f.Announce() // reads again what is recorded: orders may arrive in another order
 	}
-	f.states.mu.Unlock()
-	if old.State != s.State {
+}
+
+// change takes over a state, and reports it. states.order is held.
+func (f *Fleet) change(s AddressState) {
+	if s.check() == nil && f.states.set(s) {
 		f.OnAddressState(s)
 	}
+}
+
+// hasRoom reports whether a state can be kept.
+func (l *states) hasRoom(s AddressState) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return s.State == "" || len(l.byAddress) < maxStates || l.byAddress[s.key()].State != ""
+}
+
+// set changes the state of an address. It reports whether that is another one now.
+func (l *states) set(s AddressState) (isNew bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.byAddress[s.key()]
+	switch {
+	case s.State == "":
+		delete(l.byAddress, s.key())
+	case old.State == "" && len(l.byAddress) >= maxStates:
+		return false
+	default:
+		l.byAddress[s.key()] = s
+	}
+	l.changes++
+	return old.State != s.State
 }
 
 // AddressStates returns the addresses that an operator has taken out of use, sorted.
@@ -110,91 +162,81 @@ func (f *Fleet) AddressStates() []AddressState {
 	})
 }
 
-// loadStates takes over the recorded states.
+// countChanges returns the number of changes so far.
+func (l *states) countChanges() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changes
+}
+
+// loadStates takes over the states in Redis. If Redis has lost them, it writes those that this
+// gateway knows.
 func (f *Fleet) loadStates(ctx context.Context) error {
-	var recorded []AddressState
-	var err error
-	if f.redis == nil {
-		recorded, err = readStates(f.StateFile)
-	} else {
-		recorded, err = f.readRedisStates(ctx)
+	for range maxRereads {
+		changes := f.states.countChanges()
+		recorded, err := f.readStates(ctx)
+		if err != nil {
+			return err
+		}
+		if f.replaceStates(recorded, changes) {
+			return nil
+		}
 	}
-	if err != nil {
-		return err
+	return nil // the next heartbeat reads them
+}
+
+// replaceStates takes over all states, unless one has changed since there were so many changes:
+// what was read may be older.
+func (f *Fleet) replaceStates(recorded []AddressState, changes int) bool {
+	f.states.order.Lock()
+	defer f.states.order.Unlock()
+	if f.states.countChanges() != changes {
+		return false
 	}
 	known := make(map[addressKey]bool)
 	for _, s := range recorded {
 		known[s.key()] = true
-		f.ApplyAddressState(s)
+		f.change(s)
 	}
 	for _, s := range f.AddressStates() {
 		if !known[s.key()] {
 			s.State = ""
-			f.ApplyAddressState(s)
+			f.change(s)
 		}
 	}
-	return nil
+	return true
 }
 
-func (f *Fleet) readRedisStates(ctx context.Context) (list []AddressState, err error) {
+// readStates returns the states in Redis, with those that it had lost.
+func (f *Fleet) readStates(ctx context.Context) (list []AddressState, err error) {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
-	fields, err := f.redis.HGetAll(ctx, f.statesKey()).Result()
-	for field, text := range fields {
-		backend, address, _ := strings.Cut(field, " ")
-		var s AddressState
-		if json.Unmarshal([]byte(text), &s) != nil {
-			s.State = text // as redis-cli may have set it
-		}
-		s.Backend, s.Address, s.By = backend, address, sanitize.Line(s.By, maxText)
-		if s.State != "" && slices.Contains(validStates, s.State) && len(list) < maxStates {
-			list = append(list, s)
-		}
+	args := []any{maxStates}
+	for _, s := range f.AddressStates() {
+		args = append(args, s.field(), s.text())
 	}
-	return list, err
-}
-
-// readStates reads a file of states; a missing one is empty.
-func readStates(path string) (list []AddressState, err error) {
-	if path == "" {
-		return nil, nil
-	}
-	file, _, err := plainfile.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	texts, err := statesScript.Run(ctx, f.redis, []string{f.statesKey()}, args...).StringSlice()
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxStateFile))
-	if err == nil {
-		err = json.Unmarshal(text, &list)
+	for i := 0; i+1 < len(texts); i += 2 {
+		if s, ok := parseState(texts[i], texts[i+1]); ok {
+			list = append(list, s)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	list = slices.DeleteFunc(list, func(s AddressState) bool { return s.State == "" || !slices.Contains(validStates, s.State) })
-	return list[:min(len(list), maxStates)], nil
+	return list, nil
 }
 
-// saveStates writes the file of states, at once: a reader sees the old or the new file.
-func (f *Fleet) saveStates() error {
-	if f.StateFile == "" {
-		return nil
+// parseState reads a field of the hash of states, which may be anything. It returns false for
+// one that takes no address out of use.
+func parseState(field, text string) (s AddressState, ok bool) {
+	if len(text) > maxStateText {
+		return s, false
 	}
-	text, err := json.MarshalIndent(f.AddressStates(), "", "  ")
-	if err != nil {
-		return err
+	if json.Unmarshal([]byte(text), &s) != nil {
+		s = AddressState{State: text} // as redis-cli may have set it
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(f.StateFile), ".states-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temporary.Name()) // fails after the rename
-	_, err = temporary.Write(append(text, '\n'))
-	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
-		return err
-	}
-	return os.Rename(temporary.Name(), f.StateFile)
+	s.Backend, s.Address, _ = strings.Cut(field, " ")
+	s.By = sanitize.Line(s.By, maxText)
+	return s, s.State != "" && s.check() == nil
 }
