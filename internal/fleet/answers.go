@@ -96,14 +96,15 @@ func (f *Fleet) sendAnswer(ctx context.Context, id string, text []byte) {
 }
 
 // awaitAnswers adds the answers of other gateways to reply, and the names of those that have not
-// answered when ctx ends.
+// answered when ctx ends. It reads at least once.
 func (f *Fleet) awaitAnswers(ctx context.Context, id string, others []Gateway, reply *Reply) {
 	waiting := slices.Clone(others)
 	read := int64(0)
-	var err error
+	var failure error
+	hasRead := false
 	for poll := minPoll; len(waiting) > 0 && read < maxRead; poll = min(2*poll, maxPoll) {
-		var texts []string
-		texts, err = f.redis.LRange(ctx, f.answersKey(id), read, read+answerBatch-1).Result()
+		texts, err := f.readAnswers(ctx, id, read)
+		hasRead, failure = hasRead || err == nil, err
 		read += int64(len(texts))
 		for _, text := range texts {
 			a, ok := parseAnswer(text)
@@ -117,10 +118,18 @@ func (f *Fleet) awaitAnswers(ctx context.Context, id string, others []Gateway, r
 			break
 		}
 	}
-	if err != nil && len(waiting) > 0 {
-		reply.Err = fmt.Errorf("answers of other gateways could not be read: %w: %w", ErrRedis, err)
+	if !hasRead {
+		reply.Err = fmt.Errorf("answers of other gateways could not be read: %w: %w", ErrRedis, failure)
 	}
 	reply.addMissing(waiting)
+}
+
+// readAnswers returns the answers to a command from a position on. The end of ctx does not
+// interrupt it: what has been answered in time counts.
+func (f *Fleet) readAnswers(ctx context.Context, id string, from int64) ([]string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitTimeout)
+	defer cancel()
+	return f.redis.LRange(ctx, f.answersKey(id), from, from+answerBatch-1).Result()
 }
 
 // parseAnswer reads an answer, which may be anything.

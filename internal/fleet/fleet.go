@@ -37,7 +37,9 @@ const (
 	maxGateways = 1000
 	// redisTimeout bounds one exchange that no client waits for.
 	redisTimeout = 2 * time.Second
-	maxText      = 255 // bytes of a name or a version from Redis
+	// waitTimeout bounds one exchange that a login or an operator waits for.
+	waitTimeout = 250 * time.Millisecond
+	maxText     = 255 // bytes of a name or a version from Redis
 )
 
 // ErrRedis means that Redis did not answer, so that other gateways could not be asked.

@@ -26,8 +26,8 @@ import (
 // redisOptions returns the options of a client with short timeouts, as a gateway's.
 func redisOptions(addresses ...string) *redis.UniversalOptions {
 	return &redis.UniversalOptions{
-		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second, ReadTimeout: claimTimeout, WriteTimeout: claimTimeout,
-		PoolTimeout: claimTimeout, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
+		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second, ReadTimeout: waitTimeout, WriteTimeout: waitTimeout,
+		PoolTimeout: waitTimeout, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
 	}
 }
 
@@ -77,6 +77,7 @@ func newMember(t testing.TB, name string, client redis.UniversalClient) *member 
 	m := &member{states: make(chan AddressState, 100)}
 	m.Fleet = New(client, Options{
 		Prefix: "imapgate:", ID: strings.ToLower(name) + "-id", Name: name, Version: "1", Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)),
+		AnswerTimeout:  5 * time.Second, // a busy machine must not look like a frozen gateway
 		Describe:       func() Load { return Load{State: "serving", Sessions: 3} },
 		OnAddressState: func(s AddressState) { m.states <- s },
 		Operations: []Operation{
@@ -191,7 +192,7 @@ func TestACommandIsCarriedOutByAllAndAFrozenGatewayIsNamed(t *testing.T) {
 	freeze(line, stall)
 	start := time.Now()
 	b.ask(t, "greet", greeting{"bob"}, []string{greetingA, greetingB}, "gw-c")
-	if took := time.Since(start); took < AnswerTimeout {
+	if took := time.Since(start); took < b.AnswerTimeout {
 		t.Errorf("gw-c is missing after %v", took)
 	}
 	freeze(line, faultproxy.Rules{})
@@ -237,6 +238,29 @@ func TestWhatAGatewayDoesNotUnderstandIsAnsweredAndNotDone(t *testing.T) {
 	}
 	if _, err := a.Ask(t.Context(), "greet", greeting{strings.Repeat("x", maxArgs)}, "alice"); err == nil {
 		t.Error("arguments of any size are sent")
+	}
+}
+
+// What the others have answered in time counts, however long this gateway takes.
+func TestASlowGatewayHearsTheOthers(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedis(t)
+	a := newMember(t, "gw-a", dial(t, r.Address))
+	b := newMember(t, "gw-b", dial(t, r.Address))
+	a.Operations = append(a.Operations, Operate("slow", func(ctx context.Context, _ struct{}, _ string) (int, error) {
+		ctx, cancel := context.WithTimeout(ctx, a.AnswerTimeout)
+		defer cancel()
+		testkit.Eventually(t, "gw-b has answered", func() bool { return len(r.CLI("KEYS", "imapgate:answers:*")) > 0 })
+		<-ctx.Done()
+		return 1, nil
+	}))
+	b.Operations = append(b.Operations, Operate("slow", func(context.Context, struct{}, string) (int, error) { return 2, nil }))
+	for _, m := range []*member{a, b} {
+		m.run(t)
+		testkit.Eventually(t, m.Name+" is announced", func() bool { return m.redis.Exists(t.Context(), m.gatewayKey(m.ID)).Val() == 1 })
+	}
+	if reply := a.ask(t, "slow", struct{}{}, []string{"1", "2"}); reply.Err != nil {
+		t.Error(reply.Err)
 	}
 }
 

@@ -15,8 +15,6 @@ import (
 const (
 	// placeTTL is how long a place lasts after the user's last connection.
 	placeTTL = 60 * time.Second
-	// claimTimeout bounds the time that a login waits for Redis.
-	claimTimeout = 250 * time.Millisecond
 	// maxEmptyPlaces bounds the places without a connection that are remembered here.
 	maxEmptyPlaces = 100_000
 	placesBatch    = 500
@@ -75,7 +73,7 @@ func (f *Fleet) claimInRedis(ctx context.Context, key placeKey, candidates int, 
 		return "", false
 	}
 	// A client that leaves must not look like a Redis that does not answer.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitTimeout)
 	defer cancel()
 	args := []any{placeTTL.Milliseconds(), f.places.find(key), candidates}
 	for _, a := range usable {
