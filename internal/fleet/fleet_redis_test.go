@@ -205,9 +205,15 @@ func TestACommandIsCarriedOutByAllAndAFrozenGatewayIsNamed(t *testing.T) {
 		return len(reply.Answers) == 3
 	})
 
-	// One that has no heartbeat is not asked.
+	// One that has signed off, or has no heartbeat, is not asked.
 	b.stop()
 	c.stop()
+	dead := newMember(t, "gw-dead", a.redis)
+	testkit.NoError(t, dead.heartbeat(t.Context()))
+	if all := testkit.Must(a.List(t.Context()))(t); len(all) != 2 {
+		t.Errorf("%+v", all)
+	}
+	r.CLI("PEXPIRE", a.gatewayKey(dead.ID), "0")
 	a.ask(t, "greet", greeting{"bob"}, []string{greetingA})
 	if n := a.redis.Exists(t.Context(), b.gatewayKey(b.ID), c.gatewayKey(c.ID)).Val(); n != 0 {
 		t.Errorf("%d gateways have not signed off", n)

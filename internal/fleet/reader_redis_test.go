@@ -161,6 +161,23 @@ func TestAGatewayFollowsAStreamThatBeginsAgain(t *testing.T) {
 	}
 }
 
+func TestALostHeartbeatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedis(t)
+	m := newMember(t, "gw-a", dial(t, r.Address))
+	reader := &reader{Fleet: m.Fleet, client: m.redis, position: startOfStream}
+	testkit.NoError(t, m.heartbeat(t.Context()))
+	testkit.NoError(t, reader.checkLoss(t.Context()))
+	if len(m.beat) != 0 {
+		t.Error("a heartbeat is sent although Redis has one")
+	}
+	r.CLI("FLUSHALL")
+	testkit.NoError(t, reader.checkLoss(t.Context()))
+	if len(m.beat) != 1 {
+		t.Error("no heartbeat is sent after the loss of the last one")
+	}
+}
+
 // The read that waits for commands has a connection of its own.
 func TestAWaitingReadTakesNoConnectionFromLogins(t *testing.T) {
 	t.Parallel()
