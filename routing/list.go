@@ -3,8 +3,8 @@ package routing
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,13 +173,8 @@ func (s *store) nodes(ctx context.Context) ([]redis.Cmdable, error) {
 	if err != nil {
 		return nil, readError("the servers of the cluster", err)
 	}
-	var addresses []string
-	for a := range byAddress {
-		addresses = append(addresses, a)
-	}
-	slices.Sort(addresses)
 	var nodes []redis.Cmdable
-	for _, a := range addresses {
+	for _, a := range slices.Sorted(maps.Keys(byAddress)) {
 		nodes = append(nodes, byAddress[a])
 	}
 	return nodes, nil
@@ -245,5 +240,5 @@ func TargetOf(names identity.Names, kind, name string) (Target, error) {
 	case "default":
 		return ForDefault(), nil
 	}
-	return Target{}, errors.Join(ErrInvalidRecord, errors.New("kind is not user, domain or default"))
+	return Target{}, fmt.Errorf("%w: kind is not user, domain or default", ErrInvalidRecord)
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -247,15 +246,7 @@ func (c *cache) markDirty() {
 	c.snapshotDirty = true
 }
 
-// writeSnapshot replaces the file atomically, so that a crash leaves the old or the new one.
+// writeSnapshot replaces the file.
 func writeSnapshot(path string, s snapshot) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".routes-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails after the rename
-	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return plainfile.Replace(path, func(f *os.File) error { return json.NewEncoder(f).Encode(s) })
 }

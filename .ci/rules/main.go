@@ -79,7 +79,7 @@ var allowedImports = map[string]string{
 	"proxy/login":             "proxy/relay/mux proxy/relay/mux/pool proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/logaggregator",
 	"proxy":                   "proxy/relay proxy/relay/splice proxy/relay/mux proxy/login proxy/upstream auth routing tlsconf internal/imap internal/audit internal/descriptors internal/metrics internal/limit internal/listen internal/logaggregator internal/parking",
 	"internal/fleet":          "internal/breaker internal/plainfile",
-	"internal/admin":          "internal/admin/api internal/admin/legacy internal/audit internal/listen tlsconf",
+	"internal/admin":          "internal/admin/api internal/admin/legacy internal/audit internal/listen tlsconf internal/plainfile",
 	"internal/admin/api":      "",
 	"internal/admin/client":   "internal/admin/api",
 	"internal/admin/legacy":   "internal/duration proxy routing",

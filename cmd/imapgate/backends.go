@@ -146,11 +146,11 @@ func formatOrder(verb string, a *api.AddressAnswer, dryRun bool) string {
 	return text + formatForecast(&a.Forecast)
 }
 
-// formatForecast returns "812 move, 3 wait for their command, 5 end: 4 spliced, 1 view".
+// formatForecast returns "812 move unnoticed, 3 after a pause, 5 end: 4 spliced, 1 view".
 func formatForecast(f *api.Forecast) string {
 	text := fmt.Sprintf("%d move unnoticed, %d after a pause, %d end", f.Yes, f.Pause, f.No)
 	if f.No > 0 {
-		text += ": " + strings.TrimSuffix(strings.TrimPrefix(formatCounts(f.No, f.Obstacles), fmt.Sprint(f.No, " (")), ")")
+		text += ": " + joinCounts(f.Obstacles)
 	}
 	return text + "\n"
 }

@@ -95,7 +95,6 @@ func formatEvent(name, data string) string {
 	if name == "lost" {
 		return "records were left out: " + sanitize.Line(data, 100) + "\n"
 	}
-	var b strings.Builder
 	d := json.NewDecoder(strings.NewReader(data))
 	_, _ = d.Token() // the opening brace
 	fields := []string{"", ""}
@@ -115,6 +114,5 @@ func formatEvent(name, data string) string {
 			fields = append(fields, fmt.Sprintf("%v=%v", key, value))
 		}
 	}
-	b.WriteString(sanitize.Line(strings.Join(fields, " "), maxEventLine) + "\n")
-	return b.String()
+	return sanitize.Line(strings.Join(fields, " "), maxEventLine) + "\n"
 }

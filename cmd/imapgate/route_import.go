@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
 	"imapgate/internal/sanitize"
 	"imapgate/routing"
@@ -155,15 +156,6 @@ type importedRecord struct {
 	fields     map[string]string
 }
 
-// importResult is what an import has done.
-type importResult struct {
-	Created   int      `json:"created"`
-	Changed   int      `json:"changed"`
-	Unchanged int      `json:"unchanged"`
-	Refused   int      `json:"refused"`
-	Errors    []string `json:"errors"`
-}
-
 func newRouteImport() *cobra.Command {
 	var format string
 	var dryRun bool
@@ -195,7 +187,7 @@ The last two name hosts. A host is the backend that has it as an address, or the
 				if parse == nil {
 					return fmt.Errorf("%w: --format %s: expected csv, perdition or passwd", errUsage, sanitize.Quote(format))
 				}
-				i := &importer{cmd: cmd, router: t.router, cfg: t.cfg, hosts: hosts, dryRun: dryRun, result: importResult{Errors: []string{}}}
+				i := &importer{cmd: cmd, router: t.router, cfg: t.cfg, hosts: hosts, dryRun: dryRun, result: api.RouteImportAnswer{Errors: []string{}}}
 				if err := parse(in, i, func(r importedRecord) error { return i.write(ctx, r) }); err != nil {
 					return err
 				}
@@ -227,7 +219,7 @@ type importer struct {
 	cfg    *config.Config
 	hosts  map[string]string
 	dryRun bool
-	result importResult
+	result api.RouteImportAnswer
 }
 
 // refuse counts a record that is not written.

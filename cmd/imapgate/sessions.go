@@ -122,13 +122,16 @@ func describeSurvival(s *api.Session) string {
 	return s.Survives
 }
 
+// writeRow writes a row of a name and a value, if there is one.
+func writeRow(b *strings.Builder, width int, name, value string) {
+	if value != "" {
+		fmt.Fprintf(b, "%-*s %s\n", width, name, sanitize.Line(value, 500))
+	}
+}
+
 func formatSession(s *api.Session) string {
 	var b strings.Builder
-	row := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "%-14s %s\n", name, sanitize.Line(value, 500))
-		}
-	}
+	row := func(name, value string) { writeRow(&b, 14, name, value) }
 	row("session", s.ID)
 	row("gateway", s.Gateway)
 	row("user", s.User)
@@ -232,11 +235,7 @@ sessions everywhere, failed logins, bans and known networks.`,
 
 func formatUser(cmd *cobra.Command, u *api.User) string {
 	var b strings.Builder
-	row := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", name, sanitize.Line(value, 500))
-		}
-	}
+	row := func(name, value string) { writeRow(&b, 12, name, value) }
 	row("user", u.Name)
 	if u.Route.Error != "" {
 		row("route", "none: "+u.Route.Error)

@@ -57,13 +57,17 @@ func formatStatus(cmd *cobra.Command, s *api.Status) string {
 	row("state", "%s, up %s", coloredState(cmd, g.State), since(g.Started.Time))
 	row("sessions", "%s, %.1f logins/s", formatCounts(s.Sessions.Total, s.Sessions.ByMode), s.Sessions.LoginsPerSecond)
 	if s.Sessions.Total > 0 {
-		row("", "%s", strings.TrimPrefix(formatCounts(s.Sessions.Total, s.Sessions.ByState), fmt.Sprint(s.Sessions.Total, " ")))
+		row("", "(%s)", joinCounts(s.Sessions.ByState))
 	}
 	for i, l := range s.Listeners {
 		row(firstOnly(i, "listeners"), "%s  tls: %s", sanitize.Line(l.Address, 100), l.TLS)
 	}
 	for i, be := range s.Backends {
-		row(firstOnly(i, "backends"), "%s: %s%s", sanitize.Line(be.Name, 63), pluralize(be.Sessions, "session"), formatStates(cmd, be.Addresses))
+		addresses := ""
+		if len(be.Addresses) > 0 {
+			addresses = ", addresses: " + formatStates(cmd, be.Addresses)
+		}
+		row(firstOnly(i, "backends"), "%s: %s%s", sanitize.Line(be.Name, 63), pluralize(be.Sessions, "session"), addresses)
 	}
 	switch {
 	case !s.Redis.Configured:
@@ -98,30 +102,32 @@ func firstOnly(i int, label string) string {
 	return label
 }
 
-// formatCounts returns "7 (5 resume, 2 splice)".
-func formatCounts(total int, counts map[string]int) string {
+// joinCounts returns "5 resume, 2 splice", without those that are 0.
+func joinCounts(counts map[string]int) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		if counts[name] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", counts[name], sanitize.Line(name, 40)))
 		}
 	}
-	if len(parts) == 0 {
-		return fmt.Sprint(total)
-	}
-	return fmt.Sprintf("%d (%s)", total, strings.Join(parts, ", "))
+	return strings.Join(parts, ", ")
 }
 
-// formatStates returns ", addresses: 2 up, 1 down".
+// formatCounts returns "7 (5 resume, 2 splice)".
+func formatCounts(total int, counts map[string]int) string {
+	if parts := joinCounts(counts); parts != "" {
+		return fmt.Sprintf("%d (%s)", total, parts)
+	}
+	return fmt.Sprint(total)
+}
+
+// formatStates returns "2 up, 1 down".
 func formatStates(cmd *cobra.Command, states map[string]int) string {
 	var parts []string
 	for _, state := range slices.Sorted(maps.Keys(states)) {
 		parts = append(parts, fmt.Sprintf("%d %s", states[state], coloredState(cmd, state)))
 	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return ", addresses: " + strings.Join(parts, ", ")
+	return strings.Join(parts, ", ")
 }
 
 func newGateways() *cobra.Command {

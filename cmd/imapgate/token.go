@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"imapgate/internal/admin"
 	"imapgate/internal/admin/api"
 	"imapgate/internal/config"
+	"imapgate/internal/plainfile"
 )
 
 func newToken() *cobra.Command {
@@ -75,12 +75,8 @@ func newTokenList() *cobra.Command {
 		Use: "list", Short: "List the tokens, without the tokens themselves", Args: cobra.NoArgs,
 		Example: "  imapgate token list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			file, err := tokensFile(cmd)
+			file, text, err := readTokens(cmd)
 			if err != nil {
-				return err
-			}
-			text, err := os.ReadFile(file)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			tokens, err := admin.ParseTokens(text)
@@ -154,15 +150,22 @@ func tokensFile(cmd *cobra.Command) (string, error) {
 	return cfg.Admin.TokensFile, nil
 }
 
-// editTokens replaces the file of tokens by its edited lines, at once: a reader sees the old or
-// the new file.
-func editTokens(cmd *cobra.Command, edit func(lines []string) ([]string, error)) error {
-	file, err := tokensFile(cmd)
-	if err != nil {
-		return err
+// readTokens returns the file of tokens and its content, which is empty if there is none yet.
+func readTokens(cmd *cobra.Command) (file string, text []byte, err error) {
+	if file, err = tokensFile(cmd); err != nil {
+		return "", nil, err
 	}
-	text, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	text, err = os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return file, text, err
+}
+
+// editTokens replaces the file of tokens by its edited lines. It keeps its mode and its owner.
+func editTokens(cmd *cobra.Command, edit func(lines []string) ([]string, error)) error {
+	file, text, err := readTokens(cmd)
+	if err != nil {
 		return err
 	}
 	var lines []string
@@ -176,15 +179,8 @@ func editTokens(cmd *cobra.Command, edit func(lines []string) ([]string, error))
 	if info, err := os.Stat(file); err == nil {
 		mode = info.Mode().Perm()
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(file), ".tokens-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temporary.Name()) // fails after the rename
-	_, err = temporary.WriteString(strings.Join(append(lines, ""), "\n"))
-	err = errors.Join(err, temporary.Chmod(mode), keepOwner(temporary, file), temporary.Sync(), temporary.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(temporary.Name(), file)
+	return plainfile.Replace(file, func(f *os.File) error {
+		_, err := f.WriteString(strings.Join(append(lines, ""), "\n"))
+		return errors.Join(err, f.Chmod(mode), keepOwner(f, file))
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	tea "github.com/charmbracelet/bubbletea"
 	"github.com/spf13/cobra"
@@ -161,7 +162,8 @@ func (m *topModel) onKey(key tea.KeyMsg) (tea.Model, tea.Cmd) {
 		case tea.KeyEsc:
 			m.isTyping, m.filter = false, ""
 		case tea.KeyBackspace:
-			m.filter = m.filter[:max(len(m.filter)-1, 0)]
+			_, size := utf8.DecodeLastRuneInString(m.filter)
+			m.filter = m.filter[:len(m.filter)-size]
 		case tea.KeyCtrlC:
 			return m, tea.Quit
 		case tea.KeyRunes:
@@ -211,7 +213,11 @@ func (m *topModel) View() string {
 	case m.isTyping:
 		fmt.Fprintf(&b, "filter: %s_", sanitize.Line(m.filter, 100))
 	case m.height > 0:
-		fmt.Fprintf(&b, "sorted by %c%s   b c i u sort  / filter  g gateway or fleet  q quit", m.sortBy, map[bool]string{true: ", filter " + sanitize.Line(m.filter, 100)}[m.filter != ""])
+		filter := ""
+		if m.filter != "" {
+			filter = ", filter " + sanitize.Line(m.filter, 100)
+		}
+		fmt.Fprintf(&b, "sorted by %c%s   b c i u sort  / filter  g gateway or fleet  q quit", m.sortBy, filter)
 	}
 	return b.String()
 }
@@ -237,7 +243,7 @@ func (m *topModel) formatBackends() string {
 		}
 		rows = append(rows, []string{
 			sanitize.Line(be.Name, 63), fmt.Sprint(total), fmt.Sprintf("%.1f", be.LoginsPerSecond), formatLatency(slowest(be)),
-			strings.TrimPrefix(formatStates(m.cmd, states), ", addresses: "),
+			formatStates(m.cmd, states),
 		})
 	}
 	return newTable(m.width, []string{"BACKEND", "SESSIONS", "LOGINS/S", "LATENCY", "ADDRESSES"}, rows)

@@ -9,7 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"reflect"
 	"strings"
 	"sync/atomic"
@@ -17,6 +17,7 @@ import (
 
 	"imapgate/internal/admin/api"
 	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 )
 
 const (
@@ -130,23 +131,33 @@ func (t *Tokens) Reload() (changed bool, err error) {
 	if t.file == "" {
 		return false, nil
 	}
-	info, err := os.Stat(t.file)
+	list, err := readTokens(t.file)
 	if err != nil {
 		return false, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxTokensFile {
-		return false, fmt.Errorf("%s is not a regular file of at most %d bytes", t.file, maxTokensFile)
-	}
-	text, err := os.ReadFile(t.file)
-	if err != nil {
-		return false, err
-	}
-	list, err := ParseTokens(text)
-	if err != nil {
-		return false, fmt.Errorf("%s: %w", t.file, err)
 	}
 	old := t.list.Swap(&list)
 	return !reflect.DeepEqual(*old, list), nil
+}
+
+func readTokens(path string) ([]Token, error) {
+	file, _, err := plainfile.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxTokensFile+1))
+	var list []Token
+	switch {
+	case err != nil:
+	case len(text) > maxTokensFile:
+		err = fmt.Errorf("it has more than %d bytes", maxTokensFile)
+	default:
+		list, err = ParseTokens(text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return list, nil
 }
 
 // exist reports whether there is any token.

@@ -10,6 +10,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"maps"
 	"reflect"
 	"slices"
@@ -49,6 +50,7 @@ type Config struct {
 
 	file      string              `yaml:"-"`
 	positions map[string]position `yaml:"-"` // position of each key in the file
+	hash      [sha256.Size]byte   `yaml:"-"` // of the file
 }
 
 // Listener is one address clients connect to.

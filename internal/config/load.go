@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +51,11 @@ func Load(path string) (*Config, error) {
 	if len(text) > maxFileBytes {
 		return nil, fmt.Errorf("configuration: %s is larger than %d bytes", path, maxFileBytes)
 	}
-	return parse(path, text, os.LookupEnv)
+	cfg, err := parse(path, text, os.LookupEnv)
+	if err == nil {
+		cfg.hash = sha256.Sum256(text)
+	}
+	return cfg, err
 }
 
 // parse is Load for the text of a file; env is os.LookupEnv.

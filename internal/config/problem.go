@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -152,6 +153,9 @@ func WithKey(key string, err error) error {
 
 // File returns the path that the configuration was loaded from.
 func (c *Config) File() string { return c.file }
+
+// Hash returns the SHA-256 of the file, in hex.
+func (c *Config) Hash() string { return hex.EncodeToString(c.hash[:]) }
 
 // Locate converts errors of WithKey, joined or single, to the form of Load's errors:
 // an *InvalidError with the position of each key in the file. A key that is left out

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"imapgate/internal/plainfile"
@@ -90,33 +89,14 @@ func parseStateFile(text []byte) ([]AddressState, error) {
 	return slices.DeleteFunc(list, func(s AddressState) bool { return s.State == "" }), nil
 }
 
-// writeStateFile writes the file of states, so that after a crash it is the old or the new one.
+// writeStateFile writes the file of states.
 func writeStateFile(path string, list []AddressState) error {
 	text, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
 		return err
 	}
-	folder := filepath.Dir(path)
-	temporary, err := os.CreateTemp(folder, ".states-*") // mode 0600
-	if err != nil {
+	return plainfile.Replace(path, func(f *os.File) error {
+		_, err := f.Write(append(text, '\n'))
 		return err
-	}
-	defer os.Remove(temporary.Name()) // fails after the rename
-	_, err = temporary.Write(append(text, '\n'))
-	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(folder)
-}
-
-// syncFolder makes a rename in a folder last.
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	})
 }

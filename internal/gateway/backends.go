@@ -130,7 +130,9 @@ func mergeBackends(answers []gatewayAnswer[[]api.Backend]) []api.Backend {
 }
 
 // badness orders the states of an address: the higher, the worse.
-var badness = map[string]int{"up": 0, "draining": 1, "evacuating": 2, "disabled": 3, "down": 4} // constant
+var badness = map[event.AddressState]int{ // constant
+	event.AddressUp: 0, event.AddressDraining: 1, event.AddressEvacuating: 2, event.AddressDisabled: 3, event.AddressDown: 4,
+}
 
 // mergeAddresses adds one gateway's view of the addresses of a backend to that of others.
 func mergeAddresses(all, added []api.Address, gateway string) []api.Address {
@@ -143,7 +145,7 @@ func mergeAddresses(all, added []api.Address, gateway string) []api.Address {
 		}
 		m := &all[i]
 		m.ByGateway[gateway] = a.State
-		if badness[a.State] > badness[m.State] {
+		if badness[event.AddressState(a.State)] > badness[event.AddressState(m.State)] {
 			m.State, m.Why, m.Since = a.State, a.Why, a.Since
 		}
 		// The mean latency is weighted by logins.

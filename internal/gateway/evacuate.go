@@ -31,7 +31,6 @@ type addressArgs struct {
 	Address string `json:"address"`
 	State   string `json:"state"` // of fleet.AddressState
 	DryRun  bool   `json:"dry_run,omitempty"`
-	By      string `json:"by,omitempty"`
 }
 
 // addressAnswer is what an order does at one gateway.
@@ -93,7 +92,7 @@ func (g *Gateway) orderAddress(ctx context.Context, in *api.AddressRequest, stat
 		return api.AddressAnswer{}, fmt.Errorf("%w: backend %s has no address %s", api.ErrNotFound, in.Name, sanitize.Quote(in.Address))
 	}
 	by := api.CallerOf(ctx).Name
-	args := addressArgs{Backend: in.Name, Address: in.Address, State: string(state), DryRun: in.DryRun, By: by}
+	args := addressArgs{Backend: in.Name, Address: in.Address, State: string(state), DryRun: in.DryRun}
 	if state == event.AddressUp {
 		args.State = ""
 	}
@@ -149,9 +148,8 @@ func (g *Gateway) evacuateAddress(backend, address string) {
 		fresh, stuck := splitAsked(left, asked)
 		for _, s := range fresh[:min(len(fresh), evacuationRate/10)] {
 			asked[s] = true
-			if !s.Evacuate() {
+			if !s.Move() {
 				total++
-				continue
 			}
 		}
 		endSpread(stuck, total, time.Since(start))

@@ -90,7 +90,7 @@ func Open(cfg *config.Config, o Options) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, version: o.Version, log: o.Log, metrics: metrics.New(o.Version), descriptors: descriptors.New(descriptors.Limit()),
 		instance: proxy.NewInstance(), startedAt: time.Now(), drain: make(chan struct{}), stopping: make(chan struct{}),
-		config: configState{hash: hashFile(cfg.File()), loadedAt: time.Now()},
+		config: configState{loadedAt: time.Now()},
 	}
 	if name, err := os.Hostname(); err == nil {
 		g.hostName = name
@@ -163,8 +163,7 @@ func (g *Gateway) Registry() *relay.Registry { return g.proxy.Registry() }
 // AdminAddr returns the address for operators, which must be enabled.
 func (g *Gateway) AdminAddr() net.Addr { return g.admin.Addr() }
 
-// id returns the id of this process, and name the gateway's name.
-func (g *Gateway) id() string   { return g.instance }
+// name returns the gateway's name.
 func (g *Gateway) name() string { return g.fleet.Name }
 
 // Draining is closed when an operator asks the gateway to drain.

@@ -21,18 +21,18 @@ func (g *Gateway) routeEndpoints() []api.Endpoint {
 	return []api.Endpoint{
 		api.ListRoutes.Handle(g.ListRoutes),
 		api.ImportRoutes.Handle(g.ImportRoutes),
-		api.GetUserRoute.Handle(named(g.userTarget, g.getRoute)),
-		api.GetDomainRoute.Handle(named(g.domainTarget, g.getRoute)),
+		api.GetUserRoute.Handle(named(g.targetOf("user"), g.getRoute)),
+		api.GetDomainRoute.Handle(named(g.targetOf("domain"), g.getRoute)),
 		api.GetDefaultRoute.Handle(func(ctx context.Context, _ *api.None) (api.RouteRecord, error) {
 			return g.getRoute(ctx, routing.ForDefault())
 		}),
-		api.SetUserRoute.Handle(g.setNamed(g.userTarget)),
-		api.SetDomainRoute.Handle(g.setNamed(g.domainTarget)),
+		api.SetUserRoute.Handle(g.setNamed(g.targetOf("user"))),
+		api.SetDomainRoute.Handle(g.setNamed(g.targetOf("domain"))),
 		api.SetDefaultRoute.Handle(func(ctx context.Context, in *api.RouteChange) (api.RouteRecord, error) {
 			return g.setRoute(ctx, routing.ForDefault(), in)
 		}),
-		api.DeleteUserRoute.Handle(g.deleteNamed(g.userTarget)),
-		api.DeleteDomainRoute.Handle(g.deleteNamed(g.domainTarget)),
+		api.DeleteUserRoute.Handle(g.deleteNamed(g.targetOf("user"))),
+		api.DeleteDomainRoute.Handle(g.deleteNamed(g.targetOf("domain"))),
 		api.DeleteDefaultRoute.Handle(func(ctx context.Context, in *api.RouteRemoval) (api.RouteRecord, error) {
 			return g.deleteRoute(ctx, routing.ForDefault(), in.ETag)
 		}),
@@ -42,20 +42,11 @@ func (g *Gateway) routeEndpoints() []api.Endpoint {
 // namedTarget returns the target of a name; its error is an operator's mistake.
 type namedTarget func(name string) (routing.Target, error)
 
-func (g *Gateway) userTarget(name string) (t routing.Target, err error) {
-	u, err := g.cfg.Auth.NameRules.Canonicalize(name)
-	if err != nil {
-		return t, fmt.Errorf("%w: invalid user name", api.ErrBadRequest)
+func (g *Gateway) targetOf(kind string) namedTarget {
+	return func(name string) (routing.Target, error) {
+		t, err := routing.TargetOf(g.cfg.Auth.NameRules, kind, name)
+		return t, routeError(err)
 	}
-	return routing.ForUser(u), nil
-}
-
-func (g *Gateway) domainTarget(name string) (t routing.Target, err error) {
-	domain, err := g.cfg.Auth.NameRules.CanonicalizeDomain(name)
-	if err != nil {
-		return t, fmt.Errorf("%w: invalid domain", api.ErrBadRequest)
-	}
-	return routing.ForDomain(domain), nil
 }
 
 func named(target namedTarget, call func(context.Context, routing.Target) (api.RouteRecord, error)) func(context.Context, *api.NamedRoute) (api.RouteRecord, error) {
@@ -95,12 +86,9 @@ func (g *Gateway) getRoute(ctx context.Context, t routing.Target) (api.RouteReco
 }
 
 func newRouteRecord(t routing.Target, fields map[string]string) api.RouteRecord {
-	r := api.RouteRecord{Kind: "domain", Name: t.String(), Fields: fields}
-	switch {
-	case !t.User().IsZero():
-		r.Kind = "user"
-	case t == routing.ForDefault():
-		r.Kind, r.Name = "default", ""
+	r := api.RouteRecord{Kind: t.Kind(), Name: t.String(), Fields: fields}
+	if t == routing.ForDefault() {
+		r.Name = ""
 	}
 	text, _ := json.Marshal(fields) // keys are sorted
 	sum := sha256.Sum256(text)

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -23,7 +21,7 @@ const expiryWarning = 21 * 24 * time.Hour
 func (g *Gateway) ShowStatus(context.Context, *api.None) (api.Status, error) {
 	s := api.Status{
 		Gateway: api.GatewayStatus{
-			ID: g.id(), Name: g.name(), Version: g.version, State: g.state(), Started: api.Time{Time: g.startedAt},
+			ID: g.instance, Name: g.name(), Version: g.version, State: g.state(), Started: api.Time{Time: g.startedAt},
 			Uptime: time.Since(g.startedAt).Seconds(), PID: os.Getpid(),
 		},
 		Listeners: g.describeListeners(), Sessions: g.countSessions(g.proxy.Registry().Sessions()), Backends: g.describeBackends(),
@@ -100,29 +98,15 @@ func (g *Gateway) describeRedis() api.RedisStatus {
 
 // configState is which configuration is in force.
 type configState struct {
-	hash       string
 	loadedAt   time.Time
 	lastReload api.LastReload
-}
-
-// hashFile returns the SHA-256 of a file in hex; "" if it cannot be read again.
-func hashFile(path string) string {
-	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
-		return ""
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
 }
 
 func (g *Gateway) describeConfig() api.ConfigStatus {
 	g.configMu.Lock()
 	defer g.configMu.Unlock()
 	return api.ConfigStatus{
-		File: g.cfg.File(), Hash: g.config.hash, LoadedAt: api.Time{Time: g.config.loadedAt}, LastReload: g.config.lastReload,
+		File: g.cfg.File(), Hash: g.cfg.Hash(), LoadedAt: api.Time{Time: g.config.loadedAt}, LastReload: g.config.lastReload,
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package plainfile opens regular files. Anything else at a path, such as a FIFO without a
+// Package plainfile opens and replaces regular files. Anything else at a path, such as a FIFO without a
 // writer, is an error at once instead of blocking. The package also checks whether a file could
 // be written, and decodes text written on Windows.
 package plainfile
@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -38,6 +39,33 @@ func OpenOwned(path string) (*os.File, fs.FileInfo, error) {
 		}
 		return nil
 	})
+}
+
+// Replace replaces a file by what write writes, or makes it, with mode 0600. After a crash it is
+// the old or the new one, and a reader never sees a part.
+func Replace(path string, write func(*os.File) error) error {
+	folder := filepath.Dir(path)
+	temporary, err := os.CreateTemp(folder, "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temporary.Name()) // fails after the rename
+	if err := errors.Join(write(temporary), temporary.Sync(), temporary.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(folder)
+}
+
+// syncFolder makes a rename in a folder last.
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
 }
 
 // WithoutPath returns an error of package os without its path, for a text that already has it.

@@ -81,3 +81,34 @@ func TestOpenOwnedRefusesOtherUsersFile(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestReplaceLeavesTheOldFileIfItFails(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	write := func(text string, err error) error {
+		return Replace(path, func(f *os.File) error {
+			_, writeErr := f.WriteString(text)
+			return errors.Join(writeErr, err)
+		})
+	}
+	if err := write("old", nil); err != nil {
+		t.Fatal(err)
+	}
+	failure := errors.New("the disk is full")
+	if err := write("ne", failure); !errors.Is(err, failure) {
+		t.Errorf("error of the second: %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "old" {
+		t.Errorf("after a failure: %q, %v", text, err)
+	}
+	if err := write("new", nil); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Size() != 3 || info.Mode().Perm() != 0o600 {
+		t.Errorf("the new file: %v, %v", info, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("files left: %v, %v", left, err)
+	}
+}

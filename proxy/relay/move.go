@@ -86,7 +86,3 @@ func (s *Session) Paused() <-chan struct{} {
 	}
 	return nil
 }
-
-// Evacuate is Move for a session whose backend connection must not be used again, while the
-// mailboxes stay where they are.
-func (s *Session) Evacuate() bool { return s.Move() }

@@ -13,10 +13,8 @@ import (
 	"imapgate/internal/meter"
 )
 
-const (
-	// latencyShare is the share of the latest login in the mean latency.
-	latencyShare = 0.1
-)
+// latencyShare is the share of the latest login in the mean latency.
+const latencyShare = 0.1
 
 // AddressSettings name an address of a backend, or the DNS records that do.
 type AddressSettings struct {

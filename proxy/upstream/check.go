@@ -54,7 +54,11 @@ func (r *checkResult) record(err error, s *HealthSettings) bool {
 		return false
 	}
 	r.streak++
-	if needed := map[bool]int{true: s.Fall, false: s.Rise}[r.isUp]; r.streak < needed {
+	needed := s.Rise
+	if r.isUp {
+		needed = s.Fall
+	}
+	if r.streak < needed {
 		return false
 	}
 	r.isUp, r.streak = !r.isUp, 0
@@ -204,27 +208,11 @@ func (a *address) runCheck(ctx context.Context, cfg *Config) error {
 
 // check is the dialogue of a health check.
 func (c *loginConn) check() error {
-	if err := c.sendProxyHeader(Client{}); err != nil {
+	if err := c.begin(Client{}); err != nil || c.cfg.Health.Check == event.CheckConnect {
 		return err
 	}
-	if c.cfg.TLS == event.ImplicitTLS {
-		if err := c.handshakeTLS(c.cfg.clientTLS(c.host)); err != nil {
-			return err
-		}
-	}
-	if c.cfg.Health.Check == event.CheckConnect {
-		return nil
-	}
-	if err := c.readGreeting(); err != nil {
+	if err := c.greet(); err != nil || c.cfg.Health.Check == event.CheckGreeting {
 		return err
-	}
-	if c.cfg.TLS == event.StartTLS {
-		if err := c.startTLS(c.cfg.clientTLS(c.host)); err != nil {
-			return err
-		}
-	}
-	if c.cfg.Health.Check == event.CheckGreeting {
-		return nil
 	}
 	return c.checkLogin()
 }

@@ -51,7 +51,7 @@ type Settings struct {
 	Breaker     BreakerSettings   `yaml:"breaker" doc:"When failing logins make an address be passed over."`
 	SlowStart   time.Duration     `yaml:"slow_start" default:"30s" min:"0s" max:"1h" reload:"new" doc:"With several addresses: one that comes back gets its share of the users gradually, over this time."`
 	MaxSessions int               `yaml:"max_sessions" default:"0" min:"0" max:"10000000" reload:"new" doc:"Connections of this gateway to one address, idle ones of the modes reuse and resume included. A full address is passed over. 0: no bound."`
-	Maintenance string            `yaml:"maintenance" reload:"live" doc:"A text: new logins are refused with it (NO [UNAVAILABLE]), and live sessions in the modes reuse and resume are shown it once, as an ALERT. Empty: no maintenance."`
+	Maintenance string            `yaml:"maintenance" reload:"live" doc:"A text: new logins are refused with it (NO [UNAVAILABLE]); live sessions go on. Empty: no maintenance."`
 	TLS         event.TLSMode     `yaml:"tls" default:"implicit" set:"TLSMode" reload:"new" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
 	CA          string            `yaml:"ca" file:"tls" reload:"new" doc:"PEM file of the CAs to trust. Default: the system's."`
 	ServerName  string            `yaml:"server_name" form:"label" reload:"new" doc:"The name its certificate must have. Default: the host of the address in use."`

@@ -81,37 +81,42 @@ func (t attempt) loginOn(ctx context.Context, nc net.Conn, req Request, creds cr
 	return conn, true, nil
 }
 
-// sendProxyHeader sends the PROXY header, if the backend is to get one.
-func (c *loginConn) sendProxyHeader(client Client) error {
-	if c.cfg.Forward != ForwardProxy {
-		return nil
+// begin does what comes before the greeting: the PROXY header and implicit TLS, if configured.
+func (c *loginConn) begin(client Client) error {
+	if c.cfg.Forward == ForwardProxy {
+		header, err := proxyHeader(client)
+		if err == nil {
+			_, err = c.conn.Write(header)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	header, err := proxyHeader(client)
-	if err == nil {
-		_, err = c.conn.Write(header)
+	if c.cfg.TLS == event.ImplicitTLS {
+		return c.handshakeTLS(c.cfg.clientTLS(c.host))
 	}
-	return err
+	return nil
+}
+
+// greet reads the greeting, and begins TLS after it if that is configured.
+func (c *loginConn) greet() error {
+	if err := c.readGreeting(); err != nil {
+		return err
+	}
+	if c.cfg.TLS == event.StartTLS {
+		return c.startTLS(c.cfg.clientTLS(c.host))
+	}
+	return nil
 }
 
 // logIn is the whole dialogue: PROXY header, TLS, greeting, STARTTLS, a trustworthy capability
 // list, the login and the capabilities after it.
 func (c *loginConn) logIn(req Request, creds credentials) (*Conn, error) {
-	cfg := c.cfg
-	if err := c.sendProxyHeader(req.Client); err != nil {
+	if err := c.begin(req.Client); err != nil {
 		return nil, err
 	}
-	if cfg.TLS == event.ImplicitTLS {
-		if err := c.handshakeTLS(cfg.clientTLS(c.host)); err != nil {
-			return nil, err
-		}
-	}
-	if err := c.readGreeting(); err != nil {
+	if err := c.greet(); err != nil {
 		return nil, err
-	}
-	if cfg.TLS == event.StartTLS {
-		if err := c.startTLS(cfg.clientTLS(c.host)); err != nil {
-			return nil, err
-		}
 	}
 	if err := c.requireCaps(); err != nil {
 		return nil, err

@@ -59,7 +59,7 @@ type Backend struct {
 type Address struct {
 	Address         string            `json:"address"`
 	State           string            `json:"state" enum:"up,down,draining,evacuating,disabled" doc:"The worst of the gateways that have answered."`
-	ByGateway       map[string]string `json:"by_gateway,omitempty" doc:"The state at each gateway, if they differ."`
+	ByGateway       map[string]string `json:"by_gateway,omitempty" doc:"The state at each gateway that has answered."`
 	Why             string            `json:"why,omitempty"`
 	Since           Time              `json:"since"`
 	Priority        int               `json:"priority"`

@@ -22,9 +22,6 @@ func (t Time) MarshalJSON() ([]byte, error) {
 	return t.UTC().Truncate(time.Second).MarshalJSON()
 }
 
-// Seconds returns a duration as the API has it.
-func Seconds(d time.Duration) float64 { return d.Seconds() }
-
 // Page is the part of a list that is wanted.
 type Page struct {
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"The most entries of the response."`

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"imapgate/internal/admin/api"
@@ -152,7 +153,7 @@ func (c *Client) send(r *http.Request) (*http.Response, error) {
 	}
 	response, err := c.transport.RoundTrip(r)
 	switch {
-	case errors.Is(err, os.ErrNotExist), err != nil && strings.Contains(err.Error(), "connection refused"):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%s: no gateway is running there: %w", c.server, err)
 	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("%s: %w: only root and the socket's group may use it", c.server, err)
