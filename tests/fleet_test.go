@@ -245,9 +245,7 @@ backends:
 	if err := all.Wait(); err != nil {
 		t.Errorf("a session was cut: %v", err)
 	}
-	if n := first.ConnCount(); n != 1 { // that of the spliced session
-		t.Errorf("%d connections are left at the address", n)
-	}
+	testkit.Eventually(t, "only the spliced session's connection to be left, between two health checks", func() bool { return first.ConnCount() == 1 })
 	if !isOpen(spliced) {
 		t.Error("a session of the other backend has ended")
 	}
